@@ -1,0 +1,150 @@
+"""Which sequences a step sees, and how they are cut into micro-batches: a pure function of (store, seed, step).
+
+The order of an epoch is a keyed permutation, computed where it is asked for and never stored, so a step is found in
+the same time and memory whatever the size of the store, and resuming needs no state. Ignores models and devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from minilm_cli.seeding import derive
+from minilm_cli.tokens import Indices, TokenStore
+
+_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences that go through the models together, sorted by length and padded to the longest."""
+
+    indices: Indices
+    """Where the sequences stand in the store."""
+    lengths: tuple[int, ...]
+    """Real tokens of each."""
+    input_ids: Tensor
+    """Token ids, (sequences, longest)."""
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens."""
+        return sum(self.lengths)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """(start, length) of each sequence among the flattened positions of `input_ids`."""
+        return [(row * self.input_ids.shape[1], length) for row, length in enumerate(self.lengths)]
+
+    def attention_mask(self) -> Tensor:
+        """1 for real tokens, 0 for padding, (sequences, longest)."""
+        longest = self.input_ids.shape[1]
+        return (torch.arange(longest)[None, :] < torch.tensor(self.lengths)[:, None]).long()
+
+
+class BatchStream:
+    """The training steps of a run, and its held-out sequences."""
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        seed: int,
+        batch_size: int,
+        micro_batch_tokens: int,
+        max_length: int,
+        pad_id: int,
+        held_out_fraction: float = 0.0,
+        held_out_limit: int = 10_000,
+    ) -> None:
+        """Steps of `batch_size` sequences, cut into micro-batches of at most `micro_batch_tokens` padded tokens."""
+        self.batch_size = batch_size
+        self._store, self._seed = store, seed
+        self.micro_batch_tokens = micro_batch_tokens
+        self._max_length, self._pad_id = max_length, pad_id
+        wanted = math.ceil(len(store) * held_out_fraction)
+        # At least one sequence is left to train on.
+        self.held_out_sequences = min(wanted, held_out_limit, len(store) - 1)
+        self.train_sequences = len(store) - self.held_out_sequences
+
+    def step_indices(self, step: int) -> Indices:
+        """Store indices of the sequences of `step` (1-based), in the order of the shuffled epochs."""
+        first = (step - 1) * self.batch_size
+        epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.train_sequences)
+        order = np.empty(self.batch_size, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order[here] = permute(places[here], self.train_sequences, derive(self._seed, "epoch", int(epoch)))
+        # The first places of a fixed shuffle of the store are held out; the rest is trained on.
+        return permute(order + self.held_out_sequences, len(self._store), derive(self._seed, "held-out"))
+
+    def step(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of `step` (1-based)."""
+        return list(self._cut(self.step_indices(step)))
+
+    def held_out(self) -> Iterator[MicroBatch]:
+        """Micro-batches of the held-out sequences, always the same ones."""
+        places = np.arange(self.held_out_sequences, dtype=np.int64)
+        indices = permute(places, len(self._store), derive(self._seed, "held-out"))
+        # In parts, so that only a part's lengths are sorted and its ids held at a time.
+        for begin in range(0, len(indices), 4096):
+            yield from self._cut(indices[begin : begin + 4096])
+
+    def _cut(self, indices: Indices) -> Iterator[MicroBatch]:
+        """Longest first, as many together as their padded tokens allow, at least one."""
+        lengths = self._store.lengths(indices, self._max_length)
+        order = np.argsort(-lengths, kind="stable")
+        indices, lengths = indices[order], lengths[order]
+        begin = 0
+        while begin < len(indices):
+            size = max(1, self.micro_batch_tokens // int(lengths[begin]))
+            yield self._collate(indices[begin : begin + size], lengths[begin : begin + size])
+            begin += size
+
+    def _collate(self, indices: Indices, lengths: Indices) -> MicroBatch:
+        input_ids = np.full((len(indices), int(lengths[0])), self._pad_id, dtype=np.int64)
+        for row, index in enumerate(indices):
+            ids = self._store.sequence(int(index), self._max_length)
+            input_ids[row, : len(ids)] = ids
+        return MicroBatch(indices, tuple(lengths.tolist()), torch.from_numpy(input_ids))
+
+
+def permute(places: Indices, size: int, key: int) -> Indices:
+    """Where a shuffle of `range(size)`, chosen by `key`, puts each of `places`: a bijection, in O(1) memory.
+
+    A Feistel network over the bits of `size`, walked until it lands below `size` (cycle walking: Black and Rogaway,
+    "Ciphers with arbitrary finite domains", 2002). It mixes well; it is no cipher.
+    """
+    assert size > 0
+    bits = max(2, (size - 1).bit_length())
+    low_bits = bits // 2
+    high_bits = bits - low_bits
+    low_mask, high_mask = np.uint64((1 << low_bits) - 1), np.uint64((1 << high_bits) - 1)
+    keys = [np.uint64(derive(key, number)) for number in range(_ROUNDS)]
+
+    def once(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        low, high = values & low_mask, values >> np.uint64(low_bits)
+        for number, round_key in enumerate(keys):
+            if number % 2:
+                high = high ^ (_mix(low ^ round_key) & high_mask)
+            else:
+                low = low ^ (_mix(high ^ round_key) & low_mask)
+        return (high << np.uint64(low_bits)) | low
+
+    values = once(places.astype(np.uint64))
+    while (outside := values >= size).any():
+        values[outside] = once(values[outside])
+    return values.astype(np.int64)
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64: every input bit changes every output bit about half the time."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

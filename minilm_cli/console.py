@@ -1,0 +1,156 @@
+"""Everything said to a person, on stderr: messages, progress, tables. The only importer of rich.
+
+On a terminal progress is drawn live; elsewhere it is plain lines, at most one every ten seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import DownloadColumn
+from rich.table import Table
+from rich.text import Text
+
+from minilm_cli.errors import MinilmError
+from minilm_cli.metrics import Record
+
+#: Seconds between two plain lines of progress.
+PLAIN_INTERVAL = 10.0
+
+#: How a metric is shown beside the bar, in this order: label and format.
+_SHOWN = {
+    "loss": ("loss", "{:.4f}"),
+    "lr": ("lr", "{:.1e}"),
+    "sequences_per_second": ("seq/s", "{:.1f}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "padding_fraction": ("padding", "{:.0%}"),
+    "tokens": ("tokens", "{:,.0f}"),
+}
+
+
+class Console:
+    """Talks to the person at the other end of stderr."""
+
+    def __init__(self) -> None:
+        self._rich = RichConsole(stderr=True, highlight=False)
+        self.progress = ProgressSink(self._rich)
+
+    def say(self, text: str) -> None:
+        """One message."""
+        self._rich.print(Text(text))
+
+    def command(self, words: str) -> None:
+        """A command that is about to run."""
+        self._rich.print(Text(f"\n$ {words}", style="bold"))
+
+    def error(self, error: MinilmError) -> None:
+        """What went wrong, and what to do."""
+        where = f"{error.where}: " if error.where else ""
+        self._rich.print(Text.assemble(("Error: ", "bold red"), f"{where}{error.message}"), soft_wrap=True)
+        if error.hint:
+            self._rich.print(Text(error.hint), soft_wrap=True)
+
+    def table(self, title: str, rows: Iterable[Sequence[str]]) -> None:
+        """Names and values in two columns."""
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(escape(name), escape(value))
+        self._rich.print(table)
+
+    def listen(self) -> None:
+        """Show what the package logs from INFO upwards."""
+        root = logging.getLogger("minilm_cli")
+        root.setLevel(logging.DEBUG)
+        root.propagate = False
+        for handler in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
+            root.removeHandler(handler)
+        root.addHandler(_Handler(self._rich))
+
+
+class _Handler(logging.Handler):
+    def __init__(self, rich: RichConsole) -> None:
+        super().__init__(logging.INFO)
+        self._rich = rich
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = record.levelno >= logging.WARNING
+        prefix = Text("Warning: " if warning else "", style="yellow")
+        self._rich.print(Text.assemble(prefix, record.getMessage()), soft_wrap=True)
+
+
+class ProgressSink:
+    """A live bar over a line of metrics, or plain lines (`minilm_cli.metrics.Progress`)."""
+
+    def __init__(self, rich: RichConsole) -> None:
+        self._rich = rich
+        self._live: Live | None = None
+
+    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
+        """A job begins, of which `done` of `total` units are behind it."""
+        self._title, self._total, self._unit = title, total, unit
+        self._began, self._began_at = time.monotonic(), done
+        self._last_line = time.monotonic()
+        self._shown = ""
+        if self._rich.is_terminal:
+            count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                count,
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeRemainingColumn(compact=True),
+                console=self._rich,
+                expand=True,
+            )
+            self._task: TaskID = self._bar.add_task(title, total=total, completed=done)
+            self._live = Live(get_renderable=self._render, console=self._rich, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def update(self, done: float, shown: Record | None = None) -> None:
+        """`done` units are behind it; `shown` replaces the metrics."""
+        if shown is not None:
+            self._shown = _describe(shown)
+        if self._live is not None:
+            self._bar.update(self._task, completed=done)
+        elif time.monotonic() - self._last_line >= PLAIN_INTERVAL:
+            self._last_line = time.monotonic()
+            self._rich.print(Text(self._plain_line(done)), soft_wrap=True)
+
+    def stop(self) -> None:
+        """The job is over."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _render(self) -> RenderableType:
+        return Group(self._bar, Text(f"  {self._shown}", style="dim", overflow="ellipsis", no_wrap=True))
+
+    def _plain_line(self, done: float) -> str:
+        if self._unit == "bytes":
+            count = f"{done / 1e6:.1f}/{self._total / 1e6:.1f} MB"
+        else:
+            count = f"step {done:.0f}/{self._total:.0f}"
+        parts = [f"{self._title}: {count}", self._shown]
+        if done > self._began_at:
+            left = (time.monotonic() - self._began) / (done - self._began_at) * (self._total - done)
+            parts.append(f"{_duration(left)} left")
+        return "  ".join(part for part in parts if part)
+
+
+def _describe(shown: Mapping[str, float]) -> str:
+    return "  ".join(f"{label} {form.format(shown[name])}" for name, (label, form) in _SHOWN.items() if name in shown)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,41 @@
+"""What a person is told when something they can mend went wrong.
+
+Ignores how it is shown (`console`) and what a bug looks like: a bug keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class MinilmError(Exception):
+    """Something the user gave is wrong (exit status 2).
+
+    `message` says what is wrong, `where` names the file, line or setting, `hint` says what to do about it.
+    """
+
+    exit_status = 2
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return "\n".join(part for part in (self._located(), self.hint) if part)
+
+    def _located(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class RunError(MinilmError):
+    """What the user gave is right, but the work failed while it ran (exit status 1)."""
+
+    exit_status = 1
+
+
+class Interrupted(MinilmError):
+    """A signal ended the run after its state was saved (exit status 128 + the signal's number)."""
+
+    def __init__(self, message: str, signal_number: int, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_status = 128 + signal_number

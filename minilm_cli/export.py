@@ -1,0 +1,141 @@
+"""A checkpoint becomes a folder that others can use, verified by loading it back as they would."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+
+from minilm_cli.card import CURVE_FILE, loss_curve, model_card
+from minilm_cli.checkpoint import Checkpoint
+from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.files import refuse_existing, staged
+from minilm_cli.hub import loading, quiet, tokenizer_info
+from minilm_cli.models import build_student, longest_input
+from minilm_cli.runfolder import RunFolder
+from minilm_cli.settings import ExportSettings
+
+#: How far a loaded copy's hidden states may be from the checkpoint's: rounding of another order of summation.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The outcome of `export`."""
+
+    path: Path
+    step: int
+    largest_difference: float
+    """Between the hidden states of the checkpoint and of the copy that was loaded back."""
+    url: str | None = None
+    """Where it was uploaded."""
+
+
+def export(settings: ExportSettings) -> ExportReport:
+    """Export a run's student, verified, with its tokenizer and model card.
+
+    Raises `MinilmError` if the run, the checkpoint or the output is wrong, `RunError` if the copy does not compute
+    what the checkpoint computes; nothing is left behind then.
+    """
+    run = RunFolder(settings.run)
+    output = settings.output or run.path / "export" / settings.format
+    refuse_existing(output, force=settings.force)
+    chosen = run.pick_checkpoint(settings.checkpoint)
+    with staged(output, force=settings.force) as built:
+        difference = write_hf(run, chosen, built, dtype=settings.dtype)
+    url = _upload(output, settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
+    return ExportReport(output, chosen.step, difference, url)
+
+
+def write_hf(run: RunFolder, chosen: Checkpoint, folder: Path, *, dtype: str = "float32") -> float:
+    """Write the student of a checkpoint as a Hugging Face folder, and verify it.
+
+    Returns the largest difference found; raises `RunError` if it is more than rounding.
+    """
+    model = load_student(run, chosen).to(getattr(torch, dtype))
+    with quiet():
+        model.save_pretrained(folder)
+    shutil.copytree(run.tokenizer, folder, dirs_exist_ok=True)
+    records = [record for record in run.metrics() if record["step"] <= chosen.step]
+    plan = run.plan()
+    (folder / "README.md").write_text(
+        model_card(run.settings(), plan, records, step=chosen.step, dtype=dtype), encoding="utf-8"
+    )
+    title = f"{plan['student']['name']} from {plan['teacher']['name']}"
+    (folder / CURVE_FILE).write_text(loss_curve(records, title), encoding="utf-8")
+    return verify_hf(folder, model, run.tokenizer, tolerance=TOLERANCE[dtype])
+
+
+def load_student(run: RunFolder, chosen: Checkpoint) -> PreTrainedModel:
+    """The student with a checkpoint's weights, in evaluation mode."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(run.student_config_file)
+    model = build_student(config, seed=0)
+    _, unexpected = model.load_state_dict(chosen.tensors("student"), strict=False)
+    assert not unexpected
+    return model.eval()
+
+
+def verify_hf(folder: Path, model: PreTrainedModel, tokenizer: Path, *, tolerance: float) -> float:
+    """Load `folder` as users will and compare it with `model`, on single sequences and on a padded batch.
+
+    Returns the largest difference of the hidden states; raises `RunError` if it exceeds `tolerance` or the tokenizer
+    is not the run's.
+    """
+    with loading("export", str(folder)):
+        copy = AutoModel.from_pretrained(folder, dtype=model.dtype).eval()
+        ours, theirs = (tokenizer_info(AutoTokenizer.from_pretrained(path)) for path in (tokenizer, folder))
+    if ours != theirs:
+        raise RunError("the exported tokenizer is not the one of the run", where=str(folder))
+    sequences = _probe(model)
+    padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=_pad_id(model))
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
+    with torch.no_grad():
+        together = copy(input_ids=padded, attention_mask=mask).last_hidden_state
+        difference = 0.0
+        for row, ids in enumerate(sequences):
+            expected = model(input_ids=ids[None]).last_hidden_state[0]
+            alone = copy(input_ids=ids[None]).last_hidden_state[0]
+            for found in (alone, together[row, : len(ids)]):
+                difference = max(difference, (found - expected).abs().max().item())
+    if not difference <= tolerance:
+        raise RunError(
+            f"the exported model does not compute what the checkpoint computes: its hidden states differ by"
+            f" {difference:.2g}, and {tolerance:g} would be rounding",
+            where=str(folder),
+        )
+    return difference
+
+
+def _probe(model: PreTrainedModel) -> list[Tensor]:
+    """Sequences of token ids of several lengths, the longest as long as the model takes (at most 128)."""
+    generator = torch.Generator().manual_seed(0)
+    longest = min(128, longest_input(model) or 128)
+    ids = [torch.randint(model.config.vocab_size, (length,), generator=generator) for length in (longest, 17, 3, 1)]
+    # Some families find their positions by the padding id: it does not occur among real tokens.
+    return [sequence.masked_fill(sequence == _pad_id(model), (_pad_id(model) + 1) % 2) for sequence in ids]
+
+
+def _pad_id(model: PreTrainedModel) -> int:
+    return model.config.pad_token_id or 0
+
+
+def _upload(folder: Path, repository: str, *, private: bool) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload the distilled student")
+    except HFValidationError as error:
+        raise MinilmError(str(error), where=f"--push-to-hub {repository}") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise RunError(
+            f"the upload to {repository} failed: {str(error).splitlines()[0]}",
+            hint=f"The export itself is whole, in {folder}. Are you logged in (hf auth login, or HF_TOKEN)?",
+        ) from error
+    return str(url)

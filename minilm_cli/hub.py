@@ -1,0 +1,85 @@
+"""What is named as transformers names it, a Hub name or a local folder: how loading fails, and the tokenizer.
+
+Imports transformers only when it is used, and torch never.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from minilm_cli.errors import MinilmError
+from minilm_cli.tokens import TokenizerInfo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers' own progress bars and reports would come between ours; what matters of them is checked here."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def loading(kind: str, name: str) -> Iterator[None]:
+    """Turn transformers' and the Hub's ways to fail into one message."""
+    local = Path(name).is_dir()
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
+        raise MinilmError(f"there is no such {kind} folder", where=name)
+    try:
+        with quiet():
+            yield
+    except MinilmError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            hint = "Its code comes with it and is not run unless you say --trust-remote-code."
+        elif local:
+            hint = "Is it a folder made by save_pretrained, with its config.json and model.safetensors?"
+        else:
+            hint = (
+                "Is the name right, and the Hub in reach? A local folder works too. (HF_HUB_OFFLINE, HF_TOKEN, HF_HOME)"
+            )
+        raise MinilmError(f"the {kind} cannot be loaded: {first}", where=name, hint=hint) from error
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of this name or folder; raises `MinilmError`."""
+    with loading("tokenizer", name):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def tokenizer_info(
+    tokenizer: PreTrainedTokenizerBase, name: str | None = None, revision: str | None = None
+) -> TokenizerInfo:
+    """What a token store's manifest says of the tokenizer it was made with."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return TokenizerInfo(
+        name=name,
+        revision=revision,
+        vocabulary_sha256=hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest(),
+        # Ids may have gaps, so the largest one counts.
+        vocabulary_size=1 + max(token_id for _, token_id in vocabulary),
+        special_ids=sorted(set(tokenizer.all_special_ids)),
+    )

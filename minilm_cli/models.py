@@ -1,0 +1,303 @@
+"""Teacher and student: loading, configuration, starting weights, choice of layers, and the checks of all these.
+
+Ignores the tokens and the training. Everything a user can get wrong here is told as a `MinilmError` before any work.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import gcd
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from minilm_cli.errors import MinilmError
+from minilm_cli.files import read_json
+from minilm_cli.hub import loading, quiet
+from minilm_cli.seeding import derive
+from minilm_cli.taps import ATTENTION
+
+logger = logging.getLogger(__name__)
+
+#: Layers found best for the big teachers (MiniLMv2, section 4.1 and table 8); for others the last is the rule.
+_BEST_LAYER = {("bert", 24): 21, ("roberta", 24): 19, ("xlm-roberta", 24): 19}
+
+#: What a student config may leave to the teacher, because it must fit the teacher's tokens.
+_FROM_TEACHER = (
+    "vocab_size",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "cls_token_id",
+    "sep_token_id",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+
+_PRESET = re.compile(r"l([1-9]\d*)-h([1-9]\d*)")
+
+
+def load_teacher(
+    name: str, *, layer: int | str, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, int]:
+    """The teacher in fp32 and evaluation mode, without the layers above the tapped one; and that layer, 1-based.
+
+    name: Hub name or local folder. layer: 1-based, negative from the last, or `auto`.
+    Raises `MinilmError` if it cannot be loaded, lacks weights, or has no such layer.
+    """
+    with loading("teacher", name):
+        model, report = AutoModel.from_pretrained(
+            name,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=ATTENTION,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    if model.config.is_encoder_decoder:
+        raise MinilmError("the teacher has a decoder; only encoders can be distilled", where=name)
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing or report["mismatched_keys"]:
+        first = missing[0] if missing else sorted(report["mismatched_keys"])[0][0]
+        raise MinilmError(
+            f"the teacher's weights do not fill the model its config describes: {first} is missing", where=name
+        )
+    layers = model.config.num_hidden_layers
+    if layer == "auto":
+        layer = _BEST_LAYER.get((model.config.model_type, layers), layers)
+    number = resolve_layer(int(layer), layers, setting="teacher.layer")
+    drop_layers_above(model, number)
+    return cast(PreTrainedModel, model.eval().requires_grad_(False)), number
+
+
+def resolve_layer(layer: int, layers: int, *, setting: str) -> int:
+    """A 1-based layer from one that may count from the last; raises `MinilmError` if there is no such layer."""
+    number = layer if layer > 0 else layers + 1 + layer
+    if not 1 <= number <= layers:
+        raise MinilmError(f"{setting}: there is no layer {layer} in a model of {layers}")
+    return number
+
+
+def drop_layers_above(model: PreTrainedModel, layer: int) -> None:
+    """Free the layers that a tap on `layer` never runs, and the pooler."""
+    stack = layer_stack(model, model.config.num_hidden_layers)
+    if stack is not None:
+        del stack[1][layer:]
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+
+
+def layer_stack(model: PreTrainedModel, layers: int) -> tuple[str, nn.ModuleList] | None:
+    """The list of the model's `layers` layers and its name, or `None` where they share weights (ALBERT)."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == layers:
+            return name, module
+    return None
+
+
+def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
+    """The student's configuration, what it leaves out of vocabulary, positions and token types taken from the teacher.
+
+    source: a `config.json`, a folder that has one, or a preset `lN-hM` (the teacher's family with N layers of width M,
+    12 heads where they divide M, else heads 64 wide, and a feed-forward part of 4 M).
+    Raises `MinilmError` for a file that is none, a misspelt or wrong entry, or a vocabulary that is not the teacher's.
+    """
+    if preset := _PRESET.fullmatch(source):
+        values, where = _preset_values(int(preset[1]), int(preset[2]), teacher), source
+    else:
+        path = Path(source)
+        if not path.exists():
+            hint = "Name a config.json, a folder that has one, or a preset such as l6-h384."
+            raise MinilmError("there is no such student config", where=source, hint=hint)
+        path = path / "config.json" if path.is_dir() else path
+        values, where = read_json(path, kind="student config"), str(path)
+        if not isinstance(values, dict):
+            raise MinilmError("a student config is a JSON object", where=where)
+    family = values.get("model_type", teacher.model_type)
+    if not isinstance(family, str) or family not in CONFIG_MAPPING:
+        raise MinilmError(f"model_type: there is no family {family!r} in transformers", where=where)
+    known = AutoConfig.for_model(family).to_dict().keys()
+    _refuse_misspelt(values, known, where)
+    for name in _FROM_TEACHER:
+        if values.get(name) is None and name in known and getattr(teacher, name, None) is not None:
+            values[name] = getattr(teacher, name)
+    try:
+        with quiet():
+            config = AutoConfig.for_model(
+                family, **{key: value for key, value in values.items() if key != "model_type"}
+            )
+    except Exception as error:  # whatever a family's own validation raises
+        message = " ".join(str(error).split())
+        raise MinilmError(f"this student config is not valid for {family}: {message}", where=where) from error
+    _check_student(config, teacher, where)
+    return cast(PreTrainedConfig, config)
+
+
+def _preset_values(layers: int, width: int, teacher: PreTrainedConfig) -> dict[str, Any]:
+    heads = 12 if width % 12 == 0 else width // 64
+    if not heads or width % heads:
+        raise MinilmError(
+            f"a width of {width} divides neither into 12 heads nor into heads 64 wide",
+            where=f"student.config l{layers}-h{width}",
+            hint="Write a config.json with the heads you want.",
+        )
+    values = {
+        key: value
+        for key, value in teacher.to_diff_dict().items()
+        # What depends on the number of layers is left to the family's own default.
+        if not (isinstance(value, list) and len(value) == teacher.num_hidden_layers)
+        and key not in {"architectures", "transformers_version", "dtype", "_name_or_path"}
+    }
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    values |= {teacher.attribute_map.get(name, name): size for name, size in sizes.items()}
+    feed_forward = teacher.attribute_map.get("intermediate_size", "intermediate_size")
+    values[feed_forward if hasattr(teacher, feed_forward) else "hidden_dim"] = 4 * width
+    if hasattr(teacher, "num_key_value_heads"):
+        values["num_key_value_heads"] = heads
+    return {"model_type": teacher.model_type, **values}
+
+
+def _refuse_misspelt(values: Mapping[str, Any], known: Any, where: str) -> None:
+    """An entry the family does not know is harmless and common, unless it looks like one that it does know."""
+    for name in values:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if name not in known and near and near[0] not in values and not name.startswith("_"):
+            raise MinilmError(f"there is no entry {name!r}", where=where, hint=f"Did you mean {near[0]!r}?")
+
+
+def _check_student(config: PreTrainedConfig, teacher: PreTrainedConfig, where: str) -> None:
+    if config.vocab_size != teacher.vocab_size:
+        raise MinilmError(
+            f"vocab_size is {config.vocab_size}, and the teacher's is {teacher.vocab_size}",
+            where=where,
+            hint="Teacher and student read the same tokens: leave vocab_size out, and it is taken from the teacher.",
+        )
+    for name in ("pad_token_id", "type_vocab_size"):
+        ours, theirs = getattr(config, name, None), getattr(teacher, name, None)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise MinilmError(
+                f"{name} is {ours}, and the teacher's is {theirs}", where=where, hint=f"Leave {name} out to take that."
+            )
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
+        value = getattr(config, name, None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise MinilmError(f"{name} must be a whole number above 0, not {value!r}", where=where)
+    if config.hidden_size % config.num_attention_heads:
+        raise MinilmError(
+            f"{config.num_attention_heads} attention heads do not divide a hidden size of {config.hidden_size}",
+            where=where,
+        )
+    if config.is_encoder_decoder:
+        raise MinilmError("the student has a decoder; only encoders can be trained", where=where)
+
+
+def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
+    """A student in fp32 with the random weights that its family starts from, the same for the same seed.
+
+    Raises `MinilmError` if the family cannot build a model of this configuration.
+    """
+    with torch.random.fork_rng(devices=[]), _loading_student(config):
+        torch.manual_seed(derive(seed, "student"))
+        model = AutoModel.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+    return cast(PreTrainedModel, model)
+
+
+@contextmanager
+def _loading_student(config: PreTrainedConfig) -> Iterator[None]:
+    try:
+        with quiet():
+            yield
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        raise MinilmError(
+            f"the student ({config.model_type}) cannot be built: {message}", where="student.config"
+        ) from error
+
+
+def init_from_teacher(student: PreTrainedModel, layer: int, teacher: PreTrainedModel, teacher_layer: int) -> None:
+    """Copy evenly spaced teacher layers, and the embeddings, into a student of the same family and widths.
+
+    Student layer i, up to the trained one (`layer`), starts as teacher layer round(i × teacher_layer / layer); student
+    layers above it keep their random weights. Raises `MinilmError` if a tensor does not fit.
+    """
+    ours, theirs = layer_stack(student, student.config.num_hidden_layers), layer_stack(teacher, teacher_layer)
+    if student.config.model_type != teacher.config.model_type:
+        raise MinilmError(
+            f"--init teacher: the student is of the family {student.config.model_type!r} and the teacher of"
+            f" {teacher.config.model_type!r}",
+            hint="Use --init random, or a student of the teacher's family.",
+        )
+    state = teacher.state_dict()
+    chosen = student.state_dict()
+    for name in list(chosen):
+        source = name
+        if ours and theirs and name.startswith(ours[0] + "."):
+            number, _, rest = name.removeprefix(ours[0] + ".").partition(".")
+            if int(number) >= layer:
+                continue
+            source = f"{theirs[0]}.{evenly_spaced(layer, teacher_layer)[int(number)] - 1}.{rest}"
+        if source not in state:
+            if "pooler" in name:
+                continue
+            raise MinilmError(f"--init teacher: the teacher has no {source}", hint="Use --init random.")
+        if state[source].shape != chosen[name].shape:
+            raise MinilmError(
+                f"--init teacher: {name} is {tuple(chosen[name].shape)} in the student and"
+                f" {tuple(state[source].shape)} in the teacher",
+                hint="Starting from the teacher needs a student of its widths; use --init random for another.",
+            )
+        chosen[name] = state[source]
+    student.load_state_dict(chosen)
+
+
+def evenly_spaced(layers: int, of: int) -> list[int]:
+    """`layers` 1-based layers out of `of`, evenly spaced, ending with the last: 3 of 6 are 2, 4 and 6."""
+    return [max(1, round(number * of / layers)) for number in range(1, layers + 1)]
+
+
+def relation_heads(wanted: int | str, teacher_widths: set[int], student_widths: set[int]) -> int:
+    """The number of relation heads (MiniLMv2, section 4.1: 48, or 64 for a 1024-wide teacher).
+
+    The widths are those of the projections in use; heads divide every one. `auto` takes the divisor nearest to the
+    paper's number. Raises `MinilmError` if a wanted number does not divide.
+    """
+    common = gcd(*teacher_widths, *student_widths)
+    if wanted != "auto":
+        if common % int(wanted):
+            sides = (("teacher", teacher_widths), ("student", student_widths))
+            side, width = next((s, w) for s, widths in sides for w in sorted(widths) if w % int(wanted))
+            near = min(_divisors(common), key=lambda divisor: (abs(divisor - int(wanted)), -divisor))
+            raise MinilmError(
+                f"relations.heads: {wanted} does not divide the {side}'s width of {width}",
+                hint=f"The nearest number that divides teacher and student is {near}.",
+            )
+        return int(wanted)
+    target = 64 if 1024 in teacher_widths else 48
+    return min(_divisors(common), key=lambda divisor: (abs(divisor - target), -divisor))
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """The most tokens the model has positions for, or `None` if it has no table of positions."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            # RoBERTa and its relatives count positions from behind the padding index.
+            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - reserved
+    return None

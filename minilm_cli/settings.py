@@ -1,0 +1,454 @@
+"""The settings of every command: what may be set, its default, its meaning. No torch, no files but settings files.
+
+Each field is documented by the string below it; the reference pages and the error messages are made from these.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from minilm_cli.errors import MinilmError
+
+DEFAULT_STEPS = 400_000
+
+PositiveInt = Annotated[int, Field(gt=0, le=2**62)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**62)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Model = TypeVar("Model", bound=BaseModel)
+
+Layer = Annotated[int, Field(description="1-based; negative counts from the last")]
+
+
+def _nonzero_layer(value: Any) -> Any:
+    if value == 0 or value == "0":
+        raise ValueError("layers are counted from 1, or from −1 backwards; there is no layer 0")
+    return value
+
+
+def _parse_relations(value: Any) -> Any:
+    """`qq=1,kk=1` as a mapping; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    weights: dict[str, str] = {}
+    for part in value.split(","):
+        pair, _, weight = part.strip().partition("=")
+        if pair in weights:
+            raise ValueError(f"the relation {pair!r} is given twice")
+        weights[pair] = weight or "1"
+    return weights
+
+
+def _check_relations(value: Mapping[str, float]) -> Mapping[str, float]:
+    if not value:
+        raise ValueError("at least one relation is needed, such as qq=1,kk=1,vv=1")
+    for pair in value:
+        if not re.fullmatch("[qkv][qkv]", pair):
+            raise ValueError(f"{pair!r} is not a relation: a pair of q, k and v is wanted, such as qq or qk")
+    return value
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and strict about names."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class TeacherSettings(Section):
+    """The model that is learnt from."""
+
+    name: str = Field(min_length=1)
+    """Hub name or local folder of the teacher."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    layer: Annotated[Literal["auto"] | Layer, BeforeValidator(_nonzero_layer)] = "auto"
+    """Layer whose queries, keys and values are transferred: 1-based, −1 is the last. `auto`: the last of a 12-layer
+    teacher, 21 of BERT-large's 24, 19 of RoBERTa-large's and XLM-R-large's 24 (MiniLMv2, section 4.1)."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the teacher. Only for sources you trust."""
+
+
+class StudentSettings(Section):
+    """The model that learns."""
+
+    config: str = Field(min_length=1)
+    """A Hugging Face `config.json`, a folder that has one, or a preset such as `l6-h384` (layers, hidden size)."""
+    layer: Annotated[Layer, BeforeValidator(_nonzero_layer)] = -1
+    """Student layer that is trained to match the teacher's: 1-based, −1 is the last."""
+    init: Literal["random", "teacher"] = "random"
+    """Starting weights: `random`, or copied from evenly spaced layers of the `teacher` (equal widths)."""
+
+
+class DataSettings(Section):
+    """The tokens that are learnt on."""
+
+    path: Path = Path("tokens")
+    """A token store, or a `.jsonl.gz` file with a list of token ids a line."""
+    max_length: Annotated[int, Field(ge=2, le=2**31)] | None = None
+    """Longest sequence in tokens; longer ones are cut to it, their last special token kept. Default: the store's."""
+
+
+class RelationSettings(Section):
+    """The self-attention relations that are transferred (MiniLMv2, section 3)."""
+
+    weights: Annotated[dict[str, PositiveFloat], BeforeValidator(_parse_relations), Field(validate_default=True)] = (
+        Field(default={"qq": 1.0, "kk": 1.0, "vv": 1.0})
+    )
+    """Weight of each relation, a pair of q (queries), k (keys) and v (values): `qq=1,kk=1,vv=1`."""
+    heads: Literal["auto"] | PositiveInt = "auto"
+    """Relation heads. `auto`: 48, or 64 for a 1024-wide teacher, else the nearest divisor of both widths."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        _check_relations(self.weights)
+        return self
+
+
+class TrainingSettings(Section):
+    """How long, how much at once, on what."""
+
+    steps: PositiveInt | None = None
+    """Optimiser steps. Default: 400000, unless `epochs` is given."""
+    epochs: PositiveFloat | None = None
+    """Passes over the training sequences, instead of `steps`."""
+    batch_size: PositiveInt = 256
+    """Sequences in an optimiser step, over all processes."""
+    micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
+    """Padded tokens in one forward pass. Changes speed and memory, never the result (but for the dropout masks)."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`: bf16 where the hardware has it, else fp32. The loss is always computed in fp32."""
+    device: str = "auto"
+    """`auto`: cuda, else mps, else cpu. Or a torch device such as `cuda:1`."""
+    compile: bool = False
+    """Compile teacher and student with `torch.compile`."""
+    seed: NonNegativeInt = 42
+    """Seed of everything random: student weights, held-out share, order, dropout."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give either steps or epochs, not both")
+        return self
+
+
+class OptimizerSettings(Section):
+    """AdamW."""
+
+    lr: PositiveFloat = 6e-4
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay; none on biases and norms."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Adam's running-average coefficients."""
+    eps: PositiveFloat = 1e-6
+    """Added to Adam's denominator."""
+    clip_norm: PositiveFloat = 1.0
+    """Largest 2-norm of the whole gradient; a larger one is scaled down to it."""
+
+
+class ScheduleSettings(Section):
+    """The learning rate over the steps."""
+
+    kind: Literal["linear", "cosine", "constant"] = "linear"
+    """After warm-up: `linear` or `cosine` decay to zero at the last step, or `constant`."""
+    warmup_steps: NonNegativeInt = 4000
+    """Steps over which the learning rate rises linearly from zero."""
+
+
+class EvaluationSettings(Section):
+    """The held-out loss."""
+
+    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of the sequences held out from training."""
+    limit: PositiveInt = 10_000
+    """At most this many sequences are held out, whatever the fraction."""
+    every: PositiveInt = 1000
+    """Steps between two evaluations; the last step always has one."""
+
+
+class CheckpointSettings(Section):
+    """What is kept to go on from."""
+
+    every: PositiveInt = 1000
+    """Steps between two checkpoints; the last step always has one."""
+    minutes: PositiveFloat = 15
+    """Minutes after which a checkpoint is saved even if fewer steps were done."""
+    keep: PositiveInt = 3
+    """Checkpoints kept: the newest ones, and the best beside them."""
+
+
+class ReportingSettings(Section):
+    """Who is told what."""
+
+    log_every: PositiveInt = 10
+    """Steps between two lines of `metrics.jsonl`; the first and the last step always have one."""
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go besides `metrics.jsonl`: `tensorboard`, `wandb`."""
+
+
+class DistillSettings(Section):
+    """All settings of `minilm distill`."""
+
+    teacher: TeacherSettings
+    """The model that is learnt from."""
+    student: StudentSettings
+    """The model that learns."""
+    data: DataSettings = DataSettings()
+    """The tokens that are learnt on."""
+    relations: RelationSettings = RelationSettings()
+    """The self-attention relations that are transferred."""
+    training: TrainingSettings = TrainingSettings()
+    """How long, how much at once, on what."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """AdamW."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """The learning rate over the steps."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """The held-out loss."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """What is kept to go on from."""
+    reporting: ReportingSettings = ReportingSettings()
+    """Who is told what."""
+    output: Path | None = None
+    """The run's folder. Default: `runs/STUDENT-from-TEACHER-DATE-TIME`."""
+
+
+#: What `minilm resume --set` may change: nothing that alters which sequences a step sees or what is learnt from them.
+CHANGEABLE_MID_RUN = frozenset(
+    {
+        "training.steps",
+        "training.micro_batch_tokens",
+        "training.compile",
+        "training.device",
+        "evaluation.every",
+        "checkpoint.every",
+        "checkpoint.minutes",
+        "checkpoint.keep",
+        "reporting.log_every",
+        "reporting.sinks",
+    }
+)
+
+
+class TokenizeSettings(Section):
+    """All settings of `minilm tokenize`."""
+
+    inputs: tuple[Path, ...] = Field(min_length=1)
+    """Text files (a line is a sample) and `.jsonl` files, each also gzipped."""
+    tokenizer: str = Field(default="bert-base-uncased", min_length=1)
+    """Hub name or local folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    trust_remote_code: bool = False
+    """Run tokenizer code that comes with it. Only for sources you trust."""
+    output: Path = Path("tokens")
+    """The token store's folder, or a file whose name ends in `.jsonl.gz`."""
+    max_length: Annotated[int, Field(ge=1, le=2**31)] = 512
+    """Tokens in a sequence, special tokens counted."""
+    overflow: Literal["split", "truncate", "drop"] = "split"
+    """What becomes of a longer line."""
+    text_field: str = "text"
+    """The field of a JSON line that holds its text."""
+    errors: Literal["strict", "replace"] = "strict"
+    """Bytes that are not UTF-8: refuse the file, or replace each by U+FFFD."""
+    workers: PositiveInt = Field(default_factory=_cores)
+    """Worker processes (default: one for each core); the output is the same whatever the number."""
+    batch_size: PositiveInt = 1000
+    """Lines handed to a worker at once."""
+    force: bool = False
+    """Replace an existing output."""
+
+
+class ExportSettings(Section):
+    """All settings of `minilm export`."""
+
+    run: Path
+    """The run's folder."""
+    format: Literal["hf"] = "hf"
+    """`hf`: a folder that `transformers.AutoModel` loads."""
+    checkpoint: Literal["last", "best"] | NonNegativeInt = "last"
+    """Which checkpoint: the last, the best by held-out loss, or the step's number."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the exported weights."""
+    output: Path | None = None
+    """Where it goes. Default: `RUN/export/FORMAT`."""
+    push_to_hub: str | None = None
+    """Upload the export to this Hub repository as well."""
+    private: bool = False
+    """Make that repository private if it is new."""
+    force: bool = False
+    """Replace an existing output."""
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted paths: `{"optimizer": {"lr": 1}}` becomes `{"optimizer.lr": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        dotted = f"{prefix}{name}"
+        if isinstance(value, Mapping) and dotted != "relations.weights":
+            flat.update(flatten(value, f"{dotted}."))
+        else:
+            flat[dotted] = value
+    return flat
+
+
+def setting_names(model: type[BaseModel] = DistillSettings, prefix: str = "") -> list[str]:
+    """The dotted path of every setting, in the order they are declared."""
+    names = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += setting_names(field.annotation, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
+    return names
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Parse a `.yaml`, `.toml` or `.json` settings file into nested dictionaries; raises `MinilmError`."""
+    parsers = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".toml": tomllib.loads, ".json": json.loads}
+    parser = parsers.get(path.suffix.lower())
+    if parser is None:
+        raise MinilmError("a settings file ends in .yaml, .toml or .json", where=str(path))
+    try:
+        value = parser(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MinilmError("there is no such settings file", where=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MinilmError(f"the settings file cannot be read: {error}", where=str(path)) from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        message = " ".join(str(error).split())
+        raise MinilmError(f"the settings file cannot be parsed: {message}", where=str(path)) from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise MinilmError("a settings file holds a mapping of names to values", where=str(path))
+    return value
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` strings of `--set` as dotted paths; the values are read as YAML. Raises `MinilmError`."""
+    parsed: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise MinilmError(
+                f"--set wants KEY=VALUE, not {assignment!r}", hint="For example: --set optimizer.weight_decay=0.1"
+            )
+        if key in parsed:
+            raise MinilmError(f"--set gives {key} twice")
+        try:
+            parsed[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            parsed[key] = text
+    return parsed
+
+
+def _merge(into: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, name = dotted.split(".")
+    for section in sections:
+        child = into.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise _unknown(dotted, None)
+        into = child
+    into[name] = value
+
+
+def validate(model: type[Model], values: Mapping[str, Any], *, where: str | None = None) -> Model:
+    """Build `model` from plain values; raises `MinilmError` in the user's terms."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _explain(model, error, where) from None
+
+
+def load_distill_settings(
+    file: Path | None = None, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> DistillSettings:
+    """Settings from a file, overridden by `--set` assignments and flags (dotted paths; `None` is not given).
+
+    Raises `MinilmError` for a file that cannot be read, an unknown or twice given setting, or a wrong value.
+    """
+    values = read_settings_file(file) if file else {}
+    given = {dotted: value for dotted, value in (flags or {}).items() if value is not None}
+    assigned = parse_assignments(assignments)
+    for dotted in assigned.keys() & given.keys():
+        raise MinilmError(f"{dotted} is given by its flag and by --set", hint="Give it once.")
+    overrides = given | assigned
+    # Of the two ways to say how long to train, the command line's replaces the file's.
+    for name, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
+        if name in overrides and other not in overrides and isinstance(values.get("training"), dict):
+            values["training"].pop(other.partition(".")[2], None)
+    for dotted, value in overrides.items():
+        _merge(values, dotted, value)
+    for required, flag in (("teacher.name", "--teacher"), ("student.config", "--student-config")):
+        section, name = required.split(".")
+        if not isinstance(values.get(section, {}), dict) or values.get(section, {}).get(name) is None:
+            raise MinilmError(f"{flag} is missing", hint=f"Give {flag}, or {required} in a settings file (--config).")
+    return validate(DistillSettings, values, where=str(file) if file else None)
+
+
+def change_mid_run(settings: DistillSettings, changes: Mapping[str, Any]) -> DistillSettings:
+    """A run's settings with `changes` (dotted paths); raises `MinilmError` for what may not change mid-run."""
+    values = settings.model_dump()
+    for dotted, value in changes.items():
+        if dotted not in setting_names():
+            raise _unknown(dotted, None)
+        if dotted not in CHANGEABLE_MID_RUN:
+            raise MinilmError(
+                f"{dotted} may not change while a run goes on",
+                hint="These may: " + ", ".join(sorted(CHANGEABLE_MID_RUN)) + ".",
+            )
+        _merge(values, dotted, value)
+    return validate(DistillSettings, values)
+
+
+def _unknown(dotted: str, where: str | None, known: Sequence[str] | None = None) -> MinilmError:
+    known = setting_names() if known is None else known
+    # A name without its section is as close as it gets: `lr` is meant to be `optimizer.lr`.
+    near = [name for name in known if name.rpartition(".")[2] == dotted.rpartition(".")[2]]
+    near += difflib.get_close_matches(dotted, known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else "The reference page “Settings” lists all there are."
+    return MinilmError(f"there is no setting {dotted}", where=where, hint=hint)
+
+
+def _explain(model: type[BaseModel], error: ValidationError, where: str | None) -> MinilmError:
+    """The first thing wrong, in the user's terms."""
+    first = error.errors(include_url=False)[0]
+    # pydantic names the branch of a union it tried last (`int`, `literal[...]`): no part of a setting's path.
+    known = setting_names(model)
+    dotted = ""
+    for part in first["loc"]:
+        candidate = f"{dotted}.{part}" if dotted else str(part)
+        if first["type"] != "extra_forbidden" and not any(
+            n == candidate or n.startswith(candidate + ".") for n in known
+        ):
+            break
+        dotted = candidate
+    if first["type"] == "extra_forbidden":
+        return _unknown(dotted, where, known)
+    reasons = [
+        entry["msg"].removeprefix("Value error, ")
+        for entry in error.errors(include_url=False)
+        if entry["loc"][: len(dotted.split("."))] == tuple(dotted.split("."))
+    ] or [first["msg"].removeprefix("Value error, ")]
+    message = " or ".join(dict.fromkeys(reason[0].lower() + reason[1:] for reason in reasons))
+    given = first["input"]
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return MinilmError(f"{dotted}: {message}{shown}" if dotted else message, where=where)

@@ -1,0 +1,256 @@
+"""The token store: sequences of token ids in memory-mapped shards under a checksummed manifest. numpy only.
+
+Layout of the folder: `manifest.json`, and for shard 0 `shard-00000.npy` (token ids, one after the other, in the
+smallest unsigned type that holds the vocabulary) and `shard-00000.offsets.npy` (where each sequence begins; one more
+entry than there are sequences). Ignores where the tokens come from and who reads them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from minilm_cli.errors import MinilmError
+from minilm_cli.files import read_json, sha256, write_json
+
+FORMAT_VERSION = 1
+#: Tokens after which a shard is closed: 64 MB in the two-byte type of most vocabularies.
+SHARD_TOKENS = 2**25
+
+TokenIds = npt.NDArray[np.unsignedinteger[Any]]
+Indices = npt.NDArray[np.int64]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TokenizerInfo(_Part):
+    """What is known of the tokenizer that made the ids; empty for ids that came without one."""
+
+    name: str | None = None
+    revision: str | None = None
+    vocabulary_sha256: str | None = None
+    vocabulary_size: Annotated[int, Field(gt=0, le=2**32)]
+    special_ids: list[Count] = []
+
+
+class Shard(_Part):
+    """One pair of shard files."""
+
+    file: Annotated[str, Field(pattern=r"^shard-\d{5,}\.npy$")]
+    sequences: Count
+    tokens: Count
+    sha256: str
+    offsets_sha256: str
+
+    @property
+    def offsets_file(self) -> str:
+        """The name of the file of offsets."""
+        return self.file.replace(".npy", ".offsets.npy")
+
+
+class Manifest(_Part):
+    """`manifest.json`: what the store holds and how to know it is whole."""
+
+    format_version: int
+    tokenizer: TokenizerInfo
+    max_length: Annotated[int, Field(gt=0)]
+    sequences: Count
+    tokens: Count
+    #: `length_histogram[n]` sequences have n tokens.
+    length_histogram: list[Count]
+    shards: list[Shard]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return len(self.length_histogram) - 1
+
+
+def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """The smallest unsigned type that holds every id of a vocabulary of this size."""
+    return np.min_scalar_type(vocabulary_size - 1)
+
+
+class TokenStore:
+    """A store opened for reading. `len(store)` sequences; `store[i]` is one, as an array of ids."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the store in folder `path`; raises `MinilmError` if it is not one, or not whole."""
+        self.path = path
+        self.manifest = _read_manifest(path)
+        opened = [_open_shard(path, shard, self.manifest) for shard in self.manifest.shards]
+        self._ids = [ids for ids, _ in opened]
+        self._offsets = [offsets for _, offsets in opened]
+        self._first = [0, *itertools.accumulate(shard.sequences for shard in self.manifest.shards)]
+        if self._first[-1] != self.manifest.sequences:
+            raise _corrupt(path / "manifest.json", "its shards do not add up to its count of sequences")
+        self._special = frozenset(self.manifest.tokenizer.special_ids)
+
+    def __len__(self) -> int:
+        return self.manifest.sequences
+
+    def __getitem__(self, index: int) -> TokenIds:
+        shard, offset = self._locate(index)
+        begin, end = self._offsets[shard][offset : offset + 2]
+        return self._ids[shard][begin:end]
+
+    def sequence(self, index: int, max_length: int) -> TokenIds:
+        """Sequence `index`, cut to `max_length` tokens if longer, its last token kept if that is a special one."""
+        ids = self[index]
+        if len(ids) <= max_length:
+            return ids
+        if int(ids[-1]) in self._special:
+            return np.concatenate([ids[: max_length - 1], ids[-1:]])
+        return ids[:max_length]
+
+    def lengths(self, indices: Indices, max_length: int) -> Indices:
+        """The lengths in tokens of these sequences, after cutting to `max_length`."""
+        found = np.empty(len(indices), dtype=np.int64)
+        shards = np.searchsorted(self._first, indices, side="right") - 1
+        for shard in np.unique(shards):
+            here = shards == shard
+            offset = indices[here] - self._first[shard]
+            offsets = self._offsets[shard]
+            found[here] = offsets[offset + 1] - offsets[offset]
+        return np.minimum(found, max_length)
+
+    def verify(self) -> None:
+        """Read every shard and compare its checksums; raises `MinilmError` naming the first that differs."""
+        for shard in self.manifest.shards:
+            for name, expected in ((shard.file, shard.sha256), (shard.offsets_file, shard.offsets_sha256)):
+                if sha256(self.path / name) != expected:
+                    raise _corrupt(self.path / name, "its bytes are not those that were written (checksum)")
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = bisect.bisect_right(self._first, index) - 1
+        return shard, index - self._first[shard]
+
+
+class TokenStoreWriter:
+    """Writes a store into an empty folder, shard by shard; it is one only after `close`.
+
+    What is written depends on the sequences alone, not on how they were cut into calls of `add`.
+    """
+
+    def __init__(
+        self, path: Path, tokenizer: TokenizerInfo, max_length: int, *, shard_tokens: int = SHARD_TOKENS
+    ) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self._path, self._tokenizer, self._max_length, self._shard_tokens = path, tokenizer, max_length, shard_tokens
+        self._dtype = id_dtype(tokenizer.vocabulary_size)
+        self._pending: list[tuple[TokenIds, Indices]] = []
+        self._pending_tokens = 0
+        self._histogram = np.zeros(1, dtype=np.int64)
+        self._shards: list[Shard] = []
+
+    def add(self, ids: TokenIds, lengths: Indices) -> None:
+        """Append sequences: their ids one after the other, and the length of each."""
+        assert ids.ndim == 1 and int(lengths.sum()) == len(ids) and (lengths > 0).all()
+        counts = np.bincount(lengths, minlength=len(self._histogram))
+        counts[: len(self._histogram)] += self._histogram
+        self._histogram = counts
+        ends = np.cumsum(lengths)
+        first, begin = 0, 0
+        # A shard closes after the sequence that fills it, wherever the calls are cut.
+        while self._pending_tokens + len(ids) - begin >= self._shard_tokens:
+            last = int(np.searchsorted(ends, begin + self._shard_tokens - self._pending_tokens)) + 1
+            end = int(ends[last - 1])
+            self._pending.append((ids[begin:end].astype(self._dtype), lengths[first:last]))
+            self._write_shard()
+            first, begin = last, end
+        if first < len(lengths):
+            self._pending.append((ids[begin:].astype(self._dtype), lengths[first:]))
+            self._pending_tokens += len(ids) - begin
+
+    def close(self) -> Manifest:
+        """Write what is pending and the manifest."""
+        if self._pending:
+            self._write_shard()
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            tokenizer=self._tokenizer,
+            max_length=self._max_length,
+            sequences=sum(shard.sequences for shard in self._shards),
+            tokens=sum(shard.tokens for shard in self._shards),
+            length_histogram=self._histogram.tolist(),
+            shards=self._shards,
+        )
+        write_json(self._path / "manifest.json", manifest.model_dump())
+        return manifest
+
+    def _write_shard(self) -> None:
+        ids = np.concatenate([ids for ids, _ in self._pending])
+        lengths = np.concatenate([lengths for _, lengths in self._pending])
+        file = self._path / f"shard-{len(self._shards):05}.npy"
+        offsets_file = file.with_suffix(".offsets.npy")
+        np.save(file, ids, allow_pickle=False)
+        np.save(offsets_file, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), allow_pickle=False)
+        self._shards.append(
+            Shard(
+                file=file.name,
+                sequences=len(lengths),
+                tokens=len(ids),
+                sha256=sha256(file),
+                offsets_sha256=sha256(offsets_file),
+            )
+        )
+        self._pending, self._pending_tokens = [], 0
+
+
+def _corrupt(path: Path, what: str) -> MinilmError:
+    return MinilmError(f"this token store is damaged: {what}", where=str(path), hint="Make it anew: minilm tokenize.")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / "manifest.json"
+    if not path.exists():
+        raise MinilmError(
+            "there is no such token store", where=str(path), hint="Make it with: minilm tokenize corpus.txt"
+        )
+    if not file.is_file():
+        raise MinilmError("this is not a token store: it has no manifest.json", where=str(path))
+    value = read_json(file, kind="manifest")
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise MinilmError(
+            f"this token store has format {version}, and this minilm reads up to {FORMAT_VERSION}",
+            where=str(file),
+            hint="Upgrade minilm.",
+        )
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _corrupt(file, f"{where}: {first['msg']}" if where else first["msg"]) from None
+
+
+def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[TokenIds, Indices]:
+    ids = _map(path / shard.file, id_dtype(manifest.tokenizer.vocabulary_size), shard.tokens)
+    offsets = _map(path / shard.offsets_file, np.dtype(np.int64), shard.sequences + 1)
+    if offsets[0] != 0 or offsets[-1] != shard.tokens or not (offsets[1:] > offsets[:-1]).all():
+        raise _corrupt(path / shard.offsets_file, "its offsets do not rise from 0 to the number of tokens")
+    return ids, offsets
+
+
+def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[np.generic]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise _corrupt(path, "the file is missing") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise _corrupt(path, str(error)) from None
+    if array.dtype != dtype or array.shape != (size,):
+        raise _corrupt(path, f"{size} values of type {dtype} are wanted; it has {array.dtype}, shape {array.shape}")
+    return array
