@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 from xml.sax.saxutils import escape
 
 import yaml
 
 from minilm_cli import __version__
+from minilm_cli.plan import Plan
 from minilm_cli.settings import DistillSettings
 
 CURVE_FILE = "loss.svg"
@@ -17,28 +17,30 @@ CURVE_FILE = "loss.svg"
 
 def model_card(
     settings: DistillSettings,
-    plan: Mapping[str, Any],
+    plan: Plan,
     records: Sequence[Mapping[str, float]],
     *,
     step: int,
     dtype: str,
 ) -> str:
     """`README.md`: teacher, data, settings, losses, what was not trained, how to load it."""
-    teacher, student, relations, data = plan["teacher"], plan["student"], plan["relations"], plan["data"]
-    header = {"library_name": "transformers", "tags": ["minilm", "distillation", student["family"]]}
-    if teacher["on_hub"]:
-        header["base_model"] = teacher["name"]
-    untrained = student["untrained"]
+    teacher, student, relations, data = plan.teacher, plan.student, plan.relations, plan.data
+    header: dict[str, object] = {"library_name": "transformers", "tags": ["minilm", "distillation", student.family]}
+    if teacher.on_hub:
+        header["base_model"] = teacher.name
+    untrained = student.untrained
+    layers = ", ".join(map(str, student.init_from_teacher_layers))
+    start = f"the teacher's layers {layers}" if layers else "random weights"
     relation_names = ", ".join(f"{pair.upper()} × {weight:g}" for pair, weight in settings.relations.weights.items())
     optimizer, schedule, training = settings.optimizer, settings.schedule, settings.training
     return f"""---
 {yaml.safe_dump(header, sort_keys=True).strip()}
 ---
 
-# {student["name"]} distilled from {teacher["name"]}
+# {student.name} distilled from {teacher.name}
 
-A {student["family"]} encoder of {student["layers"]} layers, {student["width"]} wide
-({student["parameters"]:,} parameters, {dtype}), made by minilm {__version__} with MiniLMv2: multi-head self-attention
+A {student.family} encoder of {student.layers} layers, {student.width} wide
+({student.parameters:,} parameters, {dtype}), made by minilm {__version__} with MiniLMv2: multi-head self-attention
 relation distillation ([arXiv 2012.15828](https://arxiv.org/abs/2012.15828)).
 
 It is a general-purpose encoder to be fine-tuned for a task. Without that, its last hidden states mean little unless it
@@ -67,28 +69,29 @@ divergence of the student's relation from the teacher's, in nats.
 
 | | |
 |---|---|
-| teacher | {teacher["name"]} ({teacher["family"]}, {teacher["layers"]} layers, {teacher["width"]} wide) |
+| teacher | {teacher.name} ({teacher.family}, {teacher.layers} layers, {teacher.width} wide) |
 | revision | {settings.teacher.revision or "default"} |
-| teacher layer | {teacher["layer"]} |
-| student layer | {student["layer"]} |
-| student started from | {"random weights" if settings.student.init == "random" else "the teacher's layers " + ", ".join(map(str, student["init_layers"]))} |
+| teacher layer | {teacher.layer} |
+| student layer | {student.layer} |
+| student started from | {start} |
 | relations | {relation_names} |
-| relation heads | {relations["heads"]} ({relations["teacher_head_width"]} wide in the teacher, {relations["student_head_width"]} in the student) |
+| relation heads | {relations.heads} ({relations.teacher_head_width} wide in the teacher, \
+{relations.student_head_width} in the student) |
 
 ## Data
 
 | | |
 |---|---|
-| tokens | {data["name"]} ({data["sequences"]:,} sequences, {data["tokens"]:,} tokens) |
-| tokenizer | {data["tokenizer"] or "unknown: the data was token ids"} |
-| held out | {data["held_out"]:,} sequences |
-| longest sequence | {data["max_length"]} tokens |
+| tokens | {data.name} ({data.sequences:,} sequences, {data.tokens:,} tokens) |
+| tokenizer | {data.tokenizer or "unknown: the data was token ids"} |
+| held out | {data.held_out:,} sequences |
+| longest sequence | {data.max_length} tokens |
 
 ## Training
 
 | | |
 |---|---|
-| steps | {step:,} of {plan["training"]["steps"]:,}, {training.batch_size} sequences each |
+| steps | {step:,} of {plan.training.steps:,}, {training.batch_size} sequences each |
 | optimiser | AdamW, lr {optimizer.lr:g}, betas {optimizer.betas[0]:g}/{optimizer.betas[1]:g}, eps {optimizer.eps:g}, \
 weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.clip_norm:g} |
 | schedule | {schedule.kind}, {schedule.warmup_steps:,} warm-up steps |
@@ -97,9 +100,9 @@ weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.clip_n
 
 ## Weights that were not trained
 
-The loss ends at the queries, keys and values of layer {student["layer"]}: what comes after them got no gradient and is as
-it was at the start ({"random" if settings.student.init == "random" else "copied from the teacher where it has them"}).
-{len(untrained)} of {student["tensors"]} tensors, {student["untrained_parameters"]:,} parameters:
+The loss ends at the queries, keys and values of layer {student.layer}: what comes after them got no gradient and
+is as it was at the start ({"copied from the teacher where it has them" if layers else "random"}).
+{len(untrained)} of {student.tensors} tensors, {student.untrained_parameters:,} parameters:
 
 {chr(10).join(f"- `{name}`" for name in untrained) or "- none"}
 """

@@ -298,10 +298,11 @@ def distill(
 
     console = _console()
     if dry_run:
-        plan = run.dry_run(settings)
-        _show_plan(console, plan)
+        plan = run.dry_run(settings, force=force)
+        for section, rows in plan.tables().items():
+            console.table(section.capitalize(), rows)
         if as_json:
-            print(json.dumps(plan))
+            print(plan.model_dump_json())
         return
     _tell(console, run.distill(settings, console.progress, force=force), as_json)
 
@@ -427,32 +428,11 @@ def _tell(console: Console, report: RunReport, as_json: bool) -> None:
     _result(report.path, {"step": report.step, **report.losses}, as_json)
 
 
-def _show_plan(console: Console, plan: dict[str, Any]) -> None:
-    for section, facts in plan.items():
-        rows = []
-        for name, value in facts.items():
-            if name == "untrained":
-                value = f"{len(value)} of {facts['tensors']} tensors: {', '.join(value)}"
-            elif name == "peak_memory_bytes":
-                name, value = "peak memory", f"{value / 2**30:.2f} GiB"
-            elif isinstance(value, int) and not isinstance(value, bool):
-                value = f"{value:,}"
-            elif isinstance(value, float):
-                value = f"{value:.4g}"
-            elif isinstance(value, dict):
-                value = ", ".join(f"{key}={number:g}" for key, number in value.items())
-            elif isinstance(value, list):
-                value = ", ".join(map(str, value))
-            if value not in ("", None):
-                rows.append((name.replace("_", " "), str(value)))
-        console.table(section.capitalize(), rows)
-
-
 class _Terminated(BaseException):
     """SIGTERM came outside training, where nothing needs saving but temporary files need clearing."""
 
 
-def _on_terminate(number: int, frame: FrameType | None) -> None:
+def _on_terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 

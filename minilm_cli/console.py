@@ -13,8 +13,15 @@ from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import DownloadColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -111,7 +118,8 @@ class ProgressSink:
                 console=self._rich,
                 expand=True,
             )
-            self._task: TaskID = self._bar.add_task(title, total=total, completed=done)
+            self._task: TaskID = self._bar.add_task(title, total=total)
+            self._bar.update(self._task, completed=done)
             self._live = Live(get_renderable=self._render, console=self._rich, refresh_per_second=4, transient=True)
             self._live.start()
 

@@ -259,20 +259,21 @@ class _Encoder:
 
 _Run = Callable[[Iterator[_Lines]], Iterator[tuple[_Lines, _Tokenized]]]
 
-# The encoder of this worker process.
-_encoder: _Encoder | None = None
+
+class _Worker:
+    """The state of this worker process."""
+
+    encoder: _Encoder
 
 
 def _start_worker(tokenizer_json: str, settings: TokenizeSettings, vocabulary_size: int) -> None:
-    global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends the workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core; no threads within
-    _encoder = _Encoder(tokenizer_json, settings, vocabulary_size)
+    _Worker.encoder = _Encoder(tokenizer_json, settings, vocabulary_size)
 
 
 def _encode(lines: _Lines) -> _Tokenized:
-    assert _encoder is not None
-    return _encoder(lines)
+    return _Worker.encoder(lines)
 
 
 @contextmanager
@@ -333,6 +334,7 @@ class JsonlWriter:
             self._file.write(json.dumps(sequence.tolist()).encode() + b"\n")
 
     def close(self) -> None:
+        """Finish the file."""
         self._file.close()
         self._raw.close()
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minilm_cli.batches import BatchStream, MicroBatch
 from minilm_cli.errors import RunError
-from minilm_cli.relations import relation_loss
+from minilm_cli.relations import Projections, relation_loss
 from minilm_cli.seeding import derive
 from minilm_cli.settings import DistillSettings, OptimizerSettings, ScheduleSettings
 from minilm_cli.taps import RelationTap, untrained_parameters
@@ -75,8 +75,8 @@ class Distiller:
         for name in frozen:
             student.model.get_parameter(name).requires_grad_(False)
         self.optimizer = _adamw(self._trained, settings.optimizer)
-        self._run_teacher: nn.Module = self.teacher
-        self._run_student: nn.Module = self.student
+        self._run_teacher: Callable[..., Projections] = self.teacher
+        self._run_student: Callable[..., Projections] = self.student
         if settings.training.compile:
             self._run_teacher = torch.compile(self.teacher, dynamic=True)
             self._run_student = torch.compile(self.student, dynamic=True)
@@ -103,7 +103,7 @@ class Distiller:
         torch.manual_seed(derive(self._seed, "dropout", step))
         for batch in micro_batches:
             batch_loss, batch_parts = self._loss(batch)
-            (batch_loss / sequences).backward()
+            torch.autograd.backward(batch_loss / sequences)
             loss += batch_loss.detach()
             parts += batch_parts
             if stop():
@@ -251,7 +251,7 @@ def pick_device(wanted: str) -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 matrices in hardware."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         features = torch.cpu.get_capabilities()
         return bool(features.get("amx_bf16") or features.get("avx512_bf16"))

@@ -65,7 +65,7 @@ def write_hf(run: RunFolder, chosen: Checkpoint, folder: Path, *, dtype: str = "
     (folder / "README.md").write_text(
         model_card(run.settings(), plan, records, step=chosen.step, dtype=dtype), encoding="utf-8"
     )
-    title = f"{plan['student']['name']} from {plan['teacher']['name']}"
+    title = f"{plan.student.name} from {plan.teacher.name}"
     (folder / CURVE_FILE).write_text(loss_curve(records, title), encoding="utf-8")
     return verify_hf(folder, model, run.tokenizer, tolerance=TOLERANCE[dtype])
 
@@ -76,7 +76,8 @@ def load_student(run: RunFolder, chosen: Checkpoint) -> PreTrainedModel:
     model = build_student(config, seed=0)
     _, unexpected = model.load_state_dict(chosen.tensors("student"), strict=False)
     assert not unexpected
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def verify_hf(folder: Path, model: PreTrainedModel, tokenizer: Path, *, tolerance: float) -> float:

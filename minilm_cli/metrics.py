@@ -134,8 +134,7 @@ def check_sinks(names: Iterable[str]) -> None:
 
 def open_sinks(names: Iterable[str], folder: Path, settings: Mapping[str, Any]) -> list[Sink]:
     """The optional sinks of these names, writing beside or about the run in `folder`."""
-    makers = {"tensorboard": lambda: TensorBoardSink(folder), "wandb": lambda: WandbSink(folder, settings)}
-    return [makers[name]() for name in names]
+    return [TensorBoardSink(folder) if name == "tensorboard" else WandbSink(folder, settings) for name in names]
 
 
 class Fanout:
@@ -148,7 +147,7 @@ class Fanout:
         for sink in list(self._sinks):
             try:
                 sink.write(record)
-            except Exception as error:  # an optional report must not end days of work
+            except Exception as error:  # noqa: BLE001  # whatever it is, a report must not end days of work
                 logger.warning("%s failed and is left out from now on: %s", type(sink).__name__, error)
                 self._sinks.remove(sink)
 
@@ -156,5 +155,5 @@ class Fanout:
         for sink in self._sinks:
             try:
                 sink.close()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # as above
                 logger.warning("%s could not be closed: %s", type(sink).__name__, error)

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 #: Layers found best for the big teachers (MiniLMv2, section 4.1 and table 8); for others the last is the rule.
 _BEST_LAYER = {("bert", 24): 21, ("roberta", 24): 19, ("xlm-roberta", 24): 19}
 
+_LARGE_WIDTH = 1024
+
 #: What a student config may leave to the teacher, because it must fit the teacher's tokens.
 _FROM_TEACHER = (
     "vocab_size",
@@ -71,7 +73,7 @@ def load_teacher(
         raise MinilmError("the teacher has a decoder; only encoders can be distilled", where=name)
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing or report["mismatched_keys"]:
-        first = missing[0] if missing else sorted(report["mismatched_keys"])[0][0]
+        first = missing[0] if missing else min(report["mismatched_keys"])[0]
         raise MinilmError(
             f"the teacher's weights do not fill the model its config describes: {first} is missing", where=name
         )
@@ -97,7 +99,7 @@ def drop_layers_above(model: PreTrainedModel, layer: int) -> None:
     if stack is not None:
         del stack[1][layer:]
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None
+        model.pooler = None  # type: ignore[assignment]  # as transformers itself does without one
 
 
 def layer_stack(model: PreTrainedModel, layers: int) -> tuple[str, nn.ModuleList] | None:
@@ -143,7 +145,7 @@ def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
         message = " ".join(str(error).split())
         raise MinilmError(f"this student config is not valid for {family}: {message}", where=where) from error
     _check_student(config, teacher, where)
-    return cast(PreTrainedConfig, config)
+    return config
 
 
 def _preset_values(layers: int, width: int, teacher: PreTrainedConfig) -> dict[str, Any]:
@@ -211,8 +213,10 @@ def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
     """
     with torch.random.fork_rng(devices=[]), _loading_student(config):
         torch.manual_seed(derive(seed, "student"))
-        model = AutoModel.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
-    return cast(PreTrainedModel, model)
+        model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
+            config, attn_implementation=ATTENTION, dtype=torch.float32
+        )
+    return model
 
 
 @contextmanager
@@ -285,7 +289,7 @@ def relation_heads(wanted: int | str, teacher_widths: set[int], student_widths: 
                 hint=f"The nearest number that divides teacher and student is {near}.",
             )
         return int(wanted)
-    target = 64 if 1024 in teacher_widths else 48
+    target = 64 if _LARGE_WIDTH in teacher_widths else 48
     return min(_divisors(common), key=lambda divisor: (abs(divisor - target), -divisor))
 
 

@@ -59,7 +59,7 @@ def relation_loss(
     # A chunk holds at least one query's row of scores.
     chunk_scores = max(chunk_scores, *(length for _, length in spans))
     plan = _Plan(tuple(spans), heads, dict(weights), chunk_scores)
-    loss, parts = _RelationLoss.apply(plan, *teacher, *student)
+    loss, parts = _RelationLoss.apply(plan, *teacher, *student)  # type: ignore[no-untyped-call]  # torch has no types here
     return loss, parts
 
 
@@ -92,7 +92,8 @@ class _RelationLoss(torch.autograd.Function):
             teacher_heads = {letter: split.gather(teacher[letter]) for letter in used}
             student_heads = {letter: split.gather(student[letter]) for letter in used}
             gradient_heads = {letter: torch.zeros_like(student_heads[letter]) for letter in gradients}
-            for number, ((left, right), weight) in enumerate(plan.weights.items()):
+            for number, (pair, weight) in enumerate(plan.weights.items()):
+                left, right = pair[0], pair[1]
                 coefficient = 1 / (plan.heads * length)
                 parts[number] += coefficient * _relation(
                     (teacher_heads[left], teacher_heads[right]),
@@ -121,7 +122,7 @@ def _groups(spans: Sequence[Span], scores_per_head: int, device: torch.device) -
     for length, group in groupby(sorted(spans, key=lambda span: span[1]), key=lambda span: span[1]):
         starts = torch.tensor([start for start, _ in group], device=device)
         rows = starts[:, None] + torch.arange(length, device=device)
-        for part in rows.split(max(1, scores_per_head // length**2)):
+        for part in torch.split(rows, max(1, scores_per_head // length**2)):
             yield part, length
 
 

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from minilm_cli import checkpoint
 from minilm_cli.checkpoint import Checkpoint
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import read_json, write_json
+from minilm_cli.plan import Plan
 from minilm_cli.settings import DistillSettings, validate
 
 RUNS = Path("runs")
@@ -96,10 +96,9 @@ class RunFolder:
         write_json(temporary, settings.model_dump(mode="json"))
         temporary.replace(self.settings_file)
 
-    def plan(self) -> dict[str, Any]:
-        """What is trained on what."""
-        plan: dict[str, Any] = read_json(self.plan_file, kind="plan")
-        return plan
+    def plan(self) -> Plan:
+        """What is trained on what; raises `MinilmError` if it cannot be read."""
+        return validate(Plan, read_json(self.plan_file, kind="plan"), where=str(self.plan_file))
 
     def metrics(self) -> list[dict[str, float]]:
         """The records written so far; a line cut short is left out."""

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -31,7 +31,7 @@ Layer = Annotated[int, Field(description="1-based; negative counts from the last
 
 
 def _nonzero_layer(value: Any) -> Any:
-    if value == 0 or value == "0":
+    if value in {0, "0"}:
         raise ValueError("layers are counted from 1, or from −1 backwards; there is no layer 0")
     return value
 
@@ -322,7 +322,12 @@ def setting_names(model: type[BaseModel] = DistillSettings, prefix: str = "") ->
 
 def read_settings_file(path: Path) -> dict[str, Any]:
     """Parse a `.yaml`, `.toml` or `.json` settings file into nested dictionaries; raises `MinilmError`."""
-    parsers = {".yaml": yaml.safe_load, ".yml": yaml.safe_load, ".toml": tomllib.loads, ".json": json.loads}
+    parsers: dict[str, Callable[[str], Any]] = {
+        ".yaml": yaml.safe_load,
+        ".yml": yaml.safe_load,
+        ".toml": tomllib.loads,
+        ".json": json.loads,
+    }
     parser = parsers.get(path.suffix.lower())
     if parser is None:
         raise MinilmError("a settings file ends in .yaml, .toml or .json", where=str(path))

@@ -63,10 +63,7 @@ class RelationTap(nn.Module):
             pass
         finally:
             _active.tap = outer
-        if self._kept is None:
-            raise self._missing()
-        kept, self._kept = self._kept, None
-        return kept
+        return self._take()
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
@@ -79,6 +76,12 @@ class RelationTap(nn.Module):
             self._kept = Projections(_join_heads(query), _join_heads(key), _join_heads(value))
             raise _PassEnded
         return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+    def _take(self) -> Projections:
+        kept, self._kept = self._kept, None
+        if kept is None:
+            raise self._missing()
+        return kept
 
     def _missing(self) -> MinilmError:
         family = self.model.config.model_type

@@ -156,7 +156,8 @@ class TokenStoreWriter:
 
     def add(self, ids: TokenIds, lengths: Indices) -> None:
         """Append sequences: their ids one after the other, and the length of each."""
-        assert ids.ndim == 1 and int(lengths.sum()) == len(ids) and (lengths > 0).all()
+        assert int(lengths.sum()) == len(ids), "the lengths are not those of these ids"
+        assert (lengths > 0).all(), "an empty sequence"
         counts = np.bincount(lengths, minlength=len(self._histogram))
         counts[: len(self._histogram)] += self._histogram
         self._histogram = counts
@@ -237,16 +238,16 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[TokenIds, Indices]:
-    ids = _map(path / shard.file, id_dtype(manifest.tokenizer.vocabulary_size), shard.tokens)
-    offsets = _map(path / shard.offsets_file, np.dtype(np.int64), shard.sequences + 1)
+    ids: TokenIds = _map(path / shard.file, id_dtype(manifest.tokenizer.vocabulary_size), shard.tokens)
+    offsets: Indices = _map(path / shard.offsets_file, np.dtype(np.int64), shard.sequences + 1)
     if offsets[0] != 0 or offsets[-1] != shard.tokens or not (offsets[1:] > offsets[:-1]).all():
         raise _corrupt(path / shard.offsets_file, "its offsets do not rise from 0 to the number of tokens")
     return ids, offsets
 
 
-def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[np.generic]:
+def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[Any]:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise _corrupt(path, "the file is missing") from None
     except (OSError, ValueError, EOFError) as error:

@@ -1,0 +1,312 @@
+"""Everything a run needs, loaded, checked against each other, and every `auto` resolved. Writes nothing of its own.
+
+What is cheap to check comes first, so that a mistake is told before the teacher's weights are read.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from minilm_cli.batches import BatchStream
+from minilm_cli.corpus import convert_token_lists
+from minilm_cli.engine import Distiller, default_micro_batch_tokens, has_bf16, pick_device
+from minilm_cli.errors import MinilmError
+from minilm_cli.hub import load_tokenizer, loading, tokenizer_info
+from minilm_cli.metrics import check_sinks
+from minilm_cli.models import (
+    build_student,
+    evenly_spaced,
+    init_from_teacher,
+    load_teacher,
+    longest_input,
+    relation_heads,
+    resolve_layer,
+    student_config,
+)
+from minilm_cli.plan import DataFacts, Measured, Plan, RelationFacts, StudentFacts, TeacherFacts, TrainingFacts
+from minilm_cli.runfolder import RUNS
+from minilm_cli.settings import DEFAULT_STEPS, DistillSettings
+from minilm_cli.taps import RelationTap
+from minilm_cli.tokens import TokenizerInfo, TokenStore
+
+#: Real steps that a dry run measures; the first is a warm-up.
+MEASURED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs."""
+
+    settings: DistillSettings
+    """With every `auto` resolved."""
+    tokenizer: PreTrainedTokenizerBase
+    student_config: PreTrainedConfig
+    stream: BatchStream
+    distiller: Distiller
+    total_steps: int
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the settings name, as far as it is cheap to load."""
+
+    tokenizer: PreTrainedTokenizerBase
+    student_config: PreTrainedConfig
+    output: Path
+
+
+def load_names(settings: DistillSettings) -> Names:
+    """The teacher's tokenizer, the student's configuration and the run's folder; raises `MinilmError`."""
+    check_sinks(settings.reporting.sinks)
+    teacher = settings.teacher
+    options: dict[str, Any] = {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code}
+    with loading("teacher", teacher.name):
+        teacher_config = AutoConfig.from_pretrained(teacher.name, **options)
+    config = student_config(settings.student.config, teacher_config)
+    tokenizer = load_tokenizer(teacher.name, **options)
+    name = f"{_short_name(config)}-from-{Path(teacher.name).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Names(tokenizer, config, settings.output or RUNS / name)
+
+
+def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
+    """Load teacher, student and tokens, check them against each other and resolve every `auto`.
+
+    `converted` is where a store stands, or is put, that is made from a file of token-id lists.
+    Raises `MinilmError` if something does not fit.
+    """
+    training = settings.training
+    device = _device(training.device)
+    bf16 = training.precision == "bf16" or (training.precision == "auto" and has_bf16(device))
+    teacher, teacher_parameters = _teacher(settings)
+    student = _student(settings, names.student_config, teacher)
+    store = _open_store(settings.data.path, converted, names.tokenizer, teacher.model.config)
+    max_length = _max_length(settings, store, {"teacher": teacher.model, "student": student.model})
+    widths = [_widths(tap, settings.relations.weights) for tap in (teacher, student)]
+    heads = relation_heads(settings.relations.heads, *widths)
+    budget = training.micro_batch_tokens
+    stream = BatchStream(
+        store,
+        seed=training.seed,
+        batch_size=training.batch_size,
+        micro_batch_tokens=default_micro_batch_tokens(device) if budget == "auto" else budget,
+        max_length=max_length,
+        pad_id=teacher.model.config.pad_token_id or 0,
+        held_out_fraction=settings.evaluation.fraction,
+        held_out_limit=settings.evaluation.limit,
+    )
+    total_steps = training.steps or (
+        math.ceil(training.epochs * stream.train_sequences / training.batch_size) if training.epochs else DEFAULT_STEPS
+    )
+    distiller = Distiller(teacher, student, settings, heads=heads, total_steps=total_steps, device=device, bf16=bf16)
+    resolved = _resolved(
+        settings,
+        {
+            "teacher": {"layer": teacher.layer, "name": _findable(settings.teacher.name)},
+            "student": {"layer": student.layer},
+            "data": {"max_length": max_length, "path": settings.data.path.absolute()},
+            "relations": {"heads": heads},
+            "training": {
+                "steps": total_steps,
+                "epochs": None,
+                "precision": "bf16" if bf16 else "fp32",
+                "micro_batch_tokens": stream.micro_batch_tokens,
+            },
+            "output": names.output.absolute(),
+        },
+    )
+    plan = Plan(
+        teacher=_teacher_facts(settings.teacher.name, teacher, teacher_parameters),
+        student=_student_facts(settings, student, teacher.layer, distiller.untrained),
+        relations=RelationFacts(
+            weights=settings.relations.weights,
+            heads=heads,
+            teacher_head_width=max(widths[0]) // heads,
+            student_head_width=max(widths[1]) // heads,
+        ),
+        data=DataFacts(
+            name=settings.data.path.name,
+            tokenizer=store.manifest.tokenizer.name,
+            sequences=len(store),
+            tokens=store.manifest.tokens,
+            held_out=stream.held_out_sequences,
+            max_length=max_length,
+        ),
+        training=TrainingFacts(
+            steps=total_steps,
+            epochs=total_steps * training.batch_size / stream.train_sequences,
+            batch_size=training.batch_size,
+            tokens_per_step=round(training.batch_size * store.manifest.tokens / len(store)),
+            micro_batch_tokens=stream.micro_batch_tokens,
+            precision=resolved.training.precision,
+            device=str(device),
+        ),
+    )
+    return Job(resolved, names.tokenizer, names.student_config, stream, distiller, total_steps, plan)
+
+
+def measure(job: Job) -> Measured:
+    """Time and peak memory of a few real steps, at a learning rate of zero."""
+    job.distiller.peak_lr = 0.0
+    started, sequences, tokens = 0.0, 0, 0
+    for report in job.distiller.steps(job.stream, first=1, last=MEASURED_STEPS):
+        if report.step == 1:
+            started = time.perf_counter()
+        else:
+            sequences += report.sequences
+            tokens += report.tokens
+    seconds = time.perf_counter() - started
+    if job.distiller.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(job.distiller.device)
+    else:
+        # Kilobytes on Linux, bytes on macOS.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Measured(
+        seconds_per_step=seconds / (MEASURED_STEPS - 1),
+        sequences_per_second=sequences / seconds,
+        tokens_per_second=tokens / seconds,
+        peak_memory_gib=peak / 2**30,
+        hours_in_all=seconds / (MEASURED_STEPS - 1) * job.total_steps / 3600,
+    )
+
+
+def _short_name(config: PreTrainedConfig) -> str:
+    return f"l{config.num_hidden_layers}-h{config.hidden_size}"
+
+
+def _device(wanted: str) -> torch.device:
+    try:
+        return pick_device(wanted)
+    except ValueError as error:
+        raise MinilmError(f"training.device: {wanted!r} is not to be had: {error}") from None
+
+
+def _teacher(settings: DistillSettings) -> tuple[RelationTap, int]:
+    """The teacher's tap, and the number of parameters it runs."""
+    wanted = settings.teacher
+    model, layer = load_teacher(
+        wanted.name, layer=wanted.layer, revision=wanted.revision, trust_remote_code=wanted.trust_remote_code
+    )
+    return RelationTap(model, layer), sum(parameter.numel() for parameter in model.parameters())
+
+
+def _student(settings: DistillSettings, config: PreTrainedConfig, teacher: RelationTap) -> RelationTap:
+    layer = resolve_layer(settings.student.layer, config.num_hidden_layers, setting="student.layer")
+    model = build_student(config, seed=settings.training.seed)
+    if settings.student.init == "teacher":
+        init_from_teacher(model, layer, teacher.model, teacher.layer)
+    return RelationTap(model, layer)
+
+
+def _max_length(settings: DistillSettings, store: TokenStore, models: Mapping[str, PreTrainedModel]) -> int:
+    """Tokens of the longest sequence that will be seen, which both models must be able to read."""
+    longest = store.manifest.longest
+    max_length = min(settings.data.max_length or longest, longest)
+    for side, model in models.items():
+        limit = longest_input(model)
+        if limit is not None and max_length > limit:
+            raise MinilmError(
+                f"the {side} reads at most {limit} tokens, and the data has sequences of {max_length}",
+                where=str(settings.data.path),
+                hint=f"Cut them with --max-length {limit}.",
+            )
+    return max_length
+
+
+def _teacher_facts(name: str, tap: RelationTap, parameters: int) -> TeacherFacts:
+    config, local = tap.model.config, Path(name).is_dir()
+    return TeacherFacts(
+        name=Path(name).resolve().name if local else name,
+        on_hub=not local,
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        layer=tap.layer,
+        width=config.hidden_size,
+        parameters=parameters,
+    )
+
+
+def _student_facts(
+    settings: DistillSettings, tap: RelationTap, teacher_layer: int, untrained: list[str]
+) -> StudentFacts:
+    config, named = tap.model.config, dict(tap.model.named_parameters())
+    return StudentFacts(
+        name=_short_name(config),
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        layer=tap.layer,
+        width=config.hidden_size,
+        parameters=sum(parameter.numel() for parameter in named.values()),
+        init_from_teacher_layers=evenly_spaced(tap.layer, teacher_layer) if settings.student.init == "teacher" else [],
+        tensors=len(named),
+        untrained=untrained,
+        untrained_parameters=sum(named[name].numel() for name in untrained),
+    )
+
+
+def _findable(name: str) -> str:
+    """A local folder by its full path, so that the run can be resumed from anywhere; a Hub name as it is."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
+
+
+def _resolved(settings: DistillSettings, updates: Mapping[str, Any]) -> DistillSettings:
+    values = settings.model_dump()
+    for section, value in updates.items():
+        values[section] = values[section] | value if isinstance(value, dict) else value
+    return DistillSettings.model_validate(values)
+
+
+def _open_store(
+    path: Path, converted: Path, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedConfig
+) -> TokenStore:
+    """The token store at `path`, checked and of the teacher's vocabulary; a file of id lists is converted first."""
+    if path.name.endswith(".jsonl.gz") or path.is_file():
+        if not path.name.endswith(".jsonl.gz"):
+            raise MinilmError("a token store (a folder) or a .jsonl.gz of token-id lists is wanted", where=str(path))
+        if not converted.exists():
+            special = tokenizer_info(tokenizer).special_ids
+            convert_token_lists(path, converted, TokenizerInfo(vocabulary_size=teacher.vocab_size, special_ids=special))
+        path = converted
+    store = TokenStore(path)
+    store.verify()
+    made_with = store.manifest.tokenizer
+    ours = tokenizer_info(tokenizer)
+    if made_with.vocabulary_sha256 not in (None, ours.vocabulary_sha256):
+        raise MinilmError(
+            f"these tokens were made with the tokenizer {made_with.name}, whose vocabulary is not the teacher's",
+            where=str(path),
+            hint="Tokenise again with --tokenizer set to the teacher.",
+        )
+    if made_with.vocabulary_size > teacher.vocab_size:
+        raise MinilmError(
+            f"the tokens' vocabulary has {made_with.vocabulary_size} ids, and the teacher has embeddings for"
+            f" {teacher.vocab_size}",
+            where=str(path),
+        )
+    return store
+
+
+def _widths(tap: RelationTap, relations: Mapping[str, float]) -> set[int]:
+    """Widths of the projections in use, found by a pass over a token; both of a relation must be the same."""
+    token = torch.ones((1, 1), dtype=torch.long)
+    tap.eval()
+    with torch.no_grad():
+        found = {letter: tensor.shape[1] for letter, tensor in zip("qkv", tap(token, token), strict=True)}
+    for left, right in map(tuple, relations):
+        if found[left] != found[right]:
+            raise MinilmError(
+                f"relations.weights: {left}{right} pairs {left}, {found[left]} wide, with {right}, {found[right]} wide,"
+                f" in {tap.model.config.model_type} (grouped-query attention)",
+                hint="Pair projections of one width, such as qq, kk and vv.",
+            )
+    return {found[letter] for pair in relations for letter in pair}
