@@ -6,9 +6,11 @@ the same time and memory whatever the size of the store, and resuming needs no s
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,14 +25,19 @@ _ROUNDS = 8
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences that go through the models together, sorted by length and padded to the longest."""
+    """Sequences that go through the models together, the longest first.
+
+    Packed, they stand one after the other in a single row without padding; otherwise each is a row of its own, padded
+    to the longest.
+    """
 
     indices: Indices
     """Where the sequences stand in the store."""
     lengths: tuple[int, ...]
     """Real tokens of each."""
     input_ids: Tensor
-    """Token ids, (sequences, longest)."""
+    """Token ids, (1, tokens) if packed, else (sequences, longest)."""
+    packed: bool
 
     @property
     def tokens(self) -> int:
@@ -40,12 +47,22 @@ class MicroBatch:
     @property
     def spans(self) -> list[tuple[int, int]]:
         """(start, length) of each sequence among the flattened positions of `input_ids`."""
-        return [(row * self.input_ids.shape[1], length) for row, length in enumerate(self.lengths)]
+        ends = itertools.accumulate(self.lengths) if self.packed else itertools.count(1)
+        width = self.input_ids.shape[1]
+        return [(end - n if self.packed else (end - 1) * width, n) for end, n in zip(ends, self.lengths, strict=False)]
 
-    def attention_mask(self) -> Tensor:
-        """1 for real tokens, 0 for padding, (sequences, longest)."""
-        longest = self.input_ids.shape[1]
-        return (torch.arange(longest)[None, :] < torch.tensor(self.lengths)[:, None]).long()
+    def inputs(self, device: torch.device) -> dict[str, Any]:
+        """What a `RelationTap` takes, on `device`."""
+        inputs: dict[str, Any] = {"input_ids": self.input_ids}
+        if self.packed:
+            inputs["position_ids"] = torch.cat([torch.arange(length) for length in self.lengths])[None]
+        else:
+            longest = torch.arange(self.input_ids.shape[1])
+            inputs["attention_mask"] = (longest < torch.tensor(self.lengths)[:, None]).long()
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+        if self.packed:
+            inputs["runs"] = tuple((len(list(same)), length) for length, same in itertools.groupby(self.lengths))
+        return inputs
 
 
 class BatchStream:
@@ -60,14 +77,18 @@ class BatchStream:
         micro_batch_tokens: int,
         max_length: int,
         pad_id: int,
+        pack: bool = False,
         held_out_fraction: float = 0.0,
         held_out_limit: int = 10_000,
     ) -> None:
-        """Steps of `batch_size` sequences, cut into micro-batches of at most `micro_batch_tokens` padded tokens."""
+        """Steps of `batch_size` sequences, cut into micro-batches of at most `micro_batch_tokens` (padded) tokens.
+
+        pack: put the sequences of a micro-batch one after the other instead of padding them with `pad_id`.
+        """
         self.batch_size = batch_size
         self._store, self._seed = store, seed
         self.micro_batch_tokens = micro_batch_tokens
-        self._max_length, self._pad_id = max_length, pad_id
+        self._max_length, self._pad_id, self._pack = max_length, pad_id, pack
         wanted = math.ceil(len(store) * held_out_fraction)
         # At least one sequence is left to train on.
         self.held_out_sequences = min(wanted, held_out_limit, len(store) - 1)
@@ -97,22 +118,31 @@ class BatchStream:
             yield from self._cut(indices[begin : begin + 4096])
 
     def _cut(self, indices: Indices) -> Iterator[MicroBatch]:
-        """Longest first, as many together as their padded tokens allow, at least one."""
+        """Longest first, as many together as their (padded) tokens allow, at least one."""
         lengths = self._store.lengths(indices, self._max_length)
         order = np.argsort(-lengths, kind="stable")
         indices, lengths = indices[order], lengths[order]
         begin = 0
         while begin < len(indices):
-            size = max(1, self.micro_batch_tokens // int(lengths[begin]))
+            size = self._fitting(lengths[begin:])
             yield self._collate(indices[begin : begin + size], lengths[begin : begin + size])
             begin += size
 
+    def _fitting(self, lengths: Indices) -> int:
+        """How many of the first sequences make a micro-batch."""
+        if self._pack:
+            return max(1, int(np.searchsorted(np.cumsum(lengths), self.micro_batch_tokens, side="right")))
+        return max(1, self.micro_batch_tokens // int(lengths[0]))
+
     def _collate(self, indices: Indices, lengths: Indices) -> MicroBatch:
-        input_ids = np.full((len(indices), int(lengths[0])), self._pad_id, dtype=np.int64)
-        for row, index in enumerate(indices):
-            ids = self._store.sequence(int(index), self._max_length)
-            input_ids[row, : len(ids)] = ids
-        return MicroBatch(indices, tuple(lengths.tolist()), torch.from_numpy(input_ids))
+        sequences = [self._store.sequence(int(index), self._max_length) for index in indices]
+        if self._pack:
+            input_ids = np.concatenate(sequences).astype(np.int64)[None]
+        else:
+            input_ids = np.full((len(indices), int(lengths[0])), self._pad_id, dtype=np.int64)
+            for row, ids in zip(input_ids, sequences, strict=True):
+                row[: len(ids)] = ids
+        return MicroBatch(indices, tuple(lengths.tolist()), torch.from_numpy(input_ids), self._pack)
 
 
 def permute(places: Indices, size: int, key: int) -> Indices:

@@ -421,10 +421,9 @@ def _result(path: Path, facts: dict[str, Any], as_json: bool) -> None:
 
 def _tell(console: Console, report: RunReport, as_json: bool) -> None:
     if not report.finished_before:
-        losses = "  ".join(
-            f"{name} {value:.4f}" for name, value in report.losses.items() if name in {"loss", "eval_loss"}
-        )
-        console.say(f"{report.step} steps: {losses}. Export the student with: minilm export {report.path}")
+        held_out = f", {report.losses['eval_loss']:.4f} on held-out text" if "eval_loss" in report.losses else ""
+        console.say(f"Trained {report.step} steps: loss {report.losses['loss']:.4f}{held_out}.")
+        console.say(f"The student is in {report.path / 'student'}; try: minilm export {report.path}")
     _result(report.path, {"step": report.step, **report.losses}, as_json)
 
 

@@ -34,6 +34,7 @@ PLAIN_INTERVAL = 10.0
 #: How a metric is shown beside the bar, in this order: label and format.
 _SHOWN = {
     "loss": ("loss", "{:.4f}"),
+    "eval_loss": ("held-out", "{:.4f}"),
     "lr": ("lr", "{:.1e}"),
     "sequences_per_second": ("seq/s", "{:.1f}"),
     "tokens_per_second": ("tokens/s", "{:,.0f}"),
@@ -106,7 +107,7 @@ class ProgressSink:
         self._title, self._total, self._unit = title, total, unit
         self._began, self._began_at = time.monotonic(), done
         self._last_line = time.monotonic()
-        self._shown = ""
+        self._shown: dict[str, float] = {}
         if self._rich.is_terminal:
             count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
             self._bar = Progress(
@@ -124,9 +125,8 @@ class ProgressSink:
             self._live.start()
 
     def update(self, done: float, shown: Record | None = None) -> None:
-        """`done` units are behind it; `shown` replaces the metrics."""
-        if shown is not None:
-            self._shown = _describe(shown)
+        """`done` units are behind it; `shown` replaces the metrics of the same names."""
+        self._shown.update(shown or {})
         if self._live is not None:
             self._bar.update(self._task, completed=done)
         elif time.monotonic() - self._last_line >= PLAIN_INTERVAL:
@@ -140,14 +140,14 @@ class ProgressSink:
             self._live = None
 
     def _render(self) -> RenderableType:
-        return Group(self._bar, Text(f"  {self._shown}", style="dim", overflow="ellipsis", no_wrap=True))
+        return Group(self._bar, Text(f"  {_describe(self._shown)}", style="dim", overflow="ellipsis", no_wrap=True))
 
     def _plain_line(self, done: float) -> str:
         if self._unit == "bytes":
             count = f"{done / 1e6:.1f}/{self._total / 1e6:.1f} MB"
         else:
             count = f"step {done:.0f}/{self._total:.0f}"
-        parts = [f"{self._title}: {count}", self._shown]
+        parts = [f"{self._title}: {count}", _describe(self._shown)]
         if done > self._began_at:
             left = (time.monotonic() - self._began) / (done - self._began_at) * (self._total - done)
             parts.append(f"{_duration(left)} left")

@@ -173,12 +173,11 @@ class Distiller:
                 self.optimizer.state[parameter] = moments
 
     def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        input_ids = batch.input_ids.to(self.device, non_blocking=True)
-        attention_mask = batch.attention_mask().to(self.device, non_blocking=True)
+        inputs = batch.inputs(self.device)
         with torch.inference_mode():
-            teacher = self._run_teacher(input_ids, attention_mask)
+            teacher = self._run_teacher(**inputs)
         with self._autocast():
-            student = self._run_student(input_ids, attention_mask)
+            student = self._run_student(**inputs)
         return relation_loss(teacher, student, batch.spans, heads=self._heads, weights=self._weights)
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -102,6 +102,8 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
         micro_batch_tokens=default_micro_batch_tokens(device) if budget == "auto" else budget,
         max_length=max_length,
         pad_id=teacher.model.config.pad_token_id or 0,
+        # A compiled model would be compiled anew for every packing.
+        pack=not training.compile and teacher.packs() and student.packs(),
         held_out_fraction=settings.evaluation.fraction,
         held_out_limit=settings.evaluation.limit,
     )
@@ -136,7 +138,7 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
         ),
         data=DataFacts(
             name=settings.data.path.name,
-            tokenizer=store.manifest.tokenizer.name,
+            tokenizer=_public_name(store.manifest.tokenizer.name),
             sequences=len(store),
             tokens=store.manifest.tokens,
             held_out=stream.held_out_sequences,
@@ -223,11 +225,16 @@ def _max_length(settings: DistillSettings, store: TokenStore, models: Mapping[st
     return max_length
 
 
+def _public_name(name: str | None) -> str | None:
+    """A Hub name as it is, and of a local folder only the last part: where it lies is nobody else's business."""
+    return name if name is None or (name.count("/") == 1 and not Path(name).is_dir()) else Path(name).name
+
+
 def _teacher_facts(name: str, tap: RelationTap, parameters: int) -> TeacherFacts:
-    config, local = tap.model.config, Path(name).is_dir()
+    config = tap.model.config
     return TeacherFacts(
-        name=Path(name).resolve().name if local else name,
-        on_hub=not local,
+        name=_public_name(name) or name,
+        on_hub=not Path(name).is_dir(),
         family=config.model_type,
         layers=config.num_hidden_layers,
         layer=tap.layer,

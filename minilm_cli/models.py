@@ -28,7 +28,7 @@ from minilm_cli.errors import MinilmError
 from minilm_cli.files import read_json
 from minilm_cli.hub import loading, quiet
 from minilm_cli.seeding import derive
-from minilm_cli.taps import ATTENTION
+from minilm_cli.taps import ATTENTION, first_position, position_table
 
 logger = logging.getLogger(__name__)
 
@@ -299,9 +299,5 @@ def _divisors(number: int) -> list[int]:
 
 def longest_input(model: PreTrainedModel) -> int | None:
     """The most tokens the model has positions for, or `None` if it has no table of positions."""
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
-            # RoBERTa and its relatives count positions from behind the padding index.
-            reserved = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - reserved
-    return None
+    table = position_table(model)
+    return None if table is None else table.num_embeddings - first_position(model)

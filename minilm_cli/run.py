@@ -193,7 +193,7 @@ def _train(job: Job, run: RunFolder, progress: Progress, newest: checkpoint.Chec
         with staged(run.student, force=True) as built:
             write_hf(run, final, built)
         losses = final_losses(run.metrics())
-        logger.info("Done: the student is in %s", run.student)
+        logger.debug("Done: the student is in %s", run.student)
     return RunReport(run.path, job.total_steps, losses)
 
 
@@ -288,7 +288,8 @@ class _Training:
         self._mark += time.monotonic() - started  # rates are those of training
         self._evaluated = self._step
         self._sinks.write({"step": self._step, **losses})
-        logger.info("Step %d: held-out loss %.4f", self._step, losses["eval_loss"])
+        self._progress.update(self._step, losses)
+        logger.debug("Step %d: held-out loss %.4f", self._step, losses["eval_loss"])
         if self._step and (self._best is None or losses["eval_loss"] < self._best["eval_loss"]):
             self._best = {"step": self._step, "eval_loss": losses["eval_loss"]}
             self._save()

@@ -8,6 +8,7 @@ the tensors of that one and ends the pass: nothing after them is computed. Ignor
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ class _Active(threading.local):
 
 _active = _Active()
 
+Run = tuple[int, int]
+
 
 class RelationTap(nn.Module):
     """Wraps a transformers model; its forward pass returns the projections of one layer's self-attention."""
@@ -45,20 +48,37 @@ class RelationTap(nn.Module):
         super().__init__()
         self.model = model
         self.layer = layer
+        self._first_position = first_position(model)
         self._calls = 0
         self._kept: Projections | None = None
+        self._runs: Sequence[Run] | None = None
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Projections:
-        """Run `input_ids` (batch, tokens) up to the layer; queries, keys and values as (batch × tokens, width).
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        runs: Sequence[Run] | None = None,
+    ) -> Projections:
+        """Run the model up to the layer; queries, keys and values as (positions, width).
+
+        Either padded: `input_ids` and `attention_mask`, (batch, tokens), for batch × tokens positions. Or packed, for a
+        model that `packs`: sequences one after the other in one row, `input_ids` and `position_ids` (counted from 0 in
+        each sequence), (1, positions), and `runs`, (count, length) of successive sequences of one length.
 
         The heads stand side by side in `width`, as the model's own projections give them; the keys and values of a
         grouped-query family are narrower than its queries. Raises `MinilmError` if the model's attention does not go
         through the registry, or is called fewer than `layer` times.
         """
+        inputs = {"input_ids": input_ids}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids + self._first_position
         outer, _active.tap = _active.tap, self
-        self._calls, self._kept = 0, None
+        self._calls, self._kept, self._runs = 0, None, runs
         try:
-            self.model(input_ids=input_ids, attention_mask=attention_mask)
+            self.model(**inputs)
         except _PassEnded:
             pass
         finally:
@@ -75,7 +95,42 @@ class RelationTap(nn.Module):
                 query = query * query.shape[-1] ** 0.5
             self._kept = Projections(_join_heads(query), _join_heads(key), _join_heads(value))
             raise _PassEnded
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
+        if self._runs is None:
+            return sdpa_attention_forward(module, query, key, value, mask, **options)
+        return _attend_packed(self._runs, module, query, key, value, **options), None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the pass under way is a packed one."""
+        return self._runs is not None
+
+    def packs(self) -> bool:
+        """Whether a packed pass gives what a padded one gives, found by trying both.
+
+        It does where a token's place is told by `position_ids` alone. ESM also looks at what else is in the row.
+        """
+        config = self.model.config
+        if getattr(config, "token_dropout", False):
+            return False
+        device, pad_id = next(self.parameters()).device, config.pad_token_id or 0
+        ids = torch.tensor([number % config.vocab_size for number in range(9) if number != pad_id], device=device)
+        padded = torch.full((2, 5), pad_id, device=device)
+        padded[0], padded[1, :3] = ids[:5], ids[5:8]
+        mask = torch.tensor([[1] * 5, [1, 1, 1, 0, 0]], device=device)
+        positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]], device=device)
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                apart = self(padded, mask)
+                together = self(ids[None, :8], position_ids=positions, runs=[(1, 5), (1, 3)])
+        except (TypeError, ValueError, IndexError, RuntimeError):
+            return False  # the family takes no position_ids, or not these
+        finally:
+            self.train(was_training)
+        return all(
+            torch.allclose(ours, theirs[:8], rtol=1e-3, atol=1e-4) for ours, theirs in zip(together, apart, strict=True)
+        )
 
     def _take(self) -> Projections:
         kept, self._kept = self._kept, None
@@ -93,9 +148,54 @@ class RelationTap(nn.Module):
         return MinilmError(f"layer {self.layer} was asked for, and the model has {self._calls}")
 
 
+def first_position(model: PreTrainedModel) -> int:
+    """The number a model gives to the first token's position: RoBERTa and its relatives count from past the padding."""
+    table = position_table(model)
+    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+
+def position_table(model: PreTrainedModel) -> nn.Embedding | None:
+    """The model's table of position embeddings, or `None` if it has none (rotary and relative positions)."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            return module
+    return None
+
+
 def _join_heads(tensor: Tensor) -> Tensor:
     """(batch, heads, tokens, width) to (batch × tokens, heads × width): for most families a view."""
     return tensor.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def _attend_packed(
+    runs: Sequence[Run], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
+) -> Tensor:
+    """Attention within each sequence of a packed row; tensors (1, heads, positions, width) in, (1, positions, …) out.
+
+    Successive sequences of one length are one batch, a view of the row: nothing is padded, masked or copied.
+    """
+    outputs, begin = [], 0
+    for count, length in runs:
+        some = slice(begin, begin + count * length)
+        queries, keys, values = (
+            tensor[0, :, some].view(-1, count, length, tensor.shape[3]).transpose(0, 1)
+            for tensor in (query, key, value)
+        )
+        mask = _window_mask(module, length, options.get("sliding_window"), query.device)
+        output, _ = sdpa_attention_forward(module, queries, keys, values, mask, **options)
+        outputs.append(output.flatten(0, 1))
+        begin += count * length
+    return torch.cat(outputs)[None]
+
+
+def _window_mask(module: nn.Module, length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Which keys each query sees in a layer of local attention, (1, 1, length, length); `None` where it is all."""
+    if window is None or length <= window:
+        return None
+    places = torch.arange(length, device=device)
+    distance = places[:, None] - places[None, :]
+    near = distance.abs() < window
+    return (near & (distance >= 0) if getattr(module, "is_causal", False) else near)[None, None]
 
 
 def _tapped_attention(
@@ -114,8 +214,16 @@ def _tapped_attention(
     return _active.tap.attend(module, query, key, value, attention_mask, **options)
 
 
+def _tapped_mask(*arguments: Any, **options: Any) -> Tensor | None:
+    """SDPA's mask; none for a packed row, which would have one the size of all its tokens squared."""
+    if _active.tap is not None and _active.tap.is_packed:
+        return None
+    mask: Tensor | None = sdpa_mask(*arguments, **options)
+    return mask
+
+
 AttentionInterface.register(ATTENTION, _tapped_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(ATTENTION, _tapped_mask)
 
 
 def untrained_parameters(tap: RelationTap, *, vocabulary_size: int) -> list[str]:
