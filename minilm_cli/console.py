@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from minilm_cli.errors import MinilmError
+from minilm_cli.errors import Interrupted, MinilmError
 from minilm_cli.metrics import Record
 
 #: Seconds between two plain lines of progress.
@@ -37,8 +37,8 @@ _SHOWN = {
     "eval_loss": ("held-out", "{:.4f}"),
     "lr": ("lr", "{:.1e}"),
     "sequences_per_second": ("seq/s", "{:.1f}"),
-    "tokens_per_second": ("tokens/s", "{:,.0f}"),
-    "padding_fraction": ("padding", "{:.0%}"),
+    "tokens_per_second": ("tok/s", "{:,.0f}"),
+    "padding_fraction": ("pad", "{:.0%}"),
     "tokens": ("tokens", "{:,.0f}"),
 }
 
@@ -59,9 +59,10 @@ class Console:
         self._rich.print(Text(f"\n$ {words}", style="bold"))
 
     def error(self, error: MinilmError) -> None:
-        """What went wrong, and what to do."""
+        """What went wrong, or stopped the work, and what to do."""
         where = f"{error.where}: " if error.where else ""
-        self._rich.print(Text.assemble(("Error: ", "bold red"), f"{where}{error.message}"), soft_wrap=True)
+        label = ("Stopped: ", "bold yellow") if isinstance(error, Interrupted) else ("Error: ", "bold red")
+        self._rich.print(Text.assemble(label, f"{where}{error.message}"), soft_wrap=True)
         if error.hint:
             self._rich.print(Text(error.hint), soft_wrap=True)
 

@@ -5,6 +5,7 @@ What is cheap to check comes first, so that a mistake is told before the teacher
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import sys
@@ -38,6 +39,8 @@ from minilm_cli.runfolder import RUNS
 from minilm_cli.settings import DEFAULT_STEPS, DistillSettings
 from minilm_cli.taps import RelationTap
 from minilm_cli.tokens import TokenizerInfo, TokenStore
+
+logger = logging.getLogger(__name__)
 
 #: Real steps that a dry run measures; the first is a warm-up.
 MEASURED_STEPS = 3
@@ -196,6 +199,7 @@ def _device(wanted: str) -> torch.device:
 def _teacher(settings: DistillSettings) -> tuple[RelationTap, int]:
     """The teacher's tap, and the number of parameters it runs."""
     wanted = settings.teacher
+    logger.info("Loading the teacher, %s.", wanted.name)
     model, layer = load_teacher(
         wanted.name, layer=wanted.layer, revision=wanted.revision, trust_remote_code=wanted.trust_remote_code
     )

@@ -164,7 +164,7 @@ class _Signals:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.received = number
-        logger.warning("%s: saving a checkpoint, then stopping.", signal.Signals(number).name)
+        logger.info("%s: saving a checkpoint, then stopping; once more stops at once.", signal.Signals(number).name)
 
 
 @contextmanager
@@ -253,9 +253,9 @@ class _Training:
         if self._signals.received is not None:
             if self._saved != self._step:
                 self._save()
+            name = signal.Signals(self._signals.received).name
             raise Interrupted(
-                f"{signal.Signals(self._signals.received).name} after step {self._step} of {total}; a checkpoint is"
-                f" saved in {self._run.path}.",
+                f"{name} after step {self._step} of {total}; a checkpoint is saved.",
                 self._signals.received,
                 hint=f"Go on with: minilm resume {self._run.path}",
             )
