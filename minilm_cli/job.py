@@ -36,7 +36,7 @@ from minilm_cli.models import (
 )
 from minilm_cli.plan import DataFacts, Measured, Plan, RelationFacts, StudentFacts, TeacherFacts, TrainingFacts
 from minilm_cli.runfolder import RUNS
-from minilm_cli.settings import DEFAULT_STEPS, DistillSettings
+from minilm_cli.settings import DEFAULT_STEPS, DistillSettings, TeacherSettings
 from minilm_cli.taps import RelationTap
 from minilm_cli.tokens import TokenizerInfo, TokenStore
 
@@ -65,6 +65,7 @@ class Names:
     """What the settings name, as far as it is cheap to load."""
 
     tokenizer: PreTrainedTokenizerBase
+    teacher_config: PreTrainedConfig
     student_config: PreTrainedConfig
     output: Path
 
@@ -73,13 +74,20 @@ def load_names(settings: DistillSettings) -> Names:
     """The teacher's tokenizer, the student's configuration and the run's folder; raises `MinilmError`."""
     check_sinks(settings.reporting.sinks)
     teacher = settings.teacher
-    options: dict[str, Any] = {"revision": teacher.revision, "trust_remote_code": teacher.trust_remote_code}
-    with loading("teacher", teacher.name):
-        teacher_config = AutoConfig.from_pretrained(teacher.name, **options)
+    teacher_config = load_config(teacher)
     config = student_config(settings.student.config, teacher_config)
-    tokenizer = load_tokenizer(teacher.name, **options)
+    tokenizer = load_tokenizer(teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
     name = f"{_short_name(config)}-from-{Path(teacher.name).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Names(tokenizer, config, settings.output or RUNS / name)
+    return Names(tokenizer, teacher_config, config, settings.output or RUNS / name)
+
+
+def load_config(teacher: TeacherSettings) -> PreTrainedConfig:
+    """The teacher's configuration; raises `MinilmError`."""
+    with loading("teacher", teacher.name):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+        )
+    return config
 
 
 def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
@@ -91,9 +99,9 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
     training = settings.training
     device = _device(training.device)
     bf16 = training.precision == "bf16" or (training.precision == "auto" and has_bf16(device))
+    store = _open_store(settings.data.path, converted, names.tokenizer, names.teacher_config)
     teacher, teacher_parameters = _teacher(settings)
     student = _student(settings, names.student_config, teacher)
-    store = _open_store(settings.data.path, converted, names.tokenizer, teacher.model.config)
     max_length = _max_length(settings, store, {"teacher": teacher.model, "student": student.model})
     widths = [_widths(tap, settings.relations.weights) for tap in (teacher, student)]
     heads = relation_heads(settings.relations.heads, *widths)

@@ -149,8 +149,8 @@ def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _preset_values(layers: int, width: int, teacher: PreTrainedConfig) -> dict[str, Any]:
-    heads = 12 if width % 12 == 0 else width // 64
-    if not heads or width % heads:
+    heads = 12 if width % 12 == 0 else width // 64 if width % 64 == 0 else 0
+    if not heads:
         raise MinilmError(
             f"a width of {width} divides neither into 12 heads nor into heads 64 wide",
             where=f"student.config l{layers}-h{width}",

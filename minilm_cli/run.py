@@ -28,7 +28,7 @@ from minilm_cli.errors import Interrupted, MinilmError
 from minilm_cli.export import write_hf
 from minilm_cli.files import refuse_existing, staged, write_json
 from minilm_cli.hub import load_tokenizer, quiet
-from minilm_cli.job import Job, Names, load_names, measure, prepare
+from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare
 from minilm_cli.metrics import Fanout, JsonlSink, Progress, open_sinks
 from minilm_cli.plan import Plan
 from minilm_cli.runfolder import RunFolder, final_losses
@@ -99,7 +99,7 @@ def resume(
         return RunReport(run.path, total, final_losses(run.metrics()), finished_before=True)
     with quiet():
         config = AutoConfig.from_pretrained(run.student_config_file)
-    names = Names(load_tokenizer(str(run.tokenizer)), config, run.path)
+    names = Names(load_tokenizer(str(run.tokenizer)), load_config(settings.teacher), config, run.path)
     job = prepare(settings, names, converted=run.tokens)
     if settings != before:
         run.write_settings(job.settings)

@@ -453,6 +453,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str | None) 
         for entry in error.errors(include_url=False)
         if entry["loc"][: len(dotted.split("."))] == tuple(dotted.split("."))
     ] or [first["msg"].removeprefix("Value error, ")]
+    reasons = [reason.replace("Input should be", "must be") for reason in reasons]
     message = " or ".join(dict.fromkeys(reason[0].lower() + reason[1:] for reason in reasons))
     given = first["input"]
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
