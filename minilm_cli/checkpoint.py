@@ -69,6 +69,8 @@ def load(path: Path) -> Checkpoint:
         step, checksums, notes = int(manifest["step"]), dict(manifest["sha256"]), dict(manifest["notes"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"an entry is missing or wrong: {error}", where=str(path / _MANIFEST)) from None
+    if path.name != path_of(path.parent, step).name or not checksums:
+        raise RunError("this is the manifest of another step, or of no files", where=str(path / _MANIFEST))
     for name, expected in checksums.items():
         file = path / Path(name).name
         if not file.is_file():

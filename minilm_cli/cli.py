@@ -321,14 +321,14 @@ def resume(
 ) -> None:
     """Go on with a run as if it had never stopped."""
     from minilm_cli.runfolder import find_run
-    from minilm_cli.settings import parse_assignments
+    from minilm_cli.settings import combine
 
-    changes = parse_assignments(assignments or ())
+    changes = combine({"training.steps": steps}, assignments or ())
     found = find_run(folder)
     from minilm_cli import run
 
     console = _console()
-    report = run.resume(found, console.progress, steps=steps, changes=changes)
+    report = run.resume(found, console.progress, changes)
     if report.finished_before:
         console.say(f"{report.path} is finished: {report.step} steps. Extend it with --steps.")
     _tell(console, report, as_json)

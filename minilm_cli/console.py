@@ -52,7 +52,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """One message."""
-        self._rich.print(Text(text))
+        self._rich.print(Text(text), soft_wrap=True)
 
     def command(self, words: str) -> None:
         """A command that is about to run."""

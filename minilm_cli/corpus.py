@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Protocol, cast
@@ -106,8 +106,11 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
     started = time.monotonic()
     counts = Counts()
     histogram = np.zeros(1, dtype=np.int64)
-    with staged(settings.output, force=settings.force) as built, _workers(settings, tokenizer, info, total) as run:
-        writer = _writer(built, settings, info)
+    with (
+        staged(settings.output, force=settings.force) as built,
+        _workers(settings, tokenizer, info, total) as run,
+        _writing(built, settings, info) as writer,
+    ):
         progress.start("Tokenising", total, unit="bytes")
         tokens = 0
         for lines, result in run(_batches(settings.inputs, settings.batch_size)):
@@ -126,7 +129,6 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
                 f"there is no text in {', '.join(map(str, settings.inputs))}: not one line has a token",
                 hint=f"Of {counts.lines} lines {counts.blank} are blank and {counts.dropped} were dropped as too long.",
             )
-        writer.close()
     return TokenizeReport(settings.output, counts, sequences, tokens, histogram, time.monotonic() - started)
 
 
@@ -267,7 +269,6 @@ class _Worker:
 
 
 def _start_worker(tokenizer_json: str, settings: TokenizeSettings, vocabulary_size: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends the workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core; no threads within
     _Worker.encoder = _Encoder(tokenizer_json, settings, vocabulary_size)
 
@@ -297,11 +298,22 @@ def _workers(settings: TokenizeSettings, tokenizer: Tokenizer, info: TokenizerIn
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Workers started inside hear no Ctrl-C and no SIGTERM: those are their parent's, which ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _in_order(pool: ProcessPoolExecutor, batches: Iterator[_Lines], window: int) -> Iterator[tuple[_Lines, _Tokenized]]:
     """Results in the order of the batches, at most `window` of them under way."""
     pending: deque[tuple[_Lines, Future[_Tokenized]]] = deque()
     for lines in batches:
-        future = pool.submit(_encode, lines)
+        with _signals_blocked():
+            future = pool.submit(_encode, lines)
         # What is still wanted of the lines is where they came from; their bytes are the worker's.
         pending.append((replace(lines, lines=[]), future))
         if len(pending) == window:
@@ -316,8 +328,6 @@ def _in_order(pool: ProcessPoolExecutor, batches: Iterator[_Lines], window: int)
 
 class _Writer(Protocol):
     def add(self, ids: TokenIds, lengths: Indices) -> None: ...
-
-    def close(self) -> object: ...
 
 
 class JsonlWriter:
@@ -339,10 +349,16 @@ class JsonlWriter:
         self._raw.close()
 
 
-def _writer(built: Path, settings: TokenizeSettings, info: TokenizerInfo) -> _Writer:
+@contextmanager
+def _writing(built: Path, settings: TokenizeSettings, info: TokenizerInfo) -> Iterator[_Writer]:
+    """A writer of what the output's name asks for, finished when the block ends well."""
     if settings.output.name.endswith(".jsonl.gz"):
-        return JsonlWriter(built)
-    return TokenStoreWriter(built, info, settings.max_length)
+        with closing(JsonlWriter(built)) as writer:
+            yield writer
+    else:
+        store = TokenStoreWriter(built, info, settings.max_length)
+        yield store
+        store.close()
 
 
 def convert_token_lists(file: Path, output: Path, info: TokenizerInfo) -> None:
@@ -352,14 +368,16 @@ def convert_token_lists(file: Path, output: Path, info: TokenizerInfo) -> None:
     """
     _size(file)
     writer = TokenStoreWriter(output, info, max_length=2**31)
-    dtype = id_dtype(info.vocabulary_size)
+    dtype, found = id_dtype(info.vocabulary_size), 0
     for batch in _batches([file], 1000):
         sequences = [_id_list(line, info, f"{file}, line {n}") for n, line in enumerate(batch.lines, batch.first)]
         lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
         flat = itertools.chain.from_iterable(sequences)
         writer.add(np.fromiter(flat, dtype=dtype, count=int(lengths.sum())), lengths)
-    if not writer.close().sequences:
+        found += len(lengths)
+    if not found:
         raise MinilmError("the file holds no sequence", where=str(file))
+    writer.close()
 
 
 def _id_list(line: bytes, info: TokenizerInfo, where: str) -> list[int]:

@@ -68,8 +68,7 @@ class Distiller:
         self.peak_lr = settings.optimizer.lr
         self.teacher = teacher.to(device, torch.bfloat16 if bf16 else torch.float32).eval().requires_grad_(False)
         self.student = student.to(device).train()
-        vocabulary = student.model.config.vocab_size
-        self.untrained = untrained_parameters(student, vocabulary_size=vocabulary)
+        self.untrained = untrained_parameters(student, sorted({letter for pair in self._weights for letter in pair}))
         frozen = frozenset(self.untrained)
         self._trained = {name: parameter for name, parameter in student.model.named_parameters() if name not in frozen}
         for name in frozen:

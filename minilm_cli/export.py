@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from minilm_cli.card import CURVE_FILE, loss_curve, model_card
 from minilm_cli.checkpoint import Checkpoint
 from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.files import refuse_existing, staged
 from minilm_cli.hub import loading, quiet, tokenizer_info
-from minilm_cli.models import build_student, longest_input
+from minilm_cli.models import build_student, longest_input, saved_config
 from minilm_cli.runfolder import RunFolder
 from minilm_cli.settings import ExportSettings
 
@@ -44,6 +44,10 @@ def export(settings: ExportSettings) -> ExportReport:
     run = RunFolder(settings.run)
     output = settings.output or run.path / "export" / settings.format
     refuse_existing(output, force=settings.force)
+    if settings.push_to_hub:
+        _check_repository(settings.push_to_hub)
+    if not run.tokenizer.is_dir():
+        raise MinilmError("the run's tokenizer is missing", where=str(run.tokenizer))
     chosen = run.pick_checkpoint(settings.checkpoint)
     with staged(output, force=settings.force) as built:
         difference = write_hf(run, chosen, built, dtype=settings.dtype)
@@ -72,8 +76,7 @@ def write_hf(run: RunFolder, chosen: Checkpoint, folder: Path, *, dtype: str = "
 
 def load_student(run: RunFolder, chosen: Checkpoint) -> PreTrainedModel:
     """The student with a checkpoint's weights, in evaluation mode."""
-    config: PreTrainedConfig = AutoConfig.from_pretrained(run.student_config_file)
-    model = build_student(config, seed=0)
+    model = build_student(saved_config(run.student_config_file), seed=0)
     _, unexpected = model.load_state_dict(chosen.tensors("student"), strict=False)
     assert not unexpected
     model.train(False)
@@ -124,16 +127,24 @@ def _pad_id(model: PreTrainedModel) -> int:
     return model.config.pad_token_id or 0
 
 
+def _check_repository(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise MinilmError(str(error), where=f"--push-to-hub {name}") from None
+
+
 def _upload(folder: Path, repository: str, *, private: bool) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
         url = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload the distilled student")
-    except HFValidationError as error:
-        raise MinilmError(str(error), where=f"--push-to-hub {repository}") from None
     except (HfHubHTTPError, OSError) as error:
         raise RunError(
             f"the upload to {repository} failed: {str(error).splitlines()[0]}",

@@ -32,22 +32,36 @@ def staged(path: Path, *, force: bool = False) -> Iterator[Path]:
     """
     refuse_existing(path, force=force)
     made = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise MinilmError("an output cannot be put below a file", where=str(path)) from None
     # A private folder beside the destination: same file system, so that the rename is atomic.
     holder = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
     try:
         built = holder / path.name
         yield built
         sync_tree(built)
-        if path.exists() or path.is_symlink():
-            path.rename(holder / "replaced")
-        built.rename(path)
+        _put(built, path, aside=holder / "replaced")
         sync(path.parent)
     finally:
         shutil.rmtree(holder, ignore_errors=True)
         with suppress(OSError):  # folders made for an output that did not come to be; those in use stay
             for parent in made:
                 parent.rmdir()
+
+
+def _put(built: Path, path: Path, *, aside: Path) -> None:
+    """Rename `built` to `path`, and what stood there to `aside`; if that fails, what stood there stays."""
+    replaced = path.exists() or path.is_symlink()
+    if replaced:
+        path.rename(aside)
+    try:
+        built.rename(path)
+    except BaseException:
+        if replaced:
+            aside.rename(path)
+        raise
 
 
 def sync(path: Path) -> None:

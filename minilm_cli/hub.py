@@ -11,13 +11,22 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError  # only the error: nothing is unpickled
 from typing import TYPE_CHECKING, cast
+
+from safetensors import SafetensorError
 
 from minilm_cli.errors import MinilmError
 from minilm_cli.tokens import TokenizerInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+#: How transformers, safetensors and torch's weights-only loader say that a file is not what it should be.
+_FAILURES = (
+    *(AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError),
+    *(SafetensorError, UnpicklingError),
+)
 
 
 @contextmanager
@@ -47,12 +56,13 @@ def loading(kind: str, name: str) -> Iterator[None]:
             yield
     except MinilmError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, json.JSONDecodeError) as error:
+    except _FAILURES as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if "trust_remote_code" in str(error):
             hint = "Its code comes with it and is not run unless you say --trust-remote-code."
         elif local:
-            hint = "Is it a folder made by save_pretrained, with its config.json and model.safetensors?"
+            files = "tokenizer.json" if kind == "tokenizer" else "config.json and model.safetensors"
+            hint = f"Is it a folder made by save_pretrained, with its {files}?"
         else:
             hint = (
                 "Is the name right, and the Hub in reach? A local folder works too. (HF_HUB_OFFLINE, HF_TOKEN, HF_HOME)"
@@ -68,6 +78,13 @@ def load_tokenizer(
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
+        # Where a folder has no tokenizer files, transformers makes one up that knows no word.
+        raise MinilmError(
+            "there is no tokenizer here: its vocabulary is empty",
+            where=name,
+            hint="A folder with a tokenizer.json is wanted, or a Hub name.",
+        )
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 

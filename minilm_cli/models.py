@@ -148,6 +148,14 @@ def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def saved_config(path: Path) -> PreTrainedConfig:
+    """A student's configuration from the file that a run keeps it in; raises `MinilmError` if that cannot be read."""
+    read_json(path, kind="student config")
+    with quiet():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+    return config
+
+
 def _preset_values(layers: int, width: int, teacher: PreTrainedConfig) -> dict[str, Any]:
     heads = 12 if width % 12 == 0 else width // 64 if width % 64 == 0 else 0
     if not heads:

@@ -20,7 +20,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 from transformers import __version__ as transformers_version
 
 from minilm_cli import __version__, checkpoint
@@ -30,6 +29,7 @@ from minilm_cli.files import refuse_existing, staged, write_json
 from minilm_cli.hub import load_tokenizer, quiet
 from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare
 from minilm_cli.metrics import Fanout, JsonlSink, Progress, open_sinks
+from minilm_cli.models import saved_config
 from minilm_cli.plan import Plan
 from minilm_cli.runfolder import RunFolder, final_losses
 from minilm_cli.settings import DistillSettings, change_mid_run
@@ -76,18 +76,15 @@ def dry_run(settings: DistillSettings, *, force: bool = False) -> Plan:
         return job.plan.model_copy(update={"measured": measure(job)})
 
 
-def resume(
-    run: RunFolder, progress: Progress, *, steps: int | None = None, changes: Mapping[str, Any] | None = None
-) -> RunReport:
+def resume(run: RunFolder, progress: Progress, changes: Mapping[str, Any] | None = None) -> RunReport:
     """Go on with a run from its newest sound checkpoint, or from the beginning if it has none yet.
 
-    steps: a new total, instead of the run's. changes: other settings that may change mid-run, by dotted path.
+    changes: settings that may change mid-run, by dotted path; `training.steps` is a new total.
     Raises what `distill` raises.
     """
     _refuse_many_processes()
     before = run.settings()
-    wanted = dict(changes or {}) | ({"training.steps": steps} if steps is not None else {})
-    settings = change_mid_run(before, wanted)
+    settings = change_mid_run(before, changes or {})
     newest = checkpoint.latest(run.checkpoints)
     total = settings.training.steps
     assert total is not None
@@ -97,9 +94,8 @@ def resume(
         )
     if newest is not None and newest.step == total and run.student.exists() and settings == before:
         return RunReport(run.path, total, final_losses(run.metrics()), finished_before=True)
-    with quiet():
-        config = AutoConfig.from_pretrained(run.student_config_file)
-    names = Names(load_tokenizer(str(run.tokenizer)), load_config(settings.teacher), config, run.path)
+    config = saved_config(run.student_config_file)
+    names = Names(load_tokenizer(str(run.tokenizer.absolute())), load_config(settings.teacher), config, run.path)
     job = prepare(settings, names, converted=run.tokens)
     if settings != before:
         run.write_settings(job.settings)
@@ -108,7 +104,7 @@ def resume(
 
 
 def _refuse_many_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise MinilmError("this version of minilm trains in one process", hint="Start it without torchrun.")
 
 
@@ -216,6 +212,8 @@ class _Training:
         self._evaluated: int | None = notes.get("evaluated")
         self._best: dict[str, float] | None = notes.get("best")
         self._elapsed: float = notes.get("elapsed", 0.0)
+        # What was done since the last line of metrics.
+        self._since: dict[str, int] = dict(notes.get("since") or {"sequences": 0, "tokens": 0, "padded_tokens": 0})
         if newest is not None:
             self._distiller.load_state({group: newest.tensors(group) for group in ("student", "optimizer")})
             logger.info("Going on from step %d.", newest.step)
@@ -235,7 +233,6 @@ class _Training:
         total = self._job.total_steps
         self._progress.start("Distilling", total, done=self._step)
         self._mark = time.monotonic()
-        self._since = {"sequences": 0, "tokens": 0, "padded_tokens": 0}
         self._evaluate_if_due()
         steps = self._distiller.steps(self._job.stream, first=self._step + 1, last=total, stop=self._signals.pending)
         for report in steps:
@@ -303,7 +300,7 @@ class _Training:
 
     def _save(self) -> None:
         started = time.monotonic()
-        notes = {"evaluated": self._evaluated, "best": self._best, "elapsed": self._elapsed}
+        notes = {"evaluated": self._evaluated, "best": self._best, "elapsed": self._elapsed, "since": self._since}
         checkpoint.save(self._run.checkpoints, self._step, self._distiller.state(), notes)
         best = None if self._best is None else int(self._best["step"])
         checkpoint.prune(self._run.checkpoints, keep=self._settings.checkpoint.keep, best=best)

@@ -15,19 +15,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from minilm_cli.errors import MinilmError
 
 DEFAULT_STEPS = 400_000
 
-PositiveInt = Annotated[int, Field(gt=0, le=2**62)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=2**62)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+def _no_bool(value: Any) -> Any:
+    """`true` is no number, whatever Python says."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")  # noqa: TRY004  # pydantic takes ValueErrors
+    return value
+
+
+_Number = BeforeValidator(_no_bool)
+PositiveInt = Annotated[int, Field(gt=0, le=2**62), _Number]
+NonNegativeInt = Annotated[int, Field(ge=0, le=2**62), _Number]
+PositiveFloat = Annotated[float, Field(gt=0), _Number]
+NonNegativeFloat = Annotated[float, Field(ge=0), _Number]
+Share = Annotated[float, Field(ge=0, lt=1), _Number]
+Length = Annotated[int, Field(ge=2, le=2**31), _Number]
 Model = TypeVar("Model", bound=BaseModel)
 
-Layer = Annotated[int, Field(description="1-based; negative counts from the last")]
+Layer = Annotated[int, _Number, Field(description="1-based; negative counts from the last")]
 
 
 def _nonzero_layer(value: Any) -> Any:
@@ -49,7 +60,7 @@ def _parse_relations(value: Any) -> Any:
     return weights
 
 
-def _check_relations(value: Mapping[str, float]) -> Mapping[str, float]:
+def _check_relations(value: dict[str, float]) -> dict[str, float]:
     if not value:
         raise ValueError("at least one relation is needed, such as qq=1,kk=1,vv=1")
     for pair in value:
@@ -101,24 +112,19 @@ class DataSettings(Section):
 
     path: Path = Path("tokens")
     """A token store, or a `.jsonl.gz` file with a list of token ids a line."""
-    max_length: Annotated[int, Field(ge=2, le=2**31)] | None = None
+    max_length: Length | None = None
     """Longest sequence in tokens; longer ones are cut to it, their last special token kept. Default: the store's."""
 
 
 class RelationSettings(Section):
     """The self-attention relations that are transferred (MiniLMv2, section 3)."""
 
-    weights: Annotated[dict[str, PositiveFloat], BeforeValidator(_parse_relations), Field(validate_default=True)] = (
-        Field(default={"qq": 1.0, "kk": 1.0, "vv": 1.0})
-    )
+    weights: Annotated[
+        dict[str, PositiveFloat], BeforeValidator(_parse_relations), AfterValidator(_check_relations)
+    ] = Field(default={"qq": 1.0, "kk": 1.0, "vv": 1.0})
     """Weight of each relation, a pair of q (queries), k (keys) and v (values): `qq=1,kk=1,vv=1`."""
     heads: Literal["auto"] | PositiveInt = "auto"
     """Relation heads. `auto`: 48, or 64 for a 1024-wide teacher, else the nearest divisor of both widths."""
-
-    @model_validator(mode="after")
-    def _pairs(self) -> Self:
-        _check_relations(self.weights)
-        return self
 
 
 class TrainingSettings(Section):
@@ -155,7 +161,7 @@ class OptimizerSettings(Section):
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay; none on biases and norms."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Adam's running-average coefficients."""
     eps: PositiveFloat = 1e-6
     """Added to Adam's denominator."""
@@ -175,7 +181,7 @@ class ScheduleSettings(Section):
 class EvaluationSettings(Section):
     """The held-out loss."""
 
-    fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    fraction: Share = 0.01
     """Share of the sequences held out from training."""
     limit: PositiveInt = 10_000
     """At most this many sequences are held out, whatever the fraction."""
@@ -260,7 +266,7 @@ class TokenizeSettings(Section):
     """Run tokenizer code that comes with it. Only for sources you trust."""
     output: Path = Path("tokens")
     """The token store's folder, or a file whose name ends in `.jsonl.gz`."""
-    max_length: Annotated[int, Field(ge=1, le=2**31)] = 512
+    max_length: Length = 512
     """Tokens in a sequence, special tokens counted."""
     overflow: Literal["split", "truncate", "drop"] = "split"
     """What becomes of a longer line."""
@@ -365,6 +371,15 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     return parsed
 
 
+def combine(flags: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Flags that are given (not `None`) and `--set` assignments, by dotted path; none may be given both ways."""
+    given = {dotted: value for dotted, value in flags.items() if value is not None}
+    assigned = parse_assignments(assignments)
+    for dotted in assigned.keys() & given.keys():
+        raise MinilmError(f"{dotted} is given by its flag and by --set", hint="Give it once.")
+    return given | assigned
+
+
 def _merge(into: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, name = dotted.split(".")
     for section in sections:
@@ -390,12 +405,10 @@ def load_distill_settings(
 
     Raises `MinilmError` for a file that cannot be read, an unknown or twice given setting, or a wrong value.
     """
-    values = read_settings_file(file) if file else {}
-    given = {dotted: value for dotted, value in (flags or {}).items() if value is not None}
-    assigned = parse_assignments(assignments)
-    for dotted in assigned.keys() & given.keys():
-        raise MinilmError(f"{dotted} is given by its flag and by --set", hint="Give it once.")
-    overrides = given | assigned
+    # A section with nothing in it, as where all its lines are commented out, is read as null.
+    read = read_settings_file(file) if file else {}
+    values = {name: {} if value is None and name != "output" else value for name, value in read.items()}
+    overrides = combine(flags or {}, assignments)
     # Of the two ways to say how long to train, the command line's replaces the file's.
     for name, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
         if name in overrides and other not in overrides and isinstance(values.get("training"), dict):

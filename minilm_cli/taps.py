@@ -8,7 +8,7 @@ the tensors of that one and ends the pass: nothing after them is computed. Ignor
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -95,6 +95,8 @@ class RelationTap(nn.Module):
                 query = query * query.shape[-1] ** 0.5
             self._kept = Projections(_join_heads(query), _join_heads(key), _join_heads(value))
             raise _PassEnded
+        # Without a mask transformers takes a module that does not say otherwise for a causal one; an encoder is not.
+        options.setdefault("is_causal", getattr(module, "is_causal", False))
         if self._runs is None:
             return sdpa_attention_forward(module, query, key, value, mask, **options)
         return _attend_packed(self._runs, module, query, key, value, **options), None
@@ -226,18 +228,20 @@ AttentionInterface.register(ATTENTION, _tapped_attention)
 AttentionMaskInterface.register(ATTENTION, _tapped_mask)
 
 
-def untrained_parameters(tap: RelationTap, *, vocabulary_size: int) -> list[str]:
+def untrained_parameters(tap: RelationTap, letters: Iterable[str]) -> list[str]:
     """Names of the parameters of `tap.model` that the loss does not reach: they stay as they were initialised.
 
-    The loss ends at the tapped projections, so what comes after them gets no gradient: that layer's attention output,
-    feed-forward part and norms, every later layer, and the pooler. Found by trying, not by name.
+    The loss ends at the tapped projections whose `letters` (of q, k and v) the relations use. What comes after them
+    gets no gradient: that layer's attention output, feed-forward part and norms, every later layer, and the pooler.
+    Found by trying, not by name.
     """
     was_training = tap.training
     tap.eval()
     with torch.enable_grad():
         device = next(tap.parameters()).device
-        tokens = torch.arange(4, device=device)[None, :] % vocabulary_size
-        sum(tensor.float().sum() for tensor in tap(tokens, torch.ones_like(tokens))).backward()
+        tokens = torch.arange(4, device=device)[None, :] % tap.model.config.vocab_size
+        found = dict(zip("qkv", tap(tokens, torch.ones_like(tokens)), strict=True))
+        torch.stack([found[letter].float().sum() for letter in letters]).sum().backward()  # type: ignore[no-untyped-call]
     names = [name for name, parameter in tap.model.named_parameters() if parameter.grad is None]
     tap.zero_grad(set_to_none=True)
     tap.train(was_training)

@@ -60,13 +60,13 @@ class Shard(_Part):
 class Manifest(_Part):
     """`manifest.json`: what the store holds and how to know it is whole."""
 
-    format_version: int
+    format_version: Annotated[int, Field(gt=0)]
     tokenizer: TokenizerInfo
     max_length: Annotated[int, Field(gt=0)]
     sequences: Count
     tokens: Count
     #: `length_histogram[n]` sequences have n tokens.
-    length_histogram: list[Count]
+    length_histogram: Annotated[list[Count], Field(min_length=2)]
     shards: list[Shard]
 
     @property
@@ -91,8 +91,7 @@ class TokenStore:
         self._ids = [ids for ids, _ in opened]
         self._offsets = [offsets for _, offsets in opened]
         self._first = [0, *itertools.accumulate(shard.sequences for shard in self.manifest.shards)]
-        if self._first[-1] != self.manifest.sequences:
-            raise _corrupt(path / "manifest.json", "its shards do not add up to its count of sequences")
+        self._check_counts()
         self._special = frozenset(self.manifest.tokenizer.special_ids)
 
     def __len__(self) -> int:
@@ -125,10 +124,34 @@ class TokenStore:
 
     def verify(self) -> None:
         """Read every shard and compare its checksums; raises `MinilmError` naming the first that differs."""
-        for shard in self.manifest.shards:
+        for shard, ids in zip(self.manifest.shards, self._ids, strict=True):
             for name, expected in ((shard.file, shard.sha256), (shard.offsets_file, shard.offsets_sha256)):
-                if sha256(self.path / name) != expected:
+                try:
+                    found = sha256(self.path / name)
+                except OSError as error:
+                    raise _corrupt(self.path / name, str(error.strerror)) from None
+                if found != expected:
                     raise _corrupt(self.path / name, "its bytes are not those that were written (checksum)")
+            if int(ids.max()) >= self.manifest.tokenizer.vocabulary_size:
+                raise _corrupt(self.path / shard.file, f"the token id {ids.max()} is outside its vocabulary")
+
+    def _check_counts(self) -> None:
+        """The manifest counts the same things in several ways: they must agree."""
+        manifest = self.manifest
+        histogram = manifest.length_histogram
+        counts = {
+            "sequences": (manifest.sequences, sum(shard.sequences for shard in manifest.shards), sum(histogram)),
+            "tokens": (
+                manifest.tokens,
+                sum(shard.tokens for shard in manifest.shards),
+                sum(length * count for length, count in enumerate(histogram)),
+            ),
+        }
+        for name, found in counts.items():
+            if len(set(found)) > 1:
+                raise _corrupt(self.path / "manifest.json", f"its counts of {name} do not agree: {found}")
+        if not manifest.sequences or not histogram[-1]:
+            raise _corrupt(self.path / "manifest.json", "it has no sequence of its greatest length")
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

@@ -1,0 +1,125 @@
+"""The command line in this process, and a folder to use it in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from minilm_cli import cli, run
+from minilm_cli.metrics import Progress
+from minilm_cli.settings import load_distill_settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit status, and all of both streams."""
+
+    status: int
+    out: str
+    err: str
+
+
+Minilm = Callable[..., Outcome]
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
+        """A job begins."""
+
+    def update(self, done: float, shown: object = None) -> None:
+        """Some of it is done."""
+
+    def stop(self) -> None:
+        """It is over."""
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """What a command sets for its whole process, a test puts back."""
+    logger = logging.getLogger("minilm_cli")
+    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    logger.setLevel(level)
+    logger.propagate = propagate
+    logger.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide screen without colours, whatever the tests are run from, and one process."""
+    for name in ("MINILM_DEBUG", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "250")
+
+
+@pytest.fixture
+def minilm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Minilm:
+    """Runs `minilm WORDS...` as the console script does, but in this process."""
+
+    def call(*words: str | os.PathLike[str]) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["minilm", *map(os.fspath, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path
+) -> Path:
+    """A run of four steps, with checkpoints of steps 2 and 4. For reading: a test that changes it copies it."""
+    settings = load_distill_settings(
+        flags={
+            "teacher.name": str(tiny_teacher),
+            "student.config": str(tiny_student_config),
+            "data.path": tiny_store,
+            "training.steps": 4,
+            "training.batch_size": 4,
+            "schedule.warmup_steps": 1,
+            "evaluation.fraction": 0.05,
+            "evaluation.every": 4,
+            "checkpoint.every": 2,
+            "output": tmp_path_factory.mktemp("finished") / "run",
+        }
+    )
+    progress: Progress = Silent()
+    return run.distill(settings, progress).path
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_teacher: Path,
+    tiny_student_config: Path,
+    tiny_store: Path,
+    tiny_corpus: Path,
+) -> Path:
+    """The current folder: `corpus.txt`, `teacher/`, `tokens/` and the student's `config.json`, to be changed freely."""
+    folder, temporary = tmp_path / "workplace", tmp_path / "temporary"
+    temporary.mkdir()
+    shutil.copytree(tiny_teacher, folder / "teacher")
+    shutil.copytree(tiny_store, folder / "tokens")
+    shutil.copy(tiny_student_config, folder / "config.json")
+    shutil.copy(tiny_corpus, folder / "corpus.txt")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    return folder

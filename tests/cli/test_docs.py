@@ -1,0 +1,135 @@
+"""The documentation says what the program does: reference pages, links, options, names, files."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from minilm_cli import __version__
+from minilm_cli.cli import app
+from minilm_cli.runfolder import RunFolder
+from minilm_cli.settings import load_distill_settings, setting_names
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+MODULES = sorted(path.stem for path in (ROOT / "minilm_cli").glob("*.py") if path.stem != "__init__")
+
+#: Options of other programs.
+FOREIGN = {"--check", "--config-file", "--index-url", "--strict"}
+
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def _text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def _prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", _text(page), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_reference_pages_are_what_the_code_says() -> None:
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "generate.py"), "--check"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", _prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name) if name else page
+        assert file.is_file(), target
+        assert not anchor or anchor in _anchors(file), target
+
+
+def _options() -> set[str]:
+    group = typer.main.get_command(app)
+    commands = [group, *getattr(group, "commands", {}).values()]
+    return {
+        name for command in commands for option in command.params for name in (*option.opts, *option.secondary_opts)
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_options_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", _text(page)))
+    assert named - _options() - FOREIGN - {"--help"} == set()
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.parent.name != "reference"], ids=lambda page: page.stem
+)
+def test_names_of_the_code_exist(page: Path) -> None:
+    settings = setting_names()
+    for name in re.findall(r"`((?:\w+)(?:\.\w+)+)(?:\(\))?`", _prose(page)):
+        module, *rest = name.removeprefix("minilm_cli.").split(".")
+        if module not in MODULES or rest[-1] in {"py", "md", "json", "jsonl", "txt"} or name in settings:
+            continue
+        found: object = importlib.import_module(f"minilm_cli.{module}")
+        for part in rest:
+            assert hasattr(found, part), name
+            found = getattr(found, part)
+
+
+def test_the_module_table_is_whole() -> None:
+    rows = re.findall(r"^\| `(\w+)\.py` \|", _text(DOCS / "data-flow.md"), re.MULTILINE)
+    assert sorted(rows) == MODULES
+
+
+def test_the_layers_are_those_that_are_enforced() -> None:
+    contracts = tomllib.loads(_text(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    assert "\n".join(layers) in _text(DOCS / "data-flow.md")
+
+
+def _files_of_a_run() -> Iterator[str]:
+    run = RunFolder(Path("run"))
+    for name, member in vars(RunFolder).items():
+        if isinstance(member, property):
+            yield str(getattr(run, name).relative_to("run"))
+
+
+def test_every_file_of_a_run_is_described() -> None:
+    for name in _files_of_a_run():
+        assert re.search(rf"`{re.escape(name)}/?`", _text(DOCS / "run-folder.md")), name
+
+
+def test_settings_files_load(tmp_path: Path) -> None:
+    found = [
+        text for page in PAGES for text in re.findall(r"^```yaml\n(.*?)^```$", _text(page), re.MULTILINE | re.DOTALL)
+    ]
+    assert found
+    for text in found:
+        file = tmp_path / "settings.yaml"
+        file.write_text(text, encoding="utf-8")
+        assert load_distill_settings(file, (), {"teacher.name": "t", "student.config": "s"})
+        assert isinstance(yaml.safe_load(text), dict)
+
+
+@pytest.mark.parametrize("name", ["install-and-demo", "test"])
+def test_readme_has_the_commands_that_are_checked(name: str) -> None:
+    assert re.search(rf"^<!-- ci: {name} -->\n```bash\n.+\n```$", _text(ROOT / "README.md"), re.MULTILINE)
+
+
+def test_the_changelog_knows_this_version() -> None:
+    assert f"## [{__version__}]" in _text(ROOT / "CHANGELOG.md")

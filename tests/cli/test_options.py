@@ -1,0 +1,272 @@
+"""Every option of the contract is there, says its true default, and reaches its setting."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+
+from minilm_cli import cli, corpus, export, run
+from minilm_cli.corpus import Counts, TokenizeReport
+from minilm_cli.export import ExportReport
+from minilm_cli.run import RunReport
+from minilm_cli.runfolder import RunFolder
+from minilm_cli.settings import DistillSettings, ExportSettings, TokenizeSettings, flatten
+
+from .conftest import Minilm
+
+#: The options of each command, by the contract.
+OPTIONS = {
+    "tokenize": (
+        "--tokenizer --revision --trust-remote-code --output --max-length --overflow --text-field --workers"
+        " --batch-size --errors --force --json"
+    ),
+    "distill": (
+        "--teacher --student-config --data --config --set --output --revision --trust-remote-code --teacher-layer"
+        " --student-layer --init --relation-heads --relations --steps --epochs --batch-size --micro-batch-tokens"
+        " --max-length --lr --warmup-steps --schedule --weight-decay --clip-norm --precision --device --compile --seed"
+        " --eval-fraction --eval-every --save-every --keep --log-every --report-to --dry-run --force --json"
+    ),
+    "resume": "--steps --set --json",
+    "export": "--format --checkpoint --dtype --output --push-to-hub --private --force --json",
+    "demo": "--output --force",
+}
+
+#: A flag of `minilm distill` as it is typed, its setting, and the value that arrives there.
+FLAGS: list[tuple[str, str, Any]] = [
+    ("--teacher roberta-base", "teacher.name", "roberta-base"),
+    ("--revision v2", "teacher.revision", "v2"),
+    ("--trust-remote-code", "teacher.trust_remote_code", True),
+    ("--teacher-layer 21", "teacher.layer", 21),
+    ("--teacher-layer -1", "teacher.layer", -1),
+    ("--teacher-layer auto", "teacher.layer", "auto"),
+    ("--student-config l4-h256", "student.config", "l4-h256"),
+    ("--student-layer 3", "student.layer", 3),
+    ("--init teacher", "student.init", "teacher"),
+    ("--data ids.jsonl.gz", "data.path", Path("ids.jsonl.gz")),
+    ("--max-length 64", "data.max_length", 64),
+    ("--relation-heads 12", "relations.heads", 12),
+    ("--relation-heads auto", "relations.heads", "auto"),
+    ("--relations qk=0.5,vv", "relations.weights", {"qk": 0.5, "vv": 1.0}),
+    ("--steps 30", "training.steps", 30),
+    ("--epochs 1.5", "training.epochs", 1.5),
+    ("--batch-size 8", "training.batch_size", 8),
+    ("--micro-batch-tokens 2048", "training.micro_batch_tokens", 2048),
+    ("--micro-batch-tokens auto", "training.micro_batch_tokens", "auto"),
+    ("--precision bf16", "training.precision", "bf16"),
+    ("--device cuda:1", "training.device", "cuda:1"),
+    ("--compile", "training.compile", True),
+    ("--no-compile", "training.compile", False),
+    ("--seed 7", "training.seed", 7),
+    ("--lr 1e-4", "optimizer.lr", 1e-4),
+    ("--weight-decay 0", "optimizer.weight_decay", 0.0),
+    ("--clip-norm 5", "optimizer.clip_norm", 5.0),
+    ("--schedule cosine", "schedule.kind", "cosine"),
+    ("--warmup-steps 0", "schedule.warmup_steps", 0),
+    ("--eval-fraction 0", "evaluation.fraction", 0.0),
+    ("--eval-every 50", "evaluation.every", 50),
+    ("--save-every 20", "checkpoint.every", 20),
+    ("--keep 1", "checkpoint.keep", 1),
+    ("--log-every 1", "reporting.log_every", 1),
+    ("--report-to tensorboard", "reporting.sinks", ("tensorboard",)),
+    ("--report-to tensorboard --report-to wandb", "reporting.sinks", ("tensorboard", "wandb")),
+    ("--output runs/mine", "output", Path("runs/mine")),
+    ("-o runs/mine", "output", Path("runs/mine")),
+]
+
+#: Options whose default the help tells in words, and the setting's value that the words stand for.
+IN_WORDS = {
+    ("tokenize", "workers"): ("all cores", None),
+    ("tokenize", "revision"): ("the default", None),
+    ("distill", "revision"): ("the default", None),
+    ("distill", "max_length"): ("the store's", None),
+    ("distill", "output"): ("runs/STUDENT-from-TEACHER-DATE-TIME", None),
+    ("distill", "compile_models"): ("no-compile", False),
+    ("distill", "report_to"): ("none", ()),
+    ("distill", "steps"): ("400000", None),
+    ("distill", "relations"): ("qq=1,kk=1,vv=1", {"qq": 1.0, "kk": 1.0, "vv": 1.0}),
+    ("export", "output"): ("RUN/export/FORMAT", None),
+}
+
+#: The setting of each flag of `minilm distill`, by the name of its parameter.
+SETTINGS = {flag.split()[0].strip("-").replace("-", "_"): dotted for flag, dotted, _ in FLAGS if "--no" not in flag}
+
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def distilled(monkeypatch: pytest.MonkeyPatch) -> list[DistillSettings]:
+    """The settings that `minilm distill` was called with, instead of a run."""
+    seen: list[DistillSettings] = []
+
+    def distill(settings: DistillSettings, *_: object, **__: object) -> RunReport:
+        seen.append(settings)
+        return RunReport(Path("runs/new"), 1, {"loss": 1.0})
+
+    monkeypatch.setattr(run, "distill", distill)
+    return seen
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_the_options_are_those_of_the_contract(command: str) -> None:
+    there = {name for param in COMMANDS[command].params for name in param.opts if name.startswith("--")}
+    assert there - {"--help"} == set(OPTIONS[command].split())
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_shows_every_option(command: str, minilm: Minilm) -> None:
+    outcome = minilm(command, "--help")
+    assert outcome.status == 0
+    assert outcome.err == ""
+    for option in OPTIONS[command].split():
+        assert re.search(rf"(?<!\S){re.escape(option)}(?!\S)", outcome.out), option
+    assert minilm(command, "-h").out == outcome.out
+
+
+@pytest.mark.parametrize(("typed", "dotted", "value"), FLAGS, ids=[flag for flag, _, _ in FLAGS])
+def test_a_flag_reaches_its_setting(
+    typed: str, dotted: str, value: object, minilm: Minilm, distilled: list[DistillSettings]
+) -> None:
+    outcome = minilm("distill", "--teacher", "t", "--student-config", "c", *typed.split())
+    assert outcome.status == 0, outcome.err
+    assert flatten(distilled[0].model_dump())[dotted] == value
+
+
+def test_every_option_with_a_setting_is_tried() -> None:
+    without_setting = {"--config", "--set", "--dry-run", "--force", "--json"}
+    tried = {word for flag, _, _ in FLAGS for word in flag.split() if word.startswith("--")} - {"--no-compile"}
+    assert tried == set(OPTIONS["distill"].split()) - without_setting
+
+
+def test_a_flag_that_is_not_given_leaves_the_default(minilm: Minilm, distilled: list[DistillSettings]) -> None:
+    minilm("distill", "--teacher", "t", "--student-config", "c")
+    assert distilled == [DistillSettings.model_validate({"teacher": {"name": "t"}, "student": {"config": "c"}})]
+
+
+def defaults(command: str) -> dict[str, Any]:
+    """The default of each parameter's setting."""
+    if command == "distill":
+        least = DistillSettings.model_validate({"teacher": {"name": "t"}, "student": {"config": "c"}})
+        flat = flatten(least.model_dump(mode="json"))
+        names = SETTINGS | {"compile_models": "training.compile"}
+        return {param: flat[dotted] for param, dotted in names.items()}
+    settings = (
+        TokenizeSettings(inputs=(Path("a"),)) if command == "tokenize" else ExportSettings(run=Path("runs/newest"))
+    )
+    return settings.model_dump(mode="json")
+
+
+def shown_defaults() -> list[tuple[str, str, str]]:
+    """Command, parameter and what the help says its default is, wherever it says so."""
+    return [
+        (command, param.name, param.show_default)
+        for command in ("tokenize", "distill", "export")
+        for param in COMMANDS[command].params
+        if isinstance(param.show_default, str) and param.name != "folder"
+    ]
+
+
+@pytest.mark.parametrize(("command", "param", "shown"), shown_defaults())
+def test_the_default_in_the_help_is_the_setting_s(command: str, param: str, shown: str) -> None:
+    default = defaults(command)[param]
+    if (command, param) in IN_WORDS:
+        words, value = IN_WORDS[command, param]
+        assert shown == words
+        if (command, param) != ("tokenize", "workers"):
+            assert default == value or list(value or []) == default
+    elif isinstance(default, int | float) and not isinstance(default, bool):
+        assert float(shown) == default
+    else:
+        assert yaml.safe_load(shown) == default
+
+
+def test_the_default_number_of_steps_is_the_one_shown() -> None:
+    from minilm_cli.settings import DEFAULT_STEPS
+
+    assert ("distill", "steps", str(DEFAULT_STEPS)) in shown_defaults()
+
+
+@pytest.mark.parametrize("command", ["tokenize", "distill", "export"])
+def test_the_help_shows_the_defaults(command: str, minilm: Minilm) -> None:
+    text = " ".join(minilm(command, "--help").out.replace("│", " ").split())
+    for where, _, shown in shown_defaults():
+        assert where != command or f"[default: ({shown})]" in text
+
+
+def test_tokenize_options_reach_their_settings(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TokenizeSettings] = []
+
+    def tokenize(settings: TokenizeSettings, *_: object) -> TokenizeReport:
+        import numpy as np
+
+        seen.append(settings)
+        return TokenizeReport(settings.output, Counts(), 1, 1, np.array([0, 1]), 1.0)
+
+    monkeypatch.setattr(corpus, "tokenize", tokenize)
+    words = (
+        "a.txt b.jsonl --tokenizer t --revision r --trust-remote-code --output o.jsonl.gz --max-length 9"
+        " --overflow drop --text-field body --errors replace --workers 3 --batch-size 7 --force"
+    )
+    assert minilm("tokenize", *words.split()).out == "o.jsonl.gz\n"
+    assert seen == [
+        TokenizeSettings(
+            inputs=(Path("a.txt"), Path("b.jsonl")),
+            tokenizer="t",
+            revision="r",
+            trust_remote_code=True,
+            output=Path("o.jsonl.gz"),
+            max_length=9,
+            overflow="drop",
+            text_field="body",
+            errors="replace",
+            workers=3,
+            batch_size=7,
+            force=True,
+        )
+    ]
+
+
+def test_export_options_reach_their_settings(
+    minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path
+) -> None:
+    seen: list[ExportSettings] = []
+
+    def exported(settings: ExportSettings) -> ExportReport:
+        seen.append(settings)
+        return ExportReport(Path("there"), 2, 0.0, "https://hub/me/it")
+
+    monkeypatch.setattr(export, "export", exported)
+    words = "--format hf --checkpoint 2 --dtype bfloat16 --output there --push-to-hub me/it --private --force"
+    outcome = minilm("export", finished_run, *words.split())
+    assert outcome.out == "there\n"
+    assert "https://hub/me/it" in outcome.err
+    assert seen == [
+        ExportSettings(
+            run=finished_run,
+            format="hf",
+            checkpoint=2,
+            dtype="bfloat16",
+            output=Path("there"),
+            push_to_hub="me/it",
+            private=True,
+            force=True,
+        )
+    ]
+
+
+def test_resume_options_arrive(minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> None:
+    seen: list[tuple[RunFolder, object]] = []
+
+    def resume(found: RunFolder, _: object, changes: dict[str, object]) -> RunReport:
+        seen.append((found, changes))
+        return RunReport(found.path, 8, {"loss": 1.0})
+
+    monkeypatch.setattr(run, "resume", resume)
+    words = "--steps 8 --set checkpoint.keep=5 --set reporting.log_every=2"
+    assert minilm("resume", finished_run, *words.split()).status == 0
+    changes = {"training.steps": 8, "checkpoint.keep": 5, "reporting.log_every": 2}
+    assert seen == [(RunFolder(finished_run), changes)]

@@ -1,0 +1,130 @@
+"""The console script and the module as processes of their own: what they import, and what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import minilm_cli
+
+PACKAGE = Path(minilm_cli.__file__).parent
+
+
+def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python; the timeout guards against hanging alone."""
+    env: Mapping[str, str] = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, env=env, timeout=300, encoding="utf-8"
+    )
+
+
+def imported_by(code: str) -> set[str]:
+    """The modules that are loaded once `code` has run in a fresh interpreter."""
+    done = python("-c", f"{code}\nimport sys; sys.stderr.write(' '.join(sys.modules))")
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["distill", "--help"], ["tokenize", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = f"""
+import sys
+sys.argv = ["minilm", *{words!r}]
+from minilm_cli.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert ended.code == 0"""
+    loaded = imported_by(code)
+    assert "minilm_cli.cli" in loaded
+    assert loaded & {"torch", "transformers", "tokenizers", "numpy", "yaml"} == set()
+    # typer itself brings rich and pydantic; nothing of ours that needs them is loaded.
+    assert loaded & {"minilm_cli.settings", "minilm_cli.console", "minilm_cli.run", "minilm_cli.corpus"} == set()
+
+
+@pytest.mark.parametrize("module", ["cli", "settings", "tokens", "metrics", "corpus", "errors", "files", "runfolder"])
+def test_a_module_is_imported_without_torch_and_transformers(module: str) -> None:
+    if module == "runfolder":
+        # Its checkpoints are torch's.
+        assert "transformers" not in imported_by(f"import minilm_cli.{module}")
+    else:
+        assert imported_by(f"import minilm_cli.{module}") & {"torch", "transformers"} == set()
+
+
+def test_the_module_runs_as_the_command_does() -> None:
+    done = python("-m", "minilm_cli", "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"minilm {minilm_cli.__version__}\n", "")
+
+
+def test_the_console_script_is_installed() -> None:
+    script = shutil.which("minilm", path=str(Path(sys.executable).parent))
+    assert script is not None
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout) == (0, f"minilm {minilm_cli.__version__}\n")
+
+
+def test_without_a_command_the_help_is_shown_and_the_status_is_that_of_a_mistake() -> None:
+    done = python("-m", "minilm_cli")
+    assert done.returncode == 2
+    for command in ("tokenize", "distill", "resume", "export", "demo"):
+        assert command in done.stdout + done.stderr
+
+
+def test_a_mistake_ends_a_process_with_its_status(tmp_path: Path) -> None:
+    done = python("-m", "minilm_cli", "export", str(tmp_path / "nowhere"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"Error: {tmp_path}/nowhere: there is no such run\n"
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
+    done = python("-m", "minilm_cli", "export", str(tmp_path / "nowhere"), MINILM_DEBUG="1")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "minilm_cli.errors.MinilmError" in done.stderr
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from minilm_cli import cli, runfolder
+def broken(path):
+    raise ZeroDivisionError("a bug")
+runfolder.find_run = broken
+sys.argv = ["minilm", "export", {str(tmp_path)!r}]
+cli.main()"""
+    done = python("-c", code)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "ZeroDivisionError: a bug" in done.stderr
+
+
+def test_shell_completion_is_offered() -> None:
+    done = python("-m", "minilm_cli", "--show-completion", "bash")
+    assert done.returncode == 0
+    assert "minilm" in done.stdout
+
+
+@pytest.mark.parametrize(("library", "only"), [("typer", "cli.py"), ("rich", "console.py")])
+def test_only_one_module_imports(library: str, only: str) -> None:
+    pattern = re.compile(rf"^\s*(?:from|import) {library}\b", re.MULTILINE)
+    importers = {path.name for path in PACKAGE.rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))}
+    assert importers == {only}
+
+
+def test_imports_run_one_way() -> None:
+    root = PACKAGE.parent
+    assert "[[tool.importlinter.contracts]]" in (root / "pyproject.toml").read_text(encoding="utf-8")
+    code = "from importlinter.cli import lint_imports_command as lint; lint(['--no-cache'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 broken" in done.stdout

@@ -1,0 +1,183 @@
+"""What goes to stdout, what to stderr, and how it looks where nobody watches."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from minilm_cli import console
+from minilm_cli.console import PLAIN_INTERVAL, Console
+
+from .conftest import Minilm
+
+TOKENIZE = ("tokenize", "corpus.txt", "--tokenizer", "teacher", "--force", "--workers", "1")
+DISTILL = (
+    *("distill", "--teacher", "teacher", "--student-config", "config.json", "--steps", "3", "--batch-size", "4"),
+    *("--eval-fraction", "0.05", "--log-every", "1"),
+)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_stdout_is_the_path_of_the_tokens(minilm: Minilm) -> None:
+    outcome = minilm(*TOKENIZE)
+    assert (outcome.status, outcome.out) == (0, "tokens\n")
+    assert "Tokenised into tokens" in outcome.err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_tokenize_ends_with_a_table_of_what_became_of_the_lines(minilm: Minilm) -> None:
+    outcome = minilm(*TOKENIZE, "--max-length", "32")
+    found = dict(line.rsplit(maxsplit=1) for line in outcome.err.splitlines()[1:])
+    manifest = json.loads(Path("tokens/manifest.json").read_text(encoding="utf-8"))
+    assert (found["lines"], found["blank lines skipped"]) == ("200", "20")
+    assert int(found["lines split"]) > 0
+    assert found["lines dropped"] == "0"
+    assert int(found["sequences"]) == manifest["sequences"]
+    assert int(found["tokens"].replace(",", "")) == manifest["tokens"]
+    assert found["longest"] == "32"
+    assert "tokens per second" in found
+
+
+@pytest.mark.usefixtures("workplace")
+def test_tokenize_as_json_is_one_object(minilm: Minilm) -> None:
+    outcome = minilm(*TOKENIZE, "--json")
+    facts = json.loads(outcome.out)
+    assert outcome.out.count("\n") == 1
+    assert facts["path"] == "tokens"
+    assert (facts["lines"], facts["blank_lines_skipped"]) == (200, 20)
+    assert facts["tokens"] > facts["sequences"] > 0
+
+
+@pytest.mark.usefixtures("workplace")
+def test_stdout_of_a_run_is_its_path_and_then_that_of_its_export(minilm: Minilm) -> None:
+    distilled = minilm(*DISTILL)
+    folder = Path(distilled.out.removesuffix("\n"))
+    assert distilled.status == 0, distilled.err
+    assert distilled.out.count("\n") == 1
+    assert folder.parent == Path("runs")
+    assert folder.name.startswith("l2-h24-from-teacher-")
+    assert (folder / "settings.json").is_file()
+    assert "minilm export" in distilled.err
+    exported = minilm("export")
+    assert exported.out == f"{folder}/export/hf\n"
+    assert "loaded back" in exported.err
+    resumed = minilm("resume")
+    assert (resumed.status, resumed.out) == (0, f"{folder}\n")
+    assert "is finished: 3 steps" in resumed.err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_json_of_distill_resume_and_export_is_one_object_each(minilm: Minilm) -> None:
+    distilled, resumed, exported = (
+        minilm(*words, "--json") for words in ((*DISTILL, "-o", "run"), ("resume", "run"), ("export", "run"))
+    )
+    for outcome in (distilled, resumed, exported):
+        assert outcome.status == 0, outcome.err
+        assert outcome.out.count("\n") == 1
+    facts = json.loads(distilled.out)
+    last = [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()][-2:]
+    assert (facts["path"], facts["step"]) == ("run", 3)
+    assert (facts["loss"], facts["eval_loss"]) == (last[0]["loss"], last[1]["eval_loss"])
+    assert facts["loss_qq"] == last[0]["loss_qq"]
+    assert json.loads(resumed.out) == facts
+    assert json.loads(exported.out)["path"] == "run/export/hf"
+    assert json.loads(exported.out)["step"] == 3
+
+
+@pytest.mark.usefixtures("workplace")
+def test_nothing_is_coloured_or_drawn_where_nobody_watches(minilm: Minilm) -> None:
+    for words in (
+        TOKENIZE,
+        (*DISTILL, "-o", "run"),
+        ("export", "run"),
+        ("export", "nowhere"),
+        ("distill", "--nonsense"),
+    ):
+        outcome = minilm(*words)
+        assert "\x1b" not in outcome.out + outcome.err
+        assert "\r" not in outcome.out + outcome.err
+    log = Path("run/log.txt").read_text(encoding="utf-8")
+    assert "\x1b" not in log
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_dry_run_prints_the_plan_alone(minilm: Minilm) -> None:
+    outcome = minilm(*DISTILL, "--dry-run")
+    assert (outcome.status, outcome.out) == (0, "")
+    for heading in ("Teacher", "Student", "Relations", "Data", "Training", "Measured"):
+        assert f"{heading}\n" in outcome.err.replace(" \n", "\n").replace(" ", "") + "\n"
+    assert "encoder.layer.1.output.dense.weight" in outcome.err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_dry_run_as_json_is_one_object(minilm: Minilm) -> None:
+    outcome = minilm(*DISTILL, "--dry-run", "--json")
+    plan = json.loads(outcome.out)
+    assert outcome.out.count("\n") == 1
+    assert plan["training"]["steps"] == 3
+    assert plan["student"]["layers"] == 2
+    assert plan["teacher"]["layer"] == 4
+    assert plan["measured"]["seconds_per_step"] > 0
+
+
+def test_plain_progress_is_at_most_a_line_in_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
+    progress = Console().progress
+    progress.start("Distilling", 1000)
+    for step in range(1, 1001):
+        now += 0.1
+        progress.update(step, {"loss": 1.0, "lr": 1e-3})
+    progress.stop()
+    lines = capsys.readouterr().err.splitlines()
+    assert PLAIN_INTERVAL == 10
+    assert 9 <= len(lines) <= 10
+    assert lines[0].startswith("Distilling: step ")
+    assert "loss 1.0000" in lines[0]
+    assert "left" in lines[0]
+
+
+def test_a_job_of_less_than_ten_seconds_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Console().progress
+    progress.start("Distilling", 100)
+    for step in range(100):
+        progress.update(step)
+    progress.stop()
+    assert capsys.readouterr().err == ""
+
+
+def test_names_with_markup_are_shown_as_they_are(minilm: Minilm, tmp_path: Path) -> None:
+    outcome = minilm("export", tmp_path / "[bold]run[/bold]")
+    assert "[bold]run[/bold]: there is no such run" in outcome.err
+
+
+def test_a_long_message_is_not_broken_into_lines(
+    minilm: Minilm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    long = tmp_path / ("long" * 40)
+    assert outcome_line(minilm("export", long).err) == f"Error: {long}: there is no such run"
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_command_to_copy_is_not_broken_into_lines(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = f"runs/{'long' * 20}"
+    outcome = minilm(*DISTILL, "-o", folder)
+    assert outcome.status == 0, outcome.err
+    assert f"minilm export {folder}\n" in outcome.err
+
+
+def outcome_line(text: str) -> str:
+    """The only line of a text."""
+    (line,) = text.splitlines()
+    return line
+
+
+def test_the_clock_of_the_tests_is_the_real_one_again() -> None:
+    assert console.time is time

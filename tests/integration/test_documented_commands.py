@@ -1,0 +1,161 @@
+"""Every command in README.md and docs/ is run as it stands, page by page, in a folder like the reader's.
+
+Blocks of the language `console` are transcripts: lines that begin with `$ ` are commands, the rest is what they print.
+A command whose transcript shows an error must print that error and exit with 2; a run of the paper's length is
+interrupted once it has logged a step, and must exit with 130. Blocks of the language `bash` are not run: they are
+listed here, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+#: More steps than a documented run that is meant to end: the default is 400,000.
+ENDLESS = 1000
+#: What one command may take on a busy machine.
+SECONDS = 600
+CPU_SECONDS = 300
+
+README = ".ci/run runs this command of the README's as it stands"
+NETWORK = "downloads or uploads"
+REPOSITORY = ".ci/run runs it in the repository"
+NOT_RUN = {
+    'pip install "${TORCH:-torch}" ".[demo]" && minilm demo': README,
+    'pip install "${TORCH:-torch}" -e ".[test]" && pytest -n 2': README,
+    "pip install torch --index-url https://download.pytorch.org/whl/cpu": NETWORK,
+    "minilm export --push-to-hub NAME/REPOSITORY --private": NETWORK,
+    'pip install "${TORCH:-torch}" -e ".[dev]"': REPOSITORY,
+    "ruff check .": REPOSITORY,
+    "ruff format .": REPOSITORY,
+    "mypy": REPOSITORY,
+    "lint-imports": REPOSITORY,
+    "python docs/generate.py": REPOSITORY,
+    "mkdocs build --strict --config-file docs/mkdocs/mkdocs.yml": REPOSITORY,
+    "mkdocs serve --config-file docs/mkdocs/mkdocs.yml": "serves until it is stopped",
+    "pytest -n 2": REPOSITORY,
+    "bash .ci/run": "runs these tests",
+}
+
+
+@dataclass(frozen=True)
+class Documented:
+    """A command and what its page says it prints."""
+
+    command: str
+    output: tuple[str, ...]
+
+
+def _blocks(page: Path, language: str) -> Iterator[str]:
+    for found, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if found == language:
+            yield text
+
+
+def _documented(page: Path) -> list[Documented]:
+    found = []
+    for text in _blocks(page, "console"):
+        command, output = "", list[str]()
+        for line in text.replace("\\\n", "").splitlines():
+            if not line.startswith("$ "):
+                output.append(line)
+                continue
+            if command:
+                found.append(Documented(command, tuple(output)))
+            command, output = line.removeprefix("$ "), []
+        found.append(Documented(command, tuple(output)))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, tiny_student_config: Path) -> Path:
+    """What a reader has. transformers takes a local folder before a model of that name on the Hub."""
+    shutil.copy(tiny_corpus, tmp_path / "corpus.txt")
+    shutil.copy(tiny_student_config, tmp_path / "config.json")
+    for name in ("bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"):
+        shutil.copytree(tiny_teacher, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _documented(page)], ids=lambda page: page.stem)
+def test_commands_run_as_documented(page: Path, folder: Path) -> None:
+    for documented in _documented(page):
+        errors = [line for line in documented.output if line.startswith("Error: ")]
+        status, printed = _run(documented.command, folder)
+        said = f"{documented.command}\n{printed}"
+        for error in errors:
+            assert error in printed.splitlines(), said
+        assert status == (2 if errors else 0), said
+
+
+def _run(command: str, folder: Path) -> tuple[int, str]:
+    """Exit status (0 for a run that was interrupted as it should be) and output."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+    }
+    # Bounded by the system too: should this process be killed, no run goes on for days without it.
+    words = ["bash", "-c", f"ulimit -t {CPU_SECONDS}; exec {command}"]
+    before = _lines_of_endless_runs(folder)
+    interrupted = False
+    with (
+        (folder / ".output").open("w+", encoding="utf-8") as output,
+        subprocess.Popen(
+            words, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        ) as process,
+    ):
+        try:
+            end = time.monotonic() + SECONDS
+            while process.poll() is None:
+                assert time.monotonic() < end, command
+                now = _lines_of_endless_runs(folder)
+                if not interrupted and any(lines > before.get(run, 0) for run, lines in now.items()):
+                    process.send_signal(signal.SIGINT)
+                    interrupted = True
+                time.sleep(0.05)
+        finally:
+            process.kill()
+        output.seek(0)
+        printed = output.read()
+    if interrupted:
+        assert process.returncode == 128 + signal.SIGINT, f"{command}\n{printed}"
+        return 0, printed
+    return process.returncode, printed
+
+
+def _lines_of_endless_runs(folder: Path) -> dict[Path, int]:
+    """How many steps each run logged that would take days."""
+    lines = {}
+    for file in folder.rglob("metrics.jsonl"):
+        settings = json.loads(file.with_name("settings.json").read_text(encoding="utf-8"))
+        if settings["training"]["steps"] > ENDLESS:
+            lines[file] = file.read_text(encoding="utf-8").count('"grad_norm"')
+    return lines
+
+
+def test_what_is_not_run_is_known() -> None:
+    found = {line for page in PAGES for text in _blocks(page, "bash") for line in text.splitlines() if line}
+    assert found == set(NOT_RUN)
+
+
+def test_every_block_says_what_it_is() -> None:
+    for page in PAGES:
+        languages = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
+        assert set(languages) <= {"bash", "bibtex", "console", "json", "python", "text", "yaml"}, page

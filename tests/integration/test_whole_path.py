@@ -1,0 +1,120 @@
+"""From text to a model that transformers loads, with bare commands and default names."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+from minilm_cli import run
+from minilm_cli.corpus import tokenize
+from minilm_cli.settings import TokenizeSettings
+from minilm_cli.tokens import TokenStore
+
+from .conftest import Commands, Quiet, Settings, metrics, wait_until
+
+
+@pytest.fixture
+def place(minilm: Commands, tiny_teacher: Path, tiny_student_config: Path, tiny_corpus: Path) -> Path:
+    """The folder of the commands, with a corpus, a teacher and a student's config in it."""
+    shutil.copytree(tiny_teacher, minilm.folder / "teacher")
+    shutil.copy(tiny_student_config, minilm.folder / "config.json")
+    shutil.copy(tiny_corpus, minilm.folder / "corpus.txt")
+    return minilm.folder
+
+
+def test_three_bare_commands_make_a_model(minilm: Commands, place: Path) -> None:
+    tokenized = minilm("tokenize", "corpus.txt", "--tokenizer", "teacher")
+    assert (tokenized.returncode, tokenized.stdout) == (0, "tokens\n"), tokenized.stderr
+
+    small = ("--steps", "6", "--batch-size", "6", "--warmup-steps", "2")
+    distilled = minilm("distill", "--teacher", "teacher", "--student-config", "config.json", *small)
+    assert distilled.returncode == 0, distilled.stderr
+    made = place / distilled.stdout.removesuffix("\n")
+    assert made.parent == place / "runs"
+    files = {"settings.json", "environment.json", "metrics.jsonl", "log.txt", "checkpoints", "student"}
+    assert files <= {path.name for path in made.iterdir()}
+    assert [path.name for path in (made / "checkpoints").iterdir()] == ["step-00000006"]
+    assert [record["step"] for record in metrics(made)] == [0, 1, 6, 6]
+
+    exported = minilm("export")
+    assert exported.returncode == 0, exported.stderr
+    assert exported.stdout == f"{made.relative_to(place)}/export/hf\n"
+
+    folder = made / "export" / "hf"
+    model, student = AutoModel.from_pretrained(folder).eval(), AutoModel.from_pretrained(made / "student").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(["the people of this world", "work"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+        assert torch.equal(states, student(**batch).last_hidden_state)
+    assert states.shape == (2, 7, 24)
+    trained = load_file(made / "checkpoints" / "step-00000006" / "student.safetensors")
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items() if name in trained)
+
+    assert not [path for path in place.rglob("*") if path.name.startswith(".tmp")]
+    assert {path.name for path in place.iterdir()} == {"corpus.txt", "teacher", "config.json", "tokens", "runs"}
+
+
+def test_id_lists_are_as_good_as_a_store(
+    tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, tiny_store: Path, small_settings: Settings
+) -> None:
+    ids = tmp_path / "ids.jsonl.gz"
+    settings = TokenizeSettings(
+        inputs=(tiny_corpus,), tokenizer=str(tiny_teacher), output=ids, max_length=32, workers=1
+    )
+    assert tokenize(settings, Quiet()).path == ids
+    lists = [json.loads(line) for line in gzip.decompress(ids.read_bytes()).splitlines()]
+    store = TokenStore(tiny_store)
+    assert lists == [store[index].tolist() for index in range(len(store))]
+
+    losses = []
+    for data in (tiny_store, ids):
+        report = run.distill(small_settings(tmp_path / f"run-{data.name}", data__path=data), Quiet())
+        losses.append([{k: v for k, v in record.items() if "loss" in k} for record in metrics(report.path)])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 7
+    assert len(TokenStore(tmp_path / "run-ids.jsonl.gz" / "tokens")) == len(store)
+
+
+def test_a_dry_run_writes_nothing(minilm: Commands, place: Path, tiny_store: Path) -> None:
+    before = {path: path.is_file() and path.read_bytes() for path in place.rglob("*")}
+    words = ("distill", "--teacher", "teacher", "--student-config", "config.json", "--data", tiny_store, "--dry-run")
+    done = minilm(*words, "--json", "--batch-size", "4")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["student"]["parameters"] > plan["student"]["untrained_parameters"] > 0
+    assert plan["relations"]["heads"] == 24
+    assert plan["training"]["steps"] == 400_000
+    assert plan["measured"]["tokens_per_second"] > 0
+    assert "Student" in done.stderr
+    assert "hours in all" in done.stderr
+    assert {path: path.is_file() and path.read_bytes() for path in place.rglob("*")} == before
+
+
+@pytest.mark.parametrize("pause", [0, 0.5])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_tokenizing_that_is_stopped_leaves_nothing(
+    minilm: Commands, place: Path, number: signal.Signals, status: int, pause: float
+) -> None:
+    text = (place / "corpus.txt").read_text(encoding="utf-8")
+    (place / "corpus.txt").write_text(text * (2**25 // len(text)), encoding="utf-8")
+    before = set(place.rglob("*"))
+    process = minilm.start("tokenize", "corpus.txt", "--tokenizer", "teacher", "--workers", "2")
+    wait_until(lambda: list(place.glob(".tmp-tokens-*/tokens")), process)
+    time.sleep(pause)
+    # To the workers as well, as a terminal does.
+    os.killpg(process.pid, number)
+    done = minilm.end(process)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert "Traceback" not in done.stderr
+    assert set(place.rglob("*")) == before

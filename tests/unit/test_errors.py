@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pickle
+import signal
+
+import pytest
+
+from minilm_cli.errors import Interrupted, MinilmError, RunError
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (MinilmError("it is wrong"), "it is wrong"),
+        (MinilmError("it is wrong", where="a.txt, line 3"), "a.txt, line 3: it is wrong"),
+        (MinilmError("it is wrong", hint="Mend it."), "it is wrong\nMend it."),
+        (MinilmError("it is wrong", where="a.txt", hint="Mend it."), "a.txt: it is wrong\nMend it."),
+    ],
+)
+def test_an_error_says_where_what_and_what_to_do(error: MinilmError, text: str) -> None:
+    assert str(error) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MinilmError("x"), 2),
+        (RunError("x"), 1),
+        (Interrupted("x", signal.SIGINT), 130),
+        (Interrupted("x", signal.SIGTERM), 143),
+    ],
+)
+def test_an_errors_kind_is_its_exit_status(error: MinilmError, status: int) -> None:
+    assert error.exit_status == status
+    assert isinstance(error, MinilmError)
+
+
+@pytest.mark.parametrize("kind", [MinilmError, RunError])
+def test_an_error_of_a_worker_process_arrives_whole(kind: type[MinilmError]) -> None:
+    sent = kind("it is wrong", where="a.txt, line 3", hint="Mend it.")
+    arrived = pickle.loads(pickle.dumps(sent))
+    assert type(arrived) is kind
+    assert str(arrived) == str(sent)
+    assert arrived.exit_status == sent.exit_status

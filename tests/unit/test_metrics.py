@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minilm_cli.errors import MinilmError
+from minilm_cli.metrics import Fanout, JsonlSink, Record, TensorBoardSink, WandbSink, check_sinks, open_sinks
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Collecting:
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.closed = False
+
+    def write(self, record: Record) -> None:
+        self.records.append(record)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Failing(Collecting):
+    """Fails at the given step, and when it is closed."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def write(self, record: Record) -> None:
+        if record["step"] == self.step:
+            raise ConnectionError("the line is down")
+        super().write(record)
+
+    def close(self) -> None:
+        raise ConnectionError("still down")
+
+
+def test_each_record_is_a_line_that_is_there_at_once(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl", keep_steps=0)
+    sink.write({"step": 1, "loss": 0.5})
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
+    sink.write({"step": 2, "loss": 0.25})
+    sink.close()
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(-1, []), (0, [0]), (2, [0, 1, 2]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3])])
+def test_a_resumed_run_drops_the_lines_of_later_steps(tmp_path: Path, keep: int, left: list[int]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "loss": 1.5}}\n' for step in range(4)))
+    sink = JsonlSink(path, keep_steps=keep)
+    sink.write({"step": 7})
+    sink.close()
+    assert [record["step"] for record in lines(path)] == [*left, 7]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "torn", ['{"step": 2, "lo', '{"step": 2}', "\n", "null\n", '{"loss": 1}\n', '{"step": "2"}\n', "\x00\x00", "[2]\n"]
+)
+def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 1.5}\n' + torn)
+    sink = JsonlSink(path, keep_steps=5)
+    sink.write({"step": 6})
+    sink.close()
+    assert lines(path) == [{"step": 1, "loss": 1.5}, {"step": 6}]
+
+
+def test_bytes_that_are_no_text_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\x80\n{"step": 2}\n')
+    JsonlSink(path, keep_steps=5).close()
+    assert lines(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_fanout_gives_each_record_to_every_sink_and_closes_all(caplog: pytest.LogCaptureFixture) -> None:
+    one, other = Collecting(), Collecting()
+    fanout = Fanout([one, other])
+    fanout.write({"step": 1})
+    fanout.close()
+    assert one.records == other.records == [{"step": 1}]
+    assert one.closed
+    assert other.closed
+    assert not caplog.records
+
+
+def test_a_failing_sink_is_left_out_with_one_warning_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    failing, first, last = Failing(step=2), Collecting(), Collecting()
+    fanout = Fanout([first, failing, last])
+    with caplog.at_level(logging.WARNING, logger="minilm_cli"):
+        for step in (1, 2, 3):
+            fanout.write({"step": step})
+        fanout.close()
+    assert [record["step"] for record in failing.records] == [1]
+    assert [record["step"] for record in first.records] == [record["step"] for record in last.records] == [1, 2, 3]
+    assert [record.message for record in caplog.records] == [
+        "Failing failed and is left out from now on: the line is down"
+    ]
+
+
+def test_a_sink_that_cannot_be_closed_is_told_and_the_others_are_closed(caplog: pytest.LogCaptureFixture) -> None:
+    last = Collecting()
+    with caplog.at_level(logging.WARNING, logger="minilm_cli"):
+        Fanout([Failing(step=2), last]).close()
+    assert last.closed
+    assert [record.message for record in caplog.records] == ["Failing could not be closed: still down"]
+
+
+def test_tensorboard_gets_every_number_but_the_step(tmp_path: Path) -> None:
+    sink = TensorBoardSink(tmp_path)
+    sink.write({"step": 3, "loss": 0.5, "lr": 0.25})
+    sink.write({"step": 4, "loss": 0.75})
+    sink.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert sorted(events.Tags()["scalars"]) == ["loss", "lr"]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5), (4, 0.75)]
+
+
+def test_sinks_are_opened_by_name(tmp_path: Path) -> None:
+    assert open_sinks([], tmp_path, {}) == []
+    [sink] = open_sinks(["tensorboard"], tmp_path, {})
+    assert isinstance(sink, TensorBoardSink)
+    sink.close()
+
+
+def test_an_optional_package_that_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_sinks(["tensorboard"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MinilmError, match="--report-to wandb needs the package wandb") as caught:
+        check_sinks(["wandb"])
+    assert caught.value.hint == "pip install 'minilm-cli[wandb]'"
+
+
+def test_a_sink_whose_package_cannot_be_imported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MinilmError, match="needs the package tensorboard"):
+        TensorBoardSink(tmp_path)
+    with pytest.raises(MinilmError, match="needs the package wandb"):
+        WandbSink(tmp_path, {})
+
+
+def test_wandb_gets_the_runs_name_settings_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+
+    class Run:
+        def log(self, values: Record, step: int) -> None:
+            calls.append(("log", (dict(values), step)))
+
+        def finish(self) -> None:
+            calls.append(("finish", None))
+
+    class Wandb:
+        @staticmethod
+        def init(**options: Any) -> Run:
+            calls.append(("init", (options["id"], options["config"], options["resume"], options["dir"])))
+            return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    folder = tmp_path / "my-run"
+    [sink] = open_sinks(["wandb"], folder, {"seed": 42})
+    sink.write({"step": 3, "loss": 0.5})
+    sink.close()
+    assert calls == [
+        ("init", ("my-run", {"seed": 42}, "allow", str(folder))),
+        ("log", ({"loss": 0.5}, 3)),
+        ("finish", None),
+    ]

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from typing import Any
+
+from minilm_cli.plan import DataFacts, Measured, Plan, RelationFacts, StudentFacts, TeacherFacts, TrainingFacts
+
+
+def plan(**sections: Any) -> Plan:
+    return Plan(
+        teacher=TeacherFacts(
+            name="big/teacher", on_hub=True, family="bert", layers=12, layer=11, width=768, parameters=85_054_464
+        ),
+        student=StudentFacts(
+            name="l3-h384", family="bert", layers=3, layer=3, width=384, parameters=17_000_000,
+            init_from_teacher_layers=[], tensors=55, untrained=["a", "b"], untrained_parameters=12,
+        ),
+        relations=RelationFacts(weights={"qk": 2.0, "vv": 0.5}, heads=48, teacher_head_width=16, student_head_width=8),
+        data=DataFacts(name="tokens", tokenizer=None, sequences=99_000, tokens=3, held_out=99, max_length=77),
+        training=TrainingFacts(
+            steps=5000, epochs=1.23456, batch_size=256, tokens_per_step=7700, micro_batch_tokens=4096,
+            precision="bf16", device="cpu",
+        ),
+        **sections,
+    )  # fmt: skip
+
+
+def test_a_plan_survives_being_written_as_json() -> None:
+    assert Plan.model_validate_json(plan().model_dump_json()) == plan()
+
+
+def test_a_plan_is_shown_in_tables_without_what_is_not_known() -> None:
+    tables = {name: dict(rows) for name, rows in plan().tables().items()}
+    assert list(tables) == ["teacher", "student", "relations", "data", "training"]
+    assert tables["teacher"]["parameters"] == "85,054,464"
+    assert tables["teacher"]["on hub"] == "yes"
+    assert tables["relations"]["weights"] == "qk=2, vv=0.5"
+    assert tables["student"]["untrained"] == "a, b"
+    assert tables["training"]["epochs"] == "1.235"
+    assert "tokenizer" not in tables["data"]
+    assert "init from teacher layers" not in tables["student"]
+
+
+def test_what_was_measured_is_shown_if_it_was() -> None:
+    measured = Measured(
+        seconds_per_step=1.5, sequences_per_second=20.0, tokens_per_second=1e3, peak_memory_gib=0.5, hours_in_all=2.0
+    )
+    assert dict(plan(measured=measured).tables()["measured"])["seconds per step"] == "1.5"

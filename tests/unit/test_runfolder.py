@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from minilm_cli import checkpoint
+from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.runfolder import RunFolder, final_losses, find_run
+from minilm_cli.settings import DistillSettings, load_distill_settings
+
+
+def settings() -> DistillSettings:
+    return load_distill_settings(None, ["training.seed=7"], {"teacher.name": "t", "student.config": "l3-h384"})
+
+
+def made(path: Path) -> RunFolder:
+    path.mkdir(parents=True)
+    run = RunFolder(path)
+    run.write_settings(settings())
+    return run
+
+
+def save(run: RunFolder, step: int, best: int | None = None) -> None:
+    notes = {"best": None if best is None else {"step": best, "eval_loss": 0.5}}
+    checkpoint.save(run.checkpoints, step, {"student": {"weight": torch.tensor([float(step)])}}, notes)
+
+
+def test_settings_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    assert run.settings() == settings()
+    assert [path.name for path in run.path.iterdir()] == ["settings.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"teacher": {"name": "t"}, "student": {"config": "s"}, "x": 1}']
+)
+def test_settings_that_cannot_be_read_are_refused_by_file(tmp_path: Path, text: str) -> None:
+    run = made(tmp_path / "run")
+    run.settings_file.write_text(text)
+    with pytest.raises(MinilmError) as caught:
+        run.settings()
+    assert caught.value.where == str(run.settings_file)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_plan_that_cannot_be_read_is_refused_by_file(tmp_path: Path, text: str) -> None:
+    run = made(tmp_path / "run")
+    run.plan_file.write_text(text)
+    with pytest.raises(MinilmError) as caught:
+        run.plan()
+    assert caught.value.where == str(run.plan_file)
+
+
+def test_the_newest_run_is_the_one_started_last(tmp_path: Path) -> None:
+    for number, name in enumerate(("b", "c", "a")):
+        run = made(tmp_path / "runs" / name)
+        os.utime(run.settings_file, (number, number))
+    (tmp_path / "runs" / "d").mkdir()
+    made(tmp_path / "runs" / ".tmp-e")
+    assert find_run(None, tmp_path / "runs").path == tmp_path / "runs" / "a"
+
+
+def test_a_run_may_be_named(tmp_path: Path) -> None:
+    made(tmp_path / "run")
+    assert find_run(tmp_path / "run").path == tmp_path / "run"
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MinilmError, match="there is no such run"):
+        find_run(tmp_path / "nothing")
+    with pytest.raises(MinilmError, match=r"it has no settings.json"):
+        find_run(tmp_path)
+    for runs in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(MinilmError, match="there is no run in"):
+            find_run(None, runs)
+
+
+def test_a_checkpoint_is_picked_by_what_it_is(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    for step in (1, 2, 3):
+        save(run, step, best=2)
+    assert run.pick_checkpoint("last").step == 3
+    assert run.pick_checkpoint("best").step == 2
+    assert run.pick_checkpoint(1).step == 1
+
+
+def test_without_an_evaluation_the_last_is_the_best(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    save(run, 1)
+    assert run.pick_checkpoint("best").step == 1
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    for wanted in ("last", "best", 1):
+        with pytest.raises(MinilmError, match="there is no checkpoint"):
+            run.pick_checkpoint(wanted)
+    save(run, 1)
+    save(run, 4)
+    with pytest.raises(MinilmError, match="there is no checkpoint of step 3") as caught:
+        run.pick_checkpoint(3)
+    assert caught.value.hint == "There are checkpoints of the steps 1, 4."
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_not_replaced_by_another(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    save(run, 1)
+    save(run, 2)
+    (checkpoint.path_of(run.checkpoints, 1) / "student.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match="checksum"):
+        run.pick_checkpoint(1)
+
+
+def test_metrics_are_the_lines_that_are_whole(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    assert run.metrics() == []
+    run.metrics_file.write_bytes(b'{"step": 1, "loss": 2.0}\n\xff\n\n{"step": 2, "lo')
+    assert run.metrics() == [{"step": 1, "loss": 2.0}]
+
+
+def test_the_final_losses_are_the_last_of_each() -> None:
+    records = [
+        {"step": 1, "loss": 3.0, "lr": 1.0},
+        {"step": 1, "eval_loss": 2.5, "eval_loss_qq": 2.0},
+        {"step": 2, "loss": 1.0, "elapsed": 3.0},
+    ]
+    assert final_losses(records) == {"loss": 1.0, "eval_loss": 2.5, "eval_loss_qq": 2.0}

@@ -1,0 +1,478 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from minilm_cli.errors import MinilmError
+from minilm_cli.settings import (
+    CHANGEABLE_MID_RUN,
+    DEFAULT_STEPS,
+    DistillSettings,
+    ExportSettings,
+    TokenizeSettings,
+    change_mid_run,
+    flatten,
+    load_distill_settings,
+    parse_assignments,
+    read_settings_file,
+    setting_names,
+    validate,
+)
+
+REQUIRED = {"teacher.name": "bert-base-uncased", "student.config": "l6-h384"}
+
+
+def load(*assignments: str, file: Path | None = None, **flags: Any) -> DistillSettings:
+    return load_distill_settings(file, assignments, REQUIRED | flags)
+
+
+def written(folder: Path, text: str, name: str = "settings.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def values_of(model: BaseModel) -> dict[str, Any]:
+    return flatten(model.model_dump())
+
+
+# --- Defaults ----------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_of_distill_are_those_of_the_contract() -> None:
+    assert values_of(load()) == {
+        "teacher.name": "bert-base-uncased",
+        "teacher.revision": None,
+        "teacher.layer": "auto",
+        "teacher.trust_remote_code": False,
+        "student.config": "l6-h384",
+        "student.layer": -1,
+        "student.init": "random",
+        "data.path": Path("tokens"),
+        "data.max_length": None,
+        "relations.weights": {"qq": 1.0, "kk": 1.0, "vv": 1.0},
+        "relations.heads": "auto",
+        "training.steps": None,
+        "training.epochs": None,
+        "training.batch_size": 256,
+        "training.micro_batch_tokens": "auto",
+        "training.precision": "auto",
+        "training.device": "auto",
+        "training.compile": False,
+        "training.seed": 42,
+        "optimizer.lr": 6e-4,
+        "optimizer.weight_decay": 0.01,
+        "optimizer.betas": (0.9, 0.999),
+        "optimizer.eps": 1e-6,
+        "optimizer.clip_norm": 1.0,
+        "schedule.kind": "linear",
+        "schedule.warmup_steps": 4000,
+        "evaluation.fraction": 0.01,
+        "evaluation.limit": 10_000,
+        "evaluation.every": 1000,
+        "checkpoint.every": 1000,
+        "checkpoint.minutes": 15,
+        "checkpoint.keep": 3,
+        "reporting.log_every": 10,
+        "reporting.sinks": (),
+        "output": None,
+    }
+    assert DEFAULT_STEPS == 400_000
+
+
+def test_the_defaults_of_tokenize_are_those_of_the_contract() -> None:
+    settings = TokenizeSettings(inputs=(Path("corpus.txt"),))
+    assert settings.workers >= 1
+    assert values_of(settings) | {"workers": 1} == {
+        "inputs": (Path("corpus.txt"),),
+        "tokenizer": "bert-base-uncased",
+        "revision": None,
+        "trust_remote_code": False,
+        "output": Path("tokens"),
+        "max_length": 512,
+        "overflow": "split",
+        "text_field": "text",
+        "errors": "strict",
+        "workers": 1,
+        "batch_size": 1000,
+        "force": False,
+    }
+
+
+def test_the_defaults_of_export_are_those_of_the_contract() -> None:
+    settings = ExportSettings(run=Path("runs/a"))
+    assert (settings.format, settings.checkpoint, settings.dtype) == ("hf", "last", "float32")
+    assert (settings.output, settings.push_to_hub, settings.private, settings.force) == (None, None, False, False)
+
+
+@pytest.mark.parametrize("model", [DistillSettings, TokenizeSettings, ExportSettings])
+def test_every_setting_is_documented(model: type[BaseModel]) -> None:
+    def undocumented(model: type[BaseModel]) -> list[str]:
+        missing = []
+        for name, field in model.model_fields.items():
+            if not field.description:
+                missing.append(f"{model.__name__}.{name}")
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                missing += undocumented(field.annotation)
+        return missing
+
+    assert undocumented(model) == []
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load().training.seed = 3
+
+
+def test_settings_survive_being_written_as_json() -> None:
+    settings = load("relations.weights=qk=2,vv=0.5", "reporting.sinks=[tensorboard]", output="a/b")
+    again = validate(DistillSettings, json.loads(json.dumps(settings.model_dump(mode="json"))))
+    assert again == settings
+
+
+# --- Files -------------------------------------------------------------------------------------------------------
+
+FILES = {
+    "settings.yaml": "optimizer:\n  lr: 0.001\n  betas: [0.8, 0.9]\nrelations:\n  weights: {qk: 2}\n",
+    "settings.yml": "{optimizer: {lr: 1.0e-3, betas: [0.8, 0.9]}, relations: {weights: 'qk=2'}}",
+    "settings.toml": "[optimizer]\nlr = 1e-3\nbetas = [0.8, 0.9]\n[relations.weights]\nqk = 2\n",
+    "settings.JSON": '{"optimizer": {"lr": 1e-3, "betas": [0.8, 0.9]}, "relations": {"weights": {"qk": 2}}}',
+}
+
+
+@pytest.mark.parametrize(("name", "text"), FILES.items(), ids=FILES)
+def test_a_settings_file_may_be_yaml_toml_or_json(tmp_path: Path, name: str, text: str) -> None:
+    settings = load(file=written(tmp_path, text, name))
+    assert settings.optimizer.lr == 1e-3
+    assert settings.optimizer.betas == (0.8, 0.9)
+    assert settings.relations.weights == {"qk": 2.0}
+
+
+@pytest.mark.parametrize("written_as", ["1e-4", "1E-4", "1.0e-4", "0.0001", "+1e-4"])
+def test_numbers_with_an_exponent_are_numbers_in_yaml_and_in_set(tmp_path: Path, written_as: str) -> None:
+    assert load(file=written(tmp_path, f"optimizer:\n  lr: {written_as}\n")).optimizer.lr == 1e-4
+    assert load(f"optimizer.lr={written_as}").optimizer.lr == 1e-4
+
+
+def test_teacher_and_student_may_be_in_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "teacher: {name: a}\nstudent: {config: b}\n")
+    settings = load_distill_settings(path)
+    assert (settings.teacher.name, settings.student.config) == ("a", "b")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing but a comment\n", "{}"])
+def test_an_empty_file_sets_nothing(tmp_path: Path, text: str) -> None:
+    assert load(file=written(tmp_path, text)) == load()
+
+
+def test_a_section_of_which_all_is_commented_out_sets_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  # steps: 10\noptimizer:\n  lr: 0.5\n")
+    assert load(file=path).optimizer.lr == 0.5
+    assert load(file=path, **{"training.steps": 7}).training.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("settings.yaml", "a: [", "cannot be parsed"),
+        ("settings.yaml", "- a\n- b\n", "holds a mapping"),
+        ("settings.yaml", "just text", "holds a mapping"),
+        ("settings.yaml", "!!python/object/apply:os.getcwd []", "cannot be parsed"),
+        ("settings.toml", "a = ", "cannot be parsed"),
+        ("settings.json", "{", "cannot be parsed"),
+        pytest.param("settings.json", "[" * 100_000, "cannot be parsed", id="nested too deeply"),
+        ("settings.json", "3", "holds a mapping"),
+        ("settings.ini", "a = 1", "ends in .yaml, .toml or .json"),
+        ("settings", "a: 1", "ends in .yaml, .toml or .json"),
+    ],
+)
+def test_a_file_that_is_no_settings_file_is_refused_by_name(tmp_path: Path, name: str, text: str, message: str) -> None:
+    path = written(tmp_path, text, name)
+    with pytest.raises(MinilmError, match=message) as caught:
+        read_settings_file(path)
+    assert caught.value.where == str(path)
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(MinilmError, match="there is no such settings file"):
+        read_settings_file(tmp_path / "nothing.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(MinilmError, match="cannot be read"):
+        read_settings_file(tmp_path / "folder.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(MinilmError, match="cannot be read"):
+        read_settings_file(tmp_path / "bytes.yaml")
+
+
+# --- Precedence --------------------------------------------------------------------------------------------------
+
+
+def test_flags_and_set_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    path = written(tmp_path, "optimizer: {lr: 0.1, eps: 0.2, clip_norm: 0.3}\n")
+    optimizer = load("optimizer.eps=0.5", file=path, **{"optimizer.lr": 0.4}).optimizer
+    assert (optimizer.lr, optimizer.eps, optimizer.clip_norm, optimizer.weight_decay) == (0.4, 0.5, 0.3, 0.01)
+
+
+def test_a_flag_that_is_none_was_not_given(tmp_path: Path) -> None:
+    path = written(tmp_path, "optimizer: {lr: 0.1}\n")
+    assert load(file=path, **{"optimizer.lr": None}).optimizer.lr == 0.1
+
+
+def test_a_setting_given_by_flag_and_by_set_is_refused() -> None:
+    with pytest.raises(MinilmError, match=r"optimizer\.lr is given by its flag and by --set"):
+        load("optimizer.lr=1", **{"optimizer.lr": 1.0})
+
+
+def test_a_setting_given_twice_by_set_is_refused() -> None:
+    with pytest.raises(MinilmError, match=r"--set gives optimizer\.lr twice"):
+        load("optimizer.lr=1", "optimizer.lr=1")
+
+
+@pytest.mark.parametrize("assignment", ["optimizer.lr", "=3", "", "optimizer.lr 3"])
+def test_what_is_no_assignment_is_refused_with_an_example(assignment: str) -> None:
+    with pytest.raises(MinilmError, match="--set wants KEY=VALUE") as caught:
+        load(assignment)
+    assert "optimizer.weight_decay=0.1" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("true", True), ("a=b", "a=b"), ("[1, 2]", [1, 2]), ("", None), ("{", "{"), ("null", None)],
+)
+def test_values_of_set_are_read_as_yaml(text: str, value: object) -> None:
+    assert parse_assignments([f"a.b={text}"]) == {"a.b": value}
+
+
+@pytest.mark.parametrize(("given", "other"), [("steps", "epochs"), ("epochs", "steps")])
+def test_the_command_lines_length_replaces_the_files(tmp_path: Path, given: str, other: str) -> None:
+    path = written(tmp_path, f"training: {{{other}: 5}}\n")
+    for training in (load(file=path, **{f"training.{given}": 3}), load(f"training.{given}=3", file=path)):
+        assert getattr(training.training, given) == 3
+        assert getattr(training.training, other) is None
+
+
+@pytest.mark.parametrize("missing", REQUIRED)
+def test_what_is_required_and_missing_is_named(missing: str) -> None:
+    flag = {"teacher.name": "--teacher", "student.config": "--student-config"}[missing]
+    with pytest.raises(MinilmError, match=f"{flag} is missing") as caught:
+        load_distill_settings(flags={name: value for name, value in REQUIRED.items() if name != missing})
+    assert missing in (caught.value.hint or "")
+
+
+# --- Wrong values ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("optimizer.wieght_decay", "optimizer.weight_decay"),
+        ("optimiser.lr", "optimizer.lr"),
+        ("lr", "optimizer.lr"),
+        ("training.warmup_steps", "schedule.warmup_steps"),
+        ("teacher.nam", "teacher.name"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_what_was_meant(tmp_path: Path, name: str, meant: str) -> None:
+    with pytest.raises(MinilmError, match=f"there is no setting {name.partition('.')[0]}") as caught:
+        load(f"{name}=1")
+    assert caught.value.hint == f"Did you mean {meant}?"
+    section, _, last = name.rpartition(".")
+    path = written(tmp_path, f"{section}:\n  {last}: 1\n" if section else f"{last}: 1\n")
+    with pytest.raises(MinilmError) as caught:
+        load(file=path)
+    assert caught.value.hint == f"Did you mean {meant}?"
+    assert caught.value.where == str(path)
+
+
+def test_a_setting_like_no_other_is_refused_with_where_to_look() -> None:
+    with pytest.raises(MinilmError, match="there is no setting zzzzz") as caught:
+        load("zzzzz.qqqqq=1")
+    assert "Settings" in (caught.value.hint or "")
+
+
+def test_a_setting_inside_a_setting_is_refused() -> None:
+    with pytest.raises(MinilmError, match=r"optimizer\.lr"):
+        load("optimizer.lr.more=1", **{"optimizer.lr": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer.lr", 0),
+        ("optimizer.lr", -1e-4),
+        ("optimizer.lr", "fast"),
+        ("optimizer.lr", ".nan"),
+        ("optimizer.lr", ".inf"),
+        ("optimizer.lr", None),
+        ("optimizer.weight_decay", -0.1),
+        ("optimizer.eps", 0),
+        ("optimizer.clip_norm", 0),
+        ("optimizer.betas", "[0.9]"),
+        ("optimizer.betas", "[0.9, 1.0]"),
+        ("optimizer.betas", 0.9),
+        ("schedule.kind", "wavy"),
+        ("schedule.warmup_steps", -1),
+        ("schedule.warmup_steps", 1.5),
+        ("training.steps", 0),
+        ("training.steps", -3),
+        ("training.steps", "1.5"),
+        ("training.epochs", 0),
+        ("training.batch_size", 0),
+        ("training.batch_size", "many"),
+        ("training.batch_size", 2**70),
+        ("training.micro_batch_tokens", 0),
+        ("training.micro_batch_tokens", "automatic"),
+        ("training.precision", "fp16"),
+        ("training.compile", "perhaps"),
+        ("training.seed", -1),
+        ("training.seed", 2**70),
+        ("teacher.layer", 0),
+        ("teacher.layer", "last"),
+        ("teacher.layer", 1.5),
+        ("teacher.name", "''"),
+        ("student.layer", 0),
+        ("student.layer", "auto"),
+        ("student.init", "zeros"),
+        ("student.config", "[]"),
+        ("data.max_length", 1),
+        ("data.max_length", 2**40),
+        ("relations.heads", 0),
+        ("relations.heads", "few"),
+        ("relations.weights", "qx=1"),
+        ("relations.weights", "q=1"),
+        ("relations.weights", "qq=0"),
+        ("relations.weights", "qq=-1"),
+        ("relations.weights", "qq=a"),
+        ("relations.weights", "qq=1,qq=2"),
+        ("relations.weights", "{}"),
+        ("relations.weights", "''"),
+        ("relations.weights", "[qq]"),
+        ("evaluation.fraction", 1),
+        ("evaluation.fraction", -0.1),
+        ("evaluation.every", 0),
+        ("evaluation.limit", 0),
+        ("checkpoint.every", 0),
+        ("checkpoint.minutes", 0),
+        ("checkpoint.keep", 0),
+        ("reporting.log_every", 0),
+        ("reporting.sinks", "[printer]"),
+        ("reporting.sinks", "tensorboard"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_name_of_its_setting(name: str, value: object) -> None:
+    others = {required: given for required, given in REQUIRED.items() if required != name}
+    with pytest.raises(MinilmError) as caught:
+        load_distill_settings(None, [f"{name}={'null' if value is None else value}"], others)
+    message = str(caught.value)
+    assert message.startswith(f"{name}: ")
+    assert "\n" not in message
+    assert "pydantic" not in message
+    assert "literal[" not in message
+
+
+@pytest.mark.parametrize("name", ["optimizer.lr", "training.batch_size", "training.seed", "checkpoint.keep"])
+def test_true_is_not_a_number(name: str) -> None:
+    with pytest.raises(MinilmError, match=name):
+        load(f"{name}=true")
+
+
+def test_a_wrong_value_is_shown_with_its_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "optimizer: {lr: fast}\n")
+    with pytest.raises(MinilmError, match=r"optimizer\.lr: .*given: 'fast'") as caught:
+        load(file=path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("value", ["3", "[1]", "text"])
+def test_a_section_that_is_no_section_is_refused_by_name(tmp_path: Path, value: str) -> None:
+    with pytest.raises(MinilmError, match="optimizer"):
+        load(file=written(tmp_path, f"optimizer: {value}\n"))
+
+
+def test_steps_and_epochs_together_are_refused() -> None:
+    with pytest.raises(MinilmError, match="training: give either steps or epochs, not both"):
+        load("training.steps=1", "training.epochs=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("qq", {"qq": 1.0}),
+        ("qq=2, kv=0.5", {"qq": 2.0, "kv": 0.5}),
+        ("qk=1e-1,vq", {"qk": 0.1, "vq": 1.0}),
+        ("{vv: 3}", {"vv": 3.0}),
+    ],
+)
+def test_relations_are_pairs_with_weights(text: str, weights: dict[str, float]) -> None:
+    assert load(f"relations.weights={text}").relations.weights == weights
+
+
+@pytest.mark.parametrize("layer", [1, -1, 12, "auto", "3"])
+def test_layers_count_from_1_or_from_the_last(layer: int | str) -> None:
+    assert str(load(**{"teacher.layer": layer}).teacher.layer) == str(layer)
+
+
+def test_a_wrong_value_of_another_command_is_refused_in_the_same_words() -> None:
+    with pytest.raises(MinilmError, match="overflow: "):
+        validate(TokenizeSettings, {"inputs": ["a.txt"], "overflow": "spill"})
+    with pytest.raises(MinilmError, match="there is no setting max_lenght") as caught:
+        validate(TokenizeSettings, {"inputs": ["a.txt"], "max_lenght": 3})
+    assert caught.value.hint == "Did you mean max_length?"
+    with pytest.raises(MinilmError, match="inputs: "):
+        validate(TokenizeSettings, {"inputs": []})
+    with pytest.raises(MinilmError, match="checkpoint: "):
+        validate(ExportSettings, {"run": "a", "checkpoint": "newest"})
+
+
+# --- Mid-run -----------------------------------------------------------------------------------------------------
+
+
+def test_what_may_change_mid_run_are_settings() -> None:
+    assert set(setting_names()) >= CHANGEABLE_MID_RUN
+
+
+NEW_VALUES = {
+    "training.steps": 7,
+    "training.micro_batch_tokens": 99,
+    "training.compile": True,
+    "training.device": "cuda",
+    "evaluation.every": 7,
+    "checkpoint.every": 7,
+    "checkpoint.minutes": 7.5,
+    "checkpoint.keep": 7,
+    "reporting.log_every": 7,
+    "reporting.sinks": ("tensorboard",),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CHANGEABLE_MID_RUN))
+def test_what_may_change_mid_run_changes_alone(name: str) -> None:
+    before = load()
+    after = change_mid_run(before, {name: NEW_VALUES[name]})
+    assert values_of(after) == values_of(before) | {name: NEW_VALUES[name]}
+
+
+@pytest.mark.parametrize("name", sorted(set(setting_names()) - CHANGEABLE_MID_RUN))
+def test_what_may_not_change_mid_run_is_refused_by_name(name: str) -> None:
+    with pytest.raises(MinilmError, match=f"{name} may not change while a run goes on") as caught:
+        change_mid_run(load(), {name: 1})
+    assert "training.steps" in (caught.value.hint or "")
+
+
+def test_a_misspelt_change_is_refused_with_what_was_meant() -> None:
+    with pytest.raises(MinilmError, match=r"there is no setting training.step") as caught:
+        change_mid_run(load(), {"training.step": 1})
+    assert caught.value.hint == "Did you mean training.steps?"
+
+
+def test_a_wrong_change_is_refused_by_name() -> None:
+    with pytest.raises(MinilmError, match=r"checkpoint\.keep: "):
+        change_mid_run(load(), {"checkpoint.keep": 0})
+
+
+def test_setting_names_are_the_flattened_settings() -> None:
+    assert setting_names() == list(values_of(load()))
