@@ -423,7 +423,7 @@ def _tell(console: Console, report: RunReport, as_json: bool) -> None:
     if not report.finished_before:
         held_out = f", {report.losses['eval_loss']:.4f} on held-out text" if "eval_loss" in report.losses else ""
         console.say(f"Trained {report.step} steps: loss {report.losses['loss']:.4f}{held_out}.")
-        console.say(f"The student is in {report.path / 'student'}; try: minilm export {report.path}")
+        console.say(f"The student is in {report.path / 'student'}. Export it with:\n    minilm export {report.path}")
     _result(report.path, {"step": report.step, **report.losses}, as_json)
 
 

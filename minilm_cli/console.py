@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
@@ -51,25 +51,30 @@ class Console:
         self.progress = ProgressSink(self._rich)
 
     def say(self, text: str) -> None:
-        """One message."""
-        self._rich.print(Text(text), soft_wrap=True)
+        """Say something; lines that are indented are for copying, and are never broken."""
+        for line in text.splitlines():
+            self._print(Text(line), copied=line.startswith("    "))
+
+    def _print(self, text: Text, *, copied: bool = False) -> None:
+        # Off a terminal a line is a line, whatever the width of whoever reads it later.
+        self._rich.print(text, soft_wrap=copied or not self._rich.is_terminal)
 
     def command(self, words: str) -> None:
         """A command that is about to run."""
-        self._rich.print(Text(f"\n$ {words}", style="bold"))
+        self._print(Text(f"\n$ {words}", style="bold"), copied=True)
 
     def error(self, error: MinilmError) -> None:
         """What went wrong, or stopped the work, and what to do."""
         where = f"{error.where}: " if error.where else ""
         label = ("Stopped: ", "bold yellow") if isinstance(error, Interrupted) else ("Error: ", "bold red")
-        self._rich.print(Text.assemble(label, f"{where}{error.message}"), soft_wrap=True)
-        if error.hint:
-            self._rich.print(Text(error.hint), soft_wrap=True)
+        self._print(Text.assemble(label, f"{where}{error.message}"))
+        self.say(error.hint or "")
 
     def table(self, title: str, rows: Iterable[Sequence[str]]) -> None:
         """Names and values in two columns."""
-        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-        table.add_column(style="bold", no_wrap=True)
+        self._print(Text(title, style="bold"))
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+        table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
             table.add_row(escape(name), escape(value))
@@ -82,18 +87,17 @@ class Console:
         root.propagate = False
         for handler in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
             root.removeHandler(handler)
-        root.addHandler(_Handler(self._rich))
+        root.addHandler(_Handler(self._print))
 
 
 class _Handler(logging.Handler):
-    def __init__(self, rich: RichConsole) -> None:
+    def __init__(self, show: Callable[[Text], None]) -> None:
         super().__init__(logging.INFO)
-        self._rich = rich
+        self._show = show
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = record.levelno >= logging.WARNING
-        prefix = Text("Warning: " if warning else "", style="yellow")
-        self._rich.print(Text.assemble(prefix, record.getMessage()), soft_wrap=True)
+        self._show(Text.assemble(("Warning: " if warning else "", "yellow"), record.getMessage()))
 
 
 class ProgressSink:

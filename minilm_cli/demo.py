@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from minilm_cli.card import CURVE_FILE
 from minilm_cli.console import Console
-from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.errors import Interrupted, MinilmError, RunError
 from minilm_cli.files import refuse_existing, sha256
 
 HUB_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -30,13 +32,19 @@ def run(output: Path, console: Console, *, force: bool = False) -> Path:
     """Tokenise, distil and export inside the folder `output`; returns the exported student's folder."""
     refuse_existing(output, force=force)
     teacher = find_teacher()
-    if force and output.exists():
+    if output.exists():
         shutil.rmtree(output)
     output.mkdir(parents=True)
-    tokens, run_folder = output / "tokens", output / "run"
     console.say(f"The teacher is all-MiniLM-L6-v2, from {teacher}. Everything goes into {output}/.")
+    corpus, tokens, run_folder = output / "corpus.txt", output / "tokens", output / "run"
+    shutil.copyfile(SAMPLE, corpus)
+    if teacher != HUB_TEACHER:
+        # Under its own name, the copy is called so in the commands and the model card.
+        link = output / "all-MiniLM-L6-v2"
+        link.symlink_to(teacher)
+        teacher = str(link)
     commands = [
-        ["tokenize", str(SAMPLE), "--tokenizer", teacher, "--output", str(tokens), "--max-length", "128"],
+        ["tokenize", str(corpus), "--tokenizer", teacher, "--output", str(tokens), "--max-length", "128"],
         [
             *("distill", "--teacher", teacher, "--student-config", "l3-h384", "--init", "teacher"),
             *("--data", str(tokens), "--output", str(run_folder), "--steps", str(_STEPS), "--batch-size", "64"),
@@ -46,16 +54,12 @@ def run(output: Path, console: Console, *, force: bool = False) -> Path:
     ]
     for words in commands:
         console.command(shlex.join(["minilm", *words]))
-        done = subprocess.run(
-            [sys.executable, "-m", "minilm_cli", *words], check=False, stdout=subprocess.PIPE, text=True
-        )
-        if done.returncode:
-            raise RunError(f"the command above ended with status {done.returncode}")
-    exported = Path(done.stdout.strip())
+        result = _run(words)
+    exported = Path(result.strip())
     first, last = _held_out_losses(run_folder)
     console.say(
         f"""
-Done. The held-out loss fell from {first:.3f} to {last:.3f}; the curve is in {exported / "loss.svg"},
+Done. The held-out loss fell from {first:.3f} to {last:.3f}; the curve is in {exported / CURVE_FILE},
 the model card beside it. The student is an ordinary model:
 
     AutoModel.from_pretrained("{exported}")
@@ -67,6 +71,25 @@ What to try next, with your own text and teacher:
 """
     )
     return exported
+
+
+def _run(words: list[str]) -> str:
+    """Run one command; its stdout. Raises `RunError` if it fails, `Interrupted` if a signal ended it."""
+    process = subprocess.Popen([sys.executable, "-m", "minilm_cli", *words], stdout=subprocess.PIPE, text=True)
+    # Ctrl-C reaches the command by itself; either way it is the command that saves what it has, and ends.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        result, _ = process.communicate()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in handlers:
+        if process.returncode == 128 + number:
+            raise Interrupted("the demo ends here.", number)
+    if process.returncode:
+        raise RunError(f"the command above ended with status {process.returncode}")
+    return result
 
 
 def find_teacher() -> str:

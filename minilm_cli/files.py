@@ -14,13 +14,19 @@ from typing import Any
 
 from minilm_cli.errors import MinilmError
 
+#: One of these is in every folder that minilm makes.
+_MARKS = ("manifest.json", "settings.json", "checkpoint.json", "config.json", "tokens")
+
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise `MinilmError` if `path` exists and may not be replaced."""
+    """Raise `MinilmError` if `path` exists and may not be replaced: without `force`, or if it is none of ours."""
     if not force and (path.exists() or path.is_symlink()):
         raise MinilmError(
             "this output exists already", where=str(path), hint="Name another --output, or replace it with --force."
         )
+    is_folder = path.is_dir() and not path.is_symlink()
+    if is_folder and any(path.iterdir()) and not any((path / mark).exists() for mark in _MARKS):
+        raise MinilmError("this folder was not made by minilm; --force does not replace it", where=str(path))
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def relation_loss(
     weights: Mapping[str, float],
     chunk_scores: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Sum over sequences of the multi-head self-attention relation loss (MiniLMv2, equations 2 to 7).
+    """Sum over sequences of the multi-head self-attention relation loss (MiniLMv2, section 3.1).
 
     teacher, student: queries, keys and values as (positions, width); the widths of the two models may differ.
     spans: (start, length) of each sequence among the positions; positions in no span are padding.

@@ -254,7 +254,7 @@ class _Training:
             raise Interrupted(
                 f"{name} after step {self._step} of {total}; a checkpoint is saved.",
                 self._signals.received,
-                hint=f"Go on with: minilm resume {self._run.path}",
+                hint=f"Go on with:\n    minilm resume {self._run.path}",
             )
 
     def _log(self, metrics: dict[str, float]) -> dict[str, float]:

@@ -38,7 +38,7 @@ Share = Annotated[float, Field(ge=0, lt=1), _Number]
 Length = Annotated[int, Field(ge=2, le=2**31), _Number]
 Model = TypeVar("Model", bound=BaseModel)
 
-Layer = Annotated[int, _Number, Field(description="1-based; negative counts from the last")]
+Layer = Annotated[int, _Number]
 
 
 def _nonzero_layer(value: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,10 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+# A shell ignores it for what it runs in the background, and processes hand that down.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def test_stdout_is_the_path_of_the_tokens(minilm: Minilm) -> None:
 @pytest.mark.usefixtures("workplace")
 def test_tokenize_ends_with_a_table_of_what_became_of_the_lines(minilm: Minilm) -> None:
     outcome = minilm(*TOKENIZE, "--max-length", "32")
-    found = dict(line.rsplit(maxsplit=1) for line in outcome.err.splitlines()[1:])
+    found = dict(line.strip().rsplit(maxsplit=1) for line in outcome.err.splitlines()[1:])
     manifest = json.loads(Path("tokens/manifest.json").read_text(encoding="utf-8"))
     assert (found["lines"], found["blank lines skipped"]) == ("200", "20")
     assert int(found["lines split"]) > 0

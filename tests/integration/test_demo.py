@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
+import signal
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import pytest
 from minilm_cli import demo
 from minilm_cli.console import Console
 from minilm_cli.errors import MinilmError, RunError
+
+from .conftest import Commands, wait_until
 
 
 def installed(folder: Path) -> ModuleSpec:
@@ -54,19 +56,18 @@ def test_without_a_copy_the_teacher_is_the_hub_s(monkeypatch: pytest.MonkeyPatch
 def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The words of each command after `minilm`, none of which is really run."""
     commands: list[list[str]] = []
-    monkeypatch.setattr(demo, "find_teacher", lambda: "the-teacher")
+    monkeypatch.setattr(demo, "find_teacher", lambda: "/the-teacher")
 
-    def run(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        assert words[1:3] == ["-m", "minilm_cli"]
-        commands.append(words[3:])
-        if words[3] == "distill":
+    def run(words: list[str]) -> str:
+        commands.append(words)
+        if words[0] == "distill":
             folder = Path(words[words.index("--output") + 1])
             folder.mkdir()
             lines = [{"step": 0, "eval_loss": 1.25}, {"step": 5, "loss": 1.0}, {"step": 9, "eval_loss": 0.5}]
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        return subprocess.CompletedProcess(words, 0, stdout=f"{tmp_path}/demo/run/export/hf\n")
+        return f"{tmp_path}/demo/run/export/hf\n"
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(demo, "_run", run)
     return commands
 
 
@@ -82,24 +83,32 @@ def test_each_command_is_shown_before_it_runs(
     assert shown == [" ".join(["minilm", *words]) for words in ran]
     assert "fell from 1.250 to 0.500" in said.err
     assert said.out == ""
-    assert all("the-teacher" in words for words in ran[:2])
+    teacher = tmp_path / "demo" / "all-MiniLM-L6-v2"
+    assert teacher.readlink() == Path("/the-teacher")
+    assert all(str(teacher) in words for words in ran[:2])
 
 
-def test_a_command_that_fails_ends_the_demo(
-    tmp_path: Path, ran: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        ran.append(words[3:])
-        return subprocess.CompletedProcess(words, 2, stdout="")
-
-    monkeypatch.setattr(subprocess, "run", fail)
+def test_a_command_that_fails_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "find_teacher", lambda: str(tmp_path))
     with pytest.raises(RunError, match="ended with status 2"):
         demo.run(tmp_path / "demo", Console())
-    assert len(ran) == 1
+    assert not (tmp_path / "demo" / "tokens").exists()
+
+
+def test_a_demo_that_is_stopped_saves_what_it_has(minilm: Commands) -> None:
+    process = minilm.start("demo", "--output", "demo")
+    written = minilm.folder / "demo" / "run" / "metrics.jsonl"
+    wait_until(lambda: written.exists() and written.read_text(encoding="utf-8").count("\n") > 1, process)
+    process.send_signal(signal.SIGTERM)
+    done = minilm.end(process)
+    assert done.returncode == 143
+    assert "minilm resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((minilm.folder / "demo" / "run" / "checkpoints").iterdir())
 
 
 def test_an_earlier_demo_is_kept_unless_forced(tmp_path: Path, ran: list[list[str]]) -> None:
-    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "tokens").mkdir(parents=True)
     (tmp_path / "demo" / "old.txt").write_text("old", encoding="utf-8")
     with pytest.raises(MinilmError, match="exists already"):
         demo.run(tmp_path / "demo", Console())

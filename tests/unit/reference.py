@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def relation(left: Tensor, right: Tensor) -> list[Tensor]:
-    """The rows of log softmax(A Bᵀ / √d_r), equation 5; `left` and `right` are one relation head's (tokens, d_r)."""
+    """The rows of log softmax(A Bᵀ / √d_r), section 3.1; `left` and `right` are one relation head's (tokens, d_r)."""
     scale = math.sqrt(left.shape[1])
     rows = []
     for query in left:

@@ -82,7 +82,7 @@ def test_with_force_the_new_replaces_the_old_whatever_it_is(tmp_path: Path, old:
         path.write_text("old")
     elif old == "folder":
         path.mkdir()
-        (path / "old").write_text("old")
+        (path / "manifest.json").write_text("old")
     else:
         path.symlink_to(elsewhere)
     with staged(path, force=True) as built:
@@ -161,3 +161,11 @@ def test_a_file_that_is_no_json_is_named(tmp_path: Path, content: bytes) -> None
 def test_a_folder_is_no_json_file(tmp_path: Path) -> None:
     with pytest.raises(MinilmError, match="this manifest cannot be read as JSON"):
         read_json(tmp_path, kind="manifest")
+
+
+def test_a_folder_that_is_not_ours_is_not_replaced_even_by_force(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear", encoding="utf-8")
+    with pytest.raises(MinilmError, match="not made by minilm"), staged(tmp_path / "home", force=True) as built:
+        built.mkdir()
+    assert (tmp_path / "home" / "letter.txt").read_text(encoding="utf-8") == "dear"
