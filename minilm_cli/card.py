@@ -63,7 +63,8 @@ states = model(**tokenizer("Some text.", return_tensors="pt")).last_hidden_state
 {_loss_table(records, step)}
 
 The loss of a sequence is the sum over the relations of weight × mean over relation heads and tokens of the KL
-divergence of the student's relation from the teacher's, in nats.
+divergence of the student's relation from the teacher's, in nats. The training loss is that of one step, with the
+student's dropout; the held-out loss is without.
 
 ## Teacher and relations
 

@@ -258,4 +258,4 @@ def has_bf16(device: torch.device) -> bool:
 
 def default_micro_batch_tokens(device: torch.device) -> int:
     """The padded tokens of a forward pass where the user leaves it to us."""
-    return 32_768 if device.type == "cuda" else 4096
+    return 32_768 if device.type == "cuda" else 2048

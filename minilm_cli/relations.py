@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 #: Scores in one chunk: on a CPU its four buffers of them share the cache of a core; on a GPU they fill the machine.
-CHUNK_SCORES = {"cpu": 2**18, "cuda": 2**25, "mps": 2**23}
+CHUNK_SCORES = {"cpu": 2**19, "cuda": 2**25, "mps": 2**23}
 
 Span = tuple[int, int]
 
