@@ -110,9 +110,13 @@ def latest(folder: Path, *, up_to: int | None = None) -> Checkpoint | None:
     return None
 
 
-def prune(folder: Path, *, keep: int, best: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints and the one of step `best`."""
+def prune(folder: Path, *, newest: int, keep: int, best: int | None = None) -> None:
+    """Remove all but the `keep` checkpoints up to step `newest` and the one of step `best`.
+
+    Later ones are those that a run which went back passed over as damaged: they go too.
+    """
     found = steps(folder)
-    for step in found[:-keep]:
-        if step != best:
+    kept = {*[step for step in found if step <= newest][-keep:], best}
+    for step in found:
+        if step not in kept:
             shutil.rmtree(path_of(folder, step), ignore_errors=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from minilm_cli import __version__
-from minilm_cli.errors import MinilmError
+from minilm_cli.errors import Interrupted, MinilmError
 
 if TYPE_CHECKING:
     from minilm_cli.console import Console
@@ -441,7 +441,7 @@ def main() -> None:
     try:
         app(standalone_mode=True, prog_name="minilm")
     except MinilmError as error:
-        if os.environ.get("MINILM_DEBUG") == "1":
+        if os.environ.get("MINILM_DEBUG") == "1" and not isinstance(error, Interrupted):
             raise
         _fail(error)
     except KeyboardInterrupt:

@@ -38,6 +38,9 @@ from minilm_cli.tokens import Indices, TokenIds, TokenizerInfo, TokenStoreWriter
 #: Bytes of input that make up for the second or so that starting a worker takes.
 WORTH_A_WORKER = 2**20
 
+#: What would be taken for text, and is none.
+_NOT_READ = frozenset({".bz2", ".xz", ".zst", ".zip", ".csv", ".tsv", ".parquet", ".arrow", ".npy"})
+
 BOM = b"\xef\xbb\xbf"
 
 
@@ -113,16 +116,18 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
     ):
         progress.start("Tokenising", total, unit="bytes")
         tokens = 0
-        for lines, result in run(_batches(settings.inputs, settings.batch_size)):
-            writer.add(result.ids, result.lengths)
-            counts += result.counts
-            tokens += len(result.ids)
-            found = np.bincount(result.lengths, minlength=len(histogram))
-            found[: len(histogram)] += histogram
-            histogram = found
-            rate = tokens / max(time.monotonic() - started, 1e-9)
-            progress.update(lines.consumed, {"tokens": tokens, "tokens_per_second": rate})
-        progress.stop()
+        try:
+            for lines, result in run(_batches(settings.inputs, settings.batch_size)):
+                writer.add(result.ids, result.lengths)
+                counts += result.counts
+                tokens += len(result.ids)
+                found = np.bincount(result.lengths, minlength=len(histogram))
+                found[: len(histogram)] += histogram
+                histogram = found
+                rate = tokens / max(time.monotonic() - started, 1e-9)
+                progress.update(lines.consumed, {"tokens": tokens, "tokens_per_second": rate})
+        finally:
+            progress.stop()
         sequences = int(histogram.sum())
         if not sequences:
             raise MinilmError(
@@ -149,6 +154,10 @@ def _load_tokenizer(settings: TokenizeSettings) -> tuple[Tokenizer, TokenizerInf
 def _size(file: Path) -> int:
     if file.is_dir():
         raise MinilmError("this is a folder; a text file is wanted", where=str(file))
+    if file.suffix.lower() in _NOT_READ:
+        raise MinilmError(
+            f"{file.suffix} files are not read", where=str(file), hint="Text and JSON lines are, plain or as .gz."
+        )
     try:
         with file.open("rb"):
             return file.stat().st_size

@@ -17,7 +17,7 @@ from pathlib import Path
 from minilm_cli.card import CURVE_FILE
 from minilm_cli.console import Console
 from minilm_cli.errors import Interrupted, MinilmError, RunError
-from minilm_cli.files import refuse_existing, sha256
+from minilm_cli.files import DEMO_MARK, refuse_existing, sha256
 
 HUB_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 #: The official file's, which the installed copy must equal.
@@ -32,9 +32,12 @@ def run(output: Path, console: Console, *, force: bool = False) -> Path:
     """Tokenise, distil and export inside the folder `output`; returns the exported student's folder."""
     refuse_existing(output, force=force)
     teacher = find_teacher()
+    if output.is_symlink() or output.is_file():
+        raise MinilmError("the demo wants a folder", where=str(output))
     if output.exists():
         shutil.rmtree(output)
     output.mkdir(parents=True)
+    (output / DEMO_MARK).touch()
     console.say(f"The teacher is all-MiniLM-L6-v2, from {teacher}. Everything goes into {output}/.")
     corpus, tokens, run_folder = output / "corpus.txt", output / "tokens", output / "run"
     shutil.copyfile(SAMPLE, corpus)

@@ -184,6 +184,7 @@ class Distiller:
 
     def _not_finite(self, step: int, loss: Tensor, norm: Tensor, batches: list[MicroBatch]) -> RunError:
         culprits: list[int] = []
+        torch.manual_seed(derive(self._seed, "dropout", step))  # the very pass that failed
         with torch.no_grad():
             for batch in batches:
                 if not torch.isfinite(self._loss(batch)[0]).item():
@@ -192,7 +193,7 @@ class Distiller:
         return RunError(
             f"step {step}: the loss is {loss.item():g} and its gradient's norm {norm.item():g}; the step was not taken."
             + named,
-            hint="Resuming starts from the last checkpoint. Try a lower learning rate, a longer warm-up, or"
+            hint="Resuming would meet it again. Start a new run with a lower --lr, a longer --warmup-steps, or"
             " --precision fp32.",
         )
 

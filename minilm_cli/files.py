@@ -14,8 +14,16 @@ from typing import Any
 
 from minilm_cli.errors import MinilmError
 
-#: One of these is in every folder that minilm makes.
-_MARKS = ("manifest.json", "settings.json", "checkpoint.json", "config.json", "tokens")
+DEMO_MARK = ".minilm-demo"
+
+#: A folder that holds all files of one of these was made by minilm: a store, a run, a checkpoint, an export, a demo.
+_MARKS = (
+    ("manifest.json", "shard-00000.npy"),
+    ("settings.json", "plan.json"),
+    ("checkpoint.json",),
+    ("config.json", "loss.svg"),
+    (DEMO_MARK,),
+)
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -24,9 +32,10 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise MinilmError(
             "this output exists already", where=str(path), hint="Name another --output, or replace it with --force."
         )
-    is_folder = path.is_dir() and not path.is_symlink()
-    if is_folder and any(path.iterdir()) and not any((path / mark).exists() for mark in _MARKS):
-        raise MinilmError("this folder was not made by minilm; --force does not replace it", where=str(path))
+    if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
+        ours = any(all((path / name).exists() for name in mark) for mark in _MARKS)
+        if not ours or Path.cwd().resolve().is_relative_to(path.resolve()):
+            raise MinilmError("this folder was not made by minilm; --force does not replace it", where=str(path))
 
 
 @contextmanager
@@ -59,13 +68,12 @@ def staged(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 def _put(built: Path, path: Path, *, aside: Path) -> None:
     """Rename `built` to `path`, and what stood there to `aside`; if that fails, what stood there stays."""
-    replaced = path.exists() or path.is_symlink()
-    if replaced:
-        path.rename(aside)
     try:
+        if path.exists() or path.is_symlink():
+            path.rename(aside)
         built.rename(path)
     except BaseException:
-        if replaced:
+        if aside.exists() and not path.exists():
             aside.rename(path)
         raise
 
@@ -104,5 +112,8 @@ def read_json(path: Path, *, kind: str) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, to be read by people too."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `value` as indented JSON, to be read by people too; what stood there is replaced at once or not at all."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)

@@ -22,6 +22,7 @@ from minilm_cli.batches import BatchStream
 from minilm_cli.corpus import convert_token_lists
 from minilm_cli.engine import Distiller, default_micro_batch_tokens, has_bf16, pick_device
 from minilm_cli.errors import MinilmError
+from minilm_cli.files import sha256
 from minilm_cli.hub import load_tokenizer, loading, tokenizer_info
 from minilm_cli.metrics import check_sinks
 from minilm_cli.models import (
@@ -87,6 +88,8 @@ def load_config(teacher: TeacherSettings) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
         )
+    if not all(hasattr(config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")):
+        raise MinilmError(f"this is no text encoder, but a {config.model_type} model", where=teacher.name)
     return config
 
 
@@ -121,11 +124,22 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
     total_steps = training.steps or (
         math.ceil(training.epochs * stream.train_sequences / training.batch_size) if training.epochs else DEFAULT_STEPS
     )
+    if settings.schedule.warmup_steps >= total_steps:
+        logger.warning(
+            "The warm-up of %d steps does not end within the run's %d: see --warmup-steps.",
+            settings.schedule.warmup_steps,
+            total_steps,
+        )
     distiller = Distiller(teacher, student, settings, heads=heads, total_steps=total_steps, device=device, bf16=bf16)
     resolved = _resolved(
         settings,
         {
-            "teacher": {"layer": teacher.layer, "name": _findable(settings.teacher.name)},
+            "teacher": {
+                "layer": teacher.layer,
+                "name": _findable(settings.teacher.name),
+                # A branch moves; the commit that was loaded does not.
+                "revision": getattr(names.teacher_config, "_commit_hash", None) or settings.teacher.revision,
+            },
             "student": {"layer": student.layer},
             "data": {"max_length": max_length, "path": settings.data.path.absolute()},
             "relations": {"heads": heads},
@@ -152,6 +166,7 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
             tokenizer=_public_name(store.manifest.tokenizer.name),
             sequences=len(store),
             tokens=store.manifest.tokens,
+            manifest_sha256=sha256(store.path / "manifest.json"),
             held_out=stream.held_out_sequences,
             max_length=max_length,
         ),
@@ -159,7 +174,7 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
             steps=total_steps,
             epochs=total_steps * training.batch_size / stream.train_sequences,
             batch_size=training.batch_size,
-            tokens_per_step=round(training.batch_size * store.manifest.tokens / len(store)),
+            tokens_per_step=round(training.batch_size * _mean_length(store, max_length)),
             micro_batch_tokens=stream.micro_batch_tokens,
             precision=resolved.training.precision,
             device=str(device),
@@ -205,7 +220,7 @@ def _device(wanted: str) -> torch.device:
 
 
 def _teacher(settings: DistillSettings) -> tuple[RelationTap, int]:
-    """The teacher's tap, and the number of parameters it runs."""
+    """The teacher's tap, and the number of parameters that are kept of it."""
     wanted = settings.teacher
     logger.info("Loading the teacher, %s.", wanted.name)
     model, layer = load_teacher(
@@ -235,6 +250,12 @@ def _max_length(settings: DistillSettings, store: TokenStore, models: Mapping[st
                 hint=f"Cut them with --max-length {limit}.",
             )
     return max_length
+
+
+def _mean_length(store: TokenStore, max_length: int) -> float:
+    """Mean tokens of a sequence, after cutting."""
+    histogram = store.manifest.length_histogram
+    return sum(min(length, max_length) * count for length, count in enumerate(histogram)) / len(store)
 
 
 def _public_name(name: str | None) -> str | None:

@@ -132,9 +132,14 @@ def check_sinks(names: Iterable[str]) -> None:
             raise _missing(name)
 
 
-def open_sinks(names: Iterable[str], folder: Path, settings: Mapping[str, Any]) -> list[Sink]:
+def open_sinks(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[Sink]:
     """The optional sinks of these names, writing beside or about the run in `folder`."""
-    return [TensorBoardSink(folder) if name == "tensorboard" else WandbSink(folder, settings) for name in names]
+    try:
+        return [TensorBoardSink(folder) if name == "tensorboard" else WandbSink(folder, settings) for name in names]
+    except MinilmError:
+        raise
+    except Exception as error:  # whatever a service's own package raises where there is no login or network
+        raise MinilmError(f"reporting.sinks: {' and '.join(names)} cannot be started: {error}") from error
 
 
 class Fanout:

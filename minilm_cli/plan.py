@@ -12,7 +12,7 @@ class _Facts(BaseModel):
 
 
 class TeacherFacts(_Facts):
-    """The teacher; `parameters` are those it runs, up to the tapped layer."""
+    """The teacher; `parameters` are those that are kept, up to the tapped layer."""
 
     name: str
     on_hub: bool
@@ -54,6 +54,7 @@ class DataFacts(_Facts):
     tokenizer: str | None
     sequences: int
     tokens: int
+    manifest_sha256: str
     held_out: int
     max_length: int
 

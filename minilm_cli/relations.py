@@ -2,7 +2,7 @@
 
 With teacher scores t and student scores s of a relation, each row's loss is KL(softmax t ‖ softmax s), and its
 gradient with respect to s is softmax s − softmax t. So loss and gradient are computed together in the forward pass,
-chunk by chunk, and no score outlives its chunk: memory grows with the chunk, not with the batch. Each sequence is cut
+chunk by chunk, and no score outlives its chunk: memory for scores does not grow with the batch. Each sequence is cut
 to its real tokens, so padding costs nothing and changes nothing. Ignores where queries, keys and values come from.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-#: Scores in one chunk: on a CPU its four buffers of them share the cache of a core; on a GPU they fill the machine.
+#: Scores in one chunk, which has four buffers of them: on a CPU they stay in its last cache; on a GPU they fill it.
 CHUNK_SCORES = {"cpu": 2**19, "cuda": 2**25, "mps": 2**23}
 
 Span = tuple[int, int]
@@ -54,7 +54,8 @@ def relation_loss(
     Returns the sum, differentiable with respect to `student`, and each relation's own sum, unweighted and detached,
     in the order of `weights`. Both are fp32, or fp64 if the student is.
     """
-    assert all(tensor.shape[1] % heads == 0 for tensor in (*teacher, *student))
+    used = {"qkv".index(letter) for pair in weights for letter in pair}
+    assert all(side[number].shape[1] % heads == 0 for side in (teacher, student) for number in used)
     if chunk_scores is None:
         chunk_scores = CHUNK_SCORES.get(student.query.device.type, CHUNK_SCORES["cuda"])
     # A chunk holds at least one query's row of scores.

@@ -28,7 +28,7 @@ from minilm_cli.export import write_hf
 from minilm_cli.files import refuse_existing, staged, write_json
 from minilm_cli.hub import load_tokenizer, quiet
 from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare
-from minilm_cli.metrics import Fanout, JsonlSink, Progress, open_sinks
+from minilm_cli.metrics import Fanout, JsonlSink, Progress, check_sinks, open_sinks
 from minilm_cli.models import saved_config
 from minilm_cli.plan import Plan
 from minilm_cli.runfolder import RunFolder, final_losses
@@ -85,6 +85,7 @@ def resume(run: RunFolder, progress: Progress, changes: Mapping[str, Any] | None
     _refuse_many_processes()
     before = run.settings()
     settings = change_mid_run(before, changes or {})
+    check_sinks(settings.reporting.sinks)
     newest = checkpoint.latest(run.checkpoints)
     total = settings.training.steps
     assert total is not None
@@ -97,6 +98,12 @@ def resume(run: RunFolder, progress: Progress, changes: Mapping[str, Any] | None
     config = saved_config(run.student_config_file)
     names = Names(load_tokenizer(str(run.tokenizer.absolute())), load_config(settings.teacher), config, run.path)
     job = prepare(settings, names, converted=run.tokens)
+    if job.plan.data.manifest_sha256 != run.plan().data.manifest_sha256:
+        raise MinilmError(
+            "the token store is not the one that the run began with",
+            where=str(settings.data.path),
+            hint="Put that one back, or start a new run.",
+        )
     if settings != before:
         run.write_settings(job.settings)
         write_json(run.plan_file, job.plan.model_dump())
@@ -157,8 +164,7 @@ class _Signals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.received is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            raise Interrupted("at once, without saving.", number, hint="Resuming starts from the last checkpoint.")
         self.received = number
         logger.info("%s: saving a checkpoint, then stopping; once more stops at once.", signal.Signals(number).name)
 
@@ -212,14 +218,14 @@ class _Training:
         self._evaluated: int | None = notes.get("evaluated")
         self._best: dict[str, float] | None = notes.get("best")
         self._elapsed: float = notes.get("elapsed", 0.0)
-        # What was done since the last line of metrics.
+        # What was done since the last line of metrics, and the seconds it took.
+        self._since_seconds: float = notes.get("since_seconds", 0.0)
         self._since: dict[str, int] = dict(notes.get("since") or {"sequences": 0, "tokens": 0, "padded_tokens": 0})
         if newest is not None:
             self._distiller.load_state({group: newest.tensors(group) for group in ("student", "optimizer")})
             logger.info("Going on from step %d.", newest.step)
-        reporting = self._settings.reporting
+        extra = open_sinks(self._settings.reporting.sinks, run.path, self._settings.model_dump(mode="json"))
         metrics = JsonlSink(run.metrics_file, keep_steps=-1 if newest is None else newest.step)
-        extra = open_sinks(reporting.sinks, run.path, self._settings.model_dump(mode="json"))
         self._sinks = Fanout([metrics, *extra])
         self._last_save = time.monotonic()
 
@@ -232,7 +238,7 @@ class _Training:
         """Train to the last step; raises `Interrupted` after a signal."""
         total = self._job.total_steps
         self._progress.start("Distilling", total, done=self._step)
-        self._mark = time.monotonic()
+        self._mark = time.monotonic() - self._since_seconds
         self._evaluate_if_due()
         steps = self._distiller.steps(self._job.stream, first=self._step + 1, last=total, stop=self._signals.pending)
         for report in steps:
@@ -300,10 +306,17 @@ class _Training:
 
     def _save(self) -> None:
         started = time.monotonic()
-        notes = {"evaluated": self._evaluated, "best": self._best, "elapsed": self._elapsed, "since": self._since}
+        notes = {
+            "evaluated": self._evaluated,
+            "best": self._best,
+            "elapsed": self._elapsed,
+            "since": self._since,
+            "since_seconds": started - self._mark,
+        }
         checkpoint.save(self._run.checkpoints, self._step, self._distiller.state(), notes)
         best = None if self._best is None else int(self._best["step"])
-        checkpoint.prune(self._run.checkpoints, keep=self._settings.checkpoint.keep, best=best)
+        keep = self._settings.checkpoint.keep
+        checkpoint.prune(self._run.checkpoints, newest=self._step, keep=keep, best=best)
         self._saved = self._step
         self._last_save = time.monotonic()
         self._mark += time.monotonic() - started

@@ -91,10 +91,8 @@ class RunFolder:
         return validate(DistillSettings, read_json(self.settings_file, kind="run"), where=str(self.settings_file))
 
     def write_settings(self, settings: DistillSettings) -> None:
-        """Replace the run's settings, atomically."""
-        temporary = self.settings_file.with_name(".tmp-settings.json")
-        write_json(temporary, settings.model_dump(mode="json"))
-        temporary.replace(self.settings_file)
+        """Replace the run's settings."""
+        write_json(self.settings_file, settings.model_dump(mode="json"))
 
     def plan(self) -> Plan:
         """What is trained on what; raises `MinilmError` if it cannot be read."""
@@ -112,7 +110,9 @@ class RunFolder:
     def pick_checkpoint(self, wanted: str | int) -> Checkpoint:
         """The checkpoint `last`, `best` or of a step; raises `MinilmError` if there is none, `RunError` if damaged."""
         last = checkpoint.latest(self.checkpoints) if wanted in ("last", "best") else None
-        if wanted == "best" and last is not None and last.notes.get("best"):
+        if wanted == "best" and last is not None:
+            if not last.notes.get("best"):
+                raise MinilmError("no checkpoint was evaluated, so none is the best", where=str(self.path))
             wanted = int(last.notes["best"]["step"])
         elif last is not None:
             return last

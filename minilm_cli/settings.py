@@ -42,7 +42,7 @@ Layer = Annotated[int, _Number]
 
 
 def _nonzero_layer(value: Any) -> Any:
-    if value in {0, "0"}:
+    if value in (0, "0"):  # a list is no layer either, and cannot be in a set
         raise ValueError("layers are counted from 1, or from −1 backwards; there is no layer 0")
     return value
 
@@ -433,6 +433,8 @@ def change_mid_run(settings: DistillSettings, changes: Mapping[str, Any]) -> Dis
                 f"{dotted} may not change while a run goes on",
                 hint="These may: " + ", ".join(sorted(CHANGEABLE_MID_RUN)) + ".",
             )
+        if dotted == "training.steps" and value is None:
+            raise MinilmError("training.steps: a number of steps is wanted")
         _merge(values, dotted, value)
     return validate(DistillSettings, values)
 

@@ -66,7 +66,24 @@ def all_of(*preparations: Callable[[], object]) -> Callable[[], object]:
     return go
 
 
+def other_tokens() -> None:
+    """Preparation: a run that began with another token store."""
+    plan = json.loads(Path("run/plan.json").read_text(encoding="utf-8"))
+    plan["data"]["manifest_sha256"] = "0"
+    write("run/plan.json", json.dumps(plan))()
+
+
 MISTAKES_IN_RESUME = [
+    Mistake(
+        "resume on other tokens",
+        "resume run --steps 9",
+        ("token store", "not the one", "Put that one back"),
+        other_tokens,
+    ),
+    Mistake("resume of no steps", "resume run --set training.steps=", ("training.steps", "number of steps")),
+    Mistake(
+        "resume with a sink that is not there", "resume run --set reporting.sinks=[wandb]", ("wandb", "pip install")
+    ),
     Mistake("resume without runs", "resume", ("no run in runs/", "minilm distill")),
     Mistake("resume of nothing", "resume nowhere", ("nowhere", "no such run")),
     Mistake("resume of another folder", "resume tokens", ("tokens", "not a run", "settings.json")),
@@ -137,6 +154,7 @@ MISTAKES_IN_RESUME = [
 ]
 
 MISTAKES_IN_EXPORT = [
+    Mistake("private and no repository", "export run --private", ("--private", "--push-to-hub")),
     Mistake("export without runs", "export", ("no run in runs/", "minilm distill")),
     Mistake("export of nothing", "export nowhere", ("nowhere", "no such run")),
     Mistake("export of another folder", "export tokens", ("tokens", "not a run", "settings.json")),

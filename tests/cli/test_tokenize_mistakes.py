@@ -118,6 +118,12 @@ MISTAKES = [
         ("plain.txt.gz", "damaged"),
         lambda: text("plain.txt.gz", "not compressed\n"),
     ),
+    Mistake(
+        "a table",
+        "tokenize table.csv --tokenizer teacher",
+        ("table.csv", ".csv files are not read", "JSON lines"),
+        lambda: text("table.csv", "a,b\n1,2\n"),
+    ),
     Mistake("unknown option", TOKENIZE + "--tokeniser teacher", ("--tokeniser", "--tokenizer")),
     Mistake("max length of zero", TOKENIZE + "--max-length 0", ("max_length", "greater than or equal to 2", "0")),
     Mistake("max length that is a word", TOKENIZE + "--max-length long", ("--max-length", "integer")),

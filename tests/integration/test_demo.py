@@ -108,8 +108,9 @@ def test_a_demo_that_is_stopped_saves_what_it_has(minilm: Commands) -> None:
 
 
 def test_an_earlier_demo_is_kept_unless_forced(tmp_path: Path, ran: list[list[str]]) -> None:
-    (tmp_path / "demo" / "tokens").mkdir(parents=True)
+    demo.run(tmp_path / "demo", Console())
     (tmp_path / "demo" / "old.txt").write_text("old", encoding="utf-8")
+    ran.clear()
     with pytest.raises(MinilmError, match="exists already"):
         demo.run(tmp_path / "demo", Console())
     assert ran == []

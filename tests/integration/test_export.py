@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import huggingface_hub
@@ -113,8 +114,21 @@ def test_the_loss_curve_is_a_picture(copied: Path) -> None:
 def test_a_run_without_held_out_sequences_is_exported(tmp_path: Path, small_settings: Settings) -> None:
     folder = run.distill(small_settings(tmp_path / "run", evaluation__fraction=0.0), Quiet()).path
     assert not any("eval_loss" in record for record in metrics(folder))
-    settings = ExportSettings(run=folder, checkpoint="best")
-    assert export.export(settings).step == 6
+    assert export.export(ExportSettings(run=folder)).step == 6
+    with pytest.raises(MinilmError, match="no checkpoint was evaluated"):
+        export.export(ExportSettings(run=folder, checkpoint="best", output=tmp_path / "best"))
+
+
+def test_an_export_that_computes_no_numbers_fails(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: Path, **options: object) -> torch.nn.Module:
+        model: torch.nn.Module = AutoModel.from_pretrained(folder, **options)
+        model.get_parameter("embeddings.LayerNorm.bias").data.fill_(torch.nan)
+        return model
+
+    monkeypatch.setattr(export, "AutoModel", SimpleNamespace(from_pretrained=broken))
+    with pytest.raises(RunError, match="does not compute what the checkpoint computes"):
+        export.export(ExportSettings(run=copied))
+    assert not (copied / "export").exists()
 
 
 def test_an_export_that_computes_something_else_fails_and_leaves_nothing(

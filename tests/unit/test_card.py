@@ -35,7 +35,13 @@ PLAN = Plan(
     ),
     relations=RelationFacts(weights={"qk": 2.0, "vv": 0.5}, heads=48, teacher_head_width=16, student_head_width=8),
     data=DataFacts(
-        name="tokens", tokenizer="big/tokenizer", sequences=99_000, tokens=3_000_000, held_out=99, max_length=77
+        name="tokens",
+        tokenizer="big/tokenizer",
+        sequences=99_000,
+        tokens=3_000_000,
+        manifest_sha256="0",
+        held_out=99,
+        max_length=77,
     ),
     training=TrainingFacts(
         steps=5000,

@@ -195,7 +195,7 @@ def test_where_none_is_sound_each_is_named_with_what_is_wrong(tmp_path: Path) ->
 )
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int | None, left: list[int]) -> None:
     save(tmp_path, 1, 2, 3, 4, 5)
-    checkpoint.prune(tmp_path, keep=keep, best=best)
+    checkpoint.prune(tmp_path, newest=5, keep=keep, best=best)
     assert checkpoint.steps(tmp_path) == left
     assert all(checkpoint.load(checkpoint.path_of(tmp_path, step)).step == step for step in left)
 
@@ -203,5 +203,11 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int |
 def test_pruning_touches_nothing_but_checkpoints(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     (tmp_path / "notes.txt").write_text("x")
-    checkpoint.prune(tmp_path, keep=1)
+    checkpoint.prune(tmp_path, newest=2, keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-00000002"]
+
+
+def test_checkpoints_later_than_the_newest_of_a_run_that_went_back_take_no_place(tmp_path: Path) -> None:
+    save(tmp_path, 50, 60, 100)
+    checkpoint.prune(tmp_path, newest=60, keep=1)
+    assert checkpoint.steps(tmp_path) == [60]

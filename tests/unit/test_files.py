@@ -82,7 +82,7 @@ def test_with_force_the_new_replaces_the_old_whatever_it_is(tmp_path: Path, old:
         path.write_text("old")
     elif old == "folder":
         path.mkdir()
-        (path / "manifest.json").write_text("old")
+        (path / "checkpoint.json").write_text("old")
     else:
         path.symlink_to(elsewhere)
     with staged(path, force=True) as built:

@@ -15,7 +15,9 @@ def plan(**sections: Any) -> Plan:
             init_from_teacher_layers=[], tensors=55, untrained=["a", "b"], untrained_parameters=12,
         ),
         relations=RelationFacts(weights={"qk": 2.0, "vv": 0.5}, heads=48, teacher_head_width=16, student_head_width=8),
-        data=DataFacts(name="tokens", tokenizer=None, sequences=99_000, tokens=3, held_out=99, max_length=77),
+        data=DataFacts(
+            name="tokens", tokenizer=None, sequences=99_000, tokens=3, manifest_sha256="0", held_out=99, max_length=77
+        ),
         training=TrainingFacts(
             steps=5000, epochs=1.23456, batch_size=256, tokens_per_step=7700, micro_batch_tokens=4096,
             precision="bf16", device="cpu",

@@ -247,3 +247,13 @@ def test_any_shape_gives_the_references_loss_and_gradient(
     expected = reference.relation_loss(teacher, student, spans, heads=heads, weights=weights)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
     assert_same_gradients(gradients(loss, student), gradients(expected, student))
+
+
+def test_projections_that_no_relation_uses_may_be_of_any_width() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, narrow = (torch.randn(5, width, generator=generator) for width in (48, 20))
+    loss, _ = relation_loss(
+        Projections(query, narrow, narrow), Projections(query / 2, narrow, narrow), [(0, 5)], heads=12,
+        weights={"qq": 1.0},
+    )  # fmt: skip
+    assert loss > 0

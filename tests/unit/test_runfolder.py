@@ -87,10 +87,11 @@ def test_a_checkpoint_is_picked_by_what_it_is(tmp_path: Path) -> None:
     assert run.pick_checkpoint(1).step == 1
 
 
-def test_without_an_evaluation_the_last_is_the_best(tmp_path: Path) -> None:
+def test_without_an_evaluation_none_is_the_best(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     save(run, 1)
-    assert run.pick_checkpoint("best").step == 1
+    with pytest.raises(MinilmError, match="no checkpoint was evaluated"):
+        run.pick_checkpoint("best")
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
