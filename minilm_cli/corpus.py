@@ -33,7 +33,7 @@ from minilm_cli.files import refuse_existing, staged
 from minilm_cli.hub import load_tokenizer, tokenizer_info
 from minilm_cli.metrics import Progress
 from minilm_cli.settings import TokenizeSettings
-from minilm_cli.tokens import Indices, TokenIds, TokenizerInfo, TokenStoreWriter, id_dtype
+from minilm_cli.tokens import Indices, TokenIds, TokenizerInfo, TokenStoreWriter, count_lengths, id_dtype
 
 #: Bytes of input that make up for the second or so that starting a worker takes.
 WORTH_A_WORKER = 2**20
@@ -121,9 +121,7 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
                 writer.add(result.ids, result.lengths)
                 counts += result.counts
                 tokens += len(result.ids)
-                found = np.bincount(result.lengths, minlength=len(histogram))
-                found[: len(histogram)] += histogram
-                histogram = found
+                histogram = count_lengths(histogram, result.lengths)
                 rate = tokens / max(time.monotonic() - started, 1e-9)
                 progress.update(lines.consumed, {"tokens": tokens, "tokens_per_second": rate})
         finally:

@@ -55,10 +55,7 @@ def distill(settings: DistillSettings, progress: Progress, *, force: bool = Fals
     Raises `MinilmError` before anything is written if the settings, the models and the tokens do not fit together;
     `RunError` if training fails; `Interrupted` after a signal, once a checkpoint is saved.
     """
-    _refuse_many_processes()
-    if settings.output is not None:
-        refuse_existing(settings.output, force=force)
-    names = load_names(settings)
+    names = _begin(settings, force=force)
     with staged(names.output, force=force) as built:
         job = prepare(settings, names, converted=RunFolder(built).tokens)
         _write_folder(RunFolder(built), job)
@@ -67,10 +64,7 @@ def distill(settings: DistillSettings, progress: Progress, *, force: bool = Fals
 
 def dry_run(settings: DistillSettings, *, force: bool = False) -> Plan:
     """The plan of a run, with time and memory measured on a few real steps; writes nothing that stays."""
-    _refuse_many_processes()
-    if settings.output is not None:
-        refuse_existing(settings.output, force=force)
-    names = load_names(settings)
+    names = _begin(settings, force=force)
     with tempfile.TemporaryDirectory(prefix="minilm-") as folder:
         job = prepare(settings, names, converted=Path(folder) / "tokens")
         return job.plan.model_copy(update={"measured": measure(job)})
@@ -108,6 +102,14 @@ def resume(run: RunFolder, progress: Progress, changes: Mapping[str, Any] | None
         run.write_settings(job.settings)
         write_json(run.plan_file, job.plan.model_dump())
     return _train(job, run, progress, newest)
+
+
+def _begin(settings: DistillSettings, *, force: bool) -> Names:
+    """The first checks of a new run, before anything large is read."""
+    _refuse_many_processes()
+    if settings.output is not None:
+        refuse_existing(settings.output, force=force)
+    return load_names(settings)
 
 
 def _refuse_many_processes() -> None:

@@ -80,6 +80,13 @@ def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger[Any]]:
     return np.min_scalar_type(vocabulary_size - 1)
 
 
+def count_lengths(histogram: Indices, lengths: Indices) -> Indices:
+    """A histogram (`histogram[n]` sequences have n tokens) with these lengths counted in, longer where needed."""
+    counts = np.bincount(lengths, minlength=len(histogram))
+    counts[: len(histogram)] += histogram
+    return counts
+
+
 class TokenStore:
     """A store opened for reading. `len(store)` sequences; `store[i]` is one, as an array of ids."""
 
@@ -181,9 +188,7 @@ class TokenStoreWriter:
         """Append sequences: their ids one after the other, and the length of each."""
         assert int(lengths.sum()) == len(ids), "the lengths are not those of these ids"
         assert (lengths > 0).all(), "an empty sequence"
-        counts = np.bincount(lengths, minlength=len(self._histogram))
-        counts[: len(self._histogram)] += self._histogram
-        self._histogram = counts
+        self._histogram = count_lengths(self._histogram, lengths)
         ends = np.cumsum(lengths)
         first, begin = 0, 0
         # A shard closes after the sequence that fills it, wherever the calls are cut.
