@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from minilm_cli.seeding import derive
 from minilm_cli.tokens import Indices, TokenStore
+
+#: What a micro-batch costs besides its tokens, in tokens: what padding is weighed against.
+MICRO_BATCH_COST = 64
 
 _ROUNDS = 8
 
@@ -35,9 +38,14 @@ class MicroBatch:
     """Where the sequences stand in the store."""
     lengths: tuple[int, ...]
     """Real tokens of each."""
-    input_ids: Tensor
-    """Token ids, (1, tokens) if packed, else (sequences, longest)."""
     packed: bool
+    tensors: Mapping[str, Tensor]
+    """`input_ids`, and `position_ids` if packed, else `attention_mask`."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """Token ids, (1, tokens) if packed, else (sequences, longest)."""
+        return self.tensors["input_ids"]
 
     @property
     def tokens(self) -> int:
@@ -45,23 +53,22 @@ class MicroBatch:
         return sum(self.lengths)
 
     @property
+    def padded_tokens(self) -> int:
+        """Tokens with padding."""
+        return self.input_ids.numel()
+
+    @property
     def spans(self) -> list[tuple[int, int]]:
-        """(start, length) of each sequence among the flattened positions of `input_ids`."""
+        """(start, length) of each sequence among the flattened positions."""
         ends = itertools.accumulate(self.lengths) if self.packed else itertools.count(1)
         width = self.input_ids.shape[1]
         return [(end - n if self.packed else (end - 1) * width, n) for end, n in zip(ends, self.lengths, strict=False)]
 
     def inputs(self, device: torch.device) -> dict[str, Any]:
         """What a `RelationTap` takes, on `device`."""
-        inputs: dict[str, Any] = {"input_ids": self.input_ids}
+        inputs: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items()}
         if self.packed:
-            inputs["position_ids"] = torch.cat([torch.arange(length) for length in self.lengths])[None]
-        else:
-            longest = torch.arange(self.input_ids.shape[1])
-            inputs["attention_mask"] = (longest < torch.tensor(self.lengths)[:, None]).long()
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
-        if self.packed:
-            inputs["runs"] = tuple((len(list(same)), length) for length, same in itertools.groupby(self.lengths))
+            inputs["lengths"] = self.lengths
         return inputs
 
 
@@ -78,17 +85,19 @@ class BatchStream:
         max_length: int,
         pad_id: int,
         pack: bool = False,
+        pin: bool = False,
         held_out_fraction: float = 0.0,
         held_out_limit: int = 10_000,
     ) -> None:
         """Steps of `batch_size` sequences, cut into micro-batches of at most `micro_batch_tokens` (padded) tokens.
 
         pack: put the sequences of a micro-batch one after the other instead of padding them with `pad_id`.
+        pin: put tensors where a GPU can fetch them while it computes.
         """
         self.batch_size = batch_size
         self._store, self._seed = store, seed
         self.micro_batch_tokens = micro_batch_tokens
-        self._max_length, self._pad_id, self._pack = max_length, pad_id, pack
+        self._max_length, self._pad_id, self._pack, self._pin = max_length, pad_id, pack, pin
         wanted = math.ceil(len(store) * held_out_fraction)
         # At least one sequence is left to train on.
         self.held_out_sequences = min(wanted, held_out_limit, len(store) - 1)
@@ -123,26 +132,50 @@ class BatchStream:
         order = np.argsort(-lengths, kind="stable")
         indices, lengths = indices[order], lengths[order]
         begin = 0
-        while begin < len(indices):
-            size = self._fitting(lengths[begin:])
+        for size in self._packed_sizes(lengths) if self._pack else self._padded_sizes(lengths):
             yield self._collate(indices[begin : begin + size], lengths[begin : begin + size])
             begin += size
 
-    def _fitting(self, lengths: Indices) -> int:
-        """How many of the first sequences make a micro-batch."""
-        if self._pack:
-            return max(1, int(np.searchsorted(np.cumsum(lengths), self.micro_batch_tokens, side="right")))
-        return max(1, self.micro_batch_tokens // int(lengths[0]))
+    def _packed_sizes(self, lengths: Indices) -> Iterator[int]:
+        """How many sequences each micro-batch takes: as many as fit."""
+        begin, ends = 0, np.cumsum(lengths)
+        while begin < len(lengths):
+            before = ends[begin] - lengths[begin]
+            size = max(1, int(np.searchsorted(ends[begin:], before + self.micro_batch_tokens, side="right")))
+            yield size
+            begin += size
+
+    def _padded_sizes(self, lengths: Indices) -> Iterator[int]:
+        """The same where the longest decides: the cut with the least padding and the fewest micro-batches."""
+        least = np.zeros(len(lengths) + 1)  # the cost of the sequences from each one on
+        sizes = np.ones(len(lengths), dtype=np.int64)
+        for begin in reversed(range(len(lengths))):
+            most = max(1, self.micro_batch_tokens // int(lengths[begin]))
+            choices = np.arange(1, min(most, len(lengths) - begin) + 1)
+            costs = MICRO_BATCH_COST + choices * lengths[begin] + least[begin + choices]
+            sizes[begin], least[begin] = choices[costs.argmin()], costs.min()
+        begin = 0
+        while begin < len(lengths):
+            yield int(sizes[begin])
+            begin += int(sizes[begin])
 
     def _collate(self, indices: Indices, lengths: Indices) -> MicroBatch:
         sequences = [self._store.sequence(int(index), self._max_length) for index in indices]
         if self._pack:
-            input_ids = np.concatenate(sequences).astype(np.int64)[None]
+            arrays = {
+                "input_ids": np.concatenate(sequences)[None],
+                "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
+            }
         else:
-            input_ids = np.full((len(indices), int(lengths[0])), self._pad_id, dtype=np.int64)
+            places = np.arange(lengths[0])
+            input_ids = np.full((len(indices), len(places)), self._pad_id)
             for row, ids in zip(input_ids, sequences, strict=True):
                 row[: len(ids)] = ids
-        return MicroBatch(indices, tuple(lengths.tolist()), torch.from_numpy(input_ids), self._pack)
+            arrays = {"input_ids": input_ids, "attention_mask": places < lengths[:, None]}
+        tensors = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+        if self._pin:
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return MicroBatch(indices, tuple(lengths.tolist()), self._pack, tensors)
 
 
 def permute(places: Indices, size: int, key: int) -> Indices:

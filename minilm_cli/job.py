@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from minilm_cli import budget
 from minilm_cli.batches import BatchStream
 from minilm_cli.corpus import convert_token_lists
-from minilm_cli.engine import Distiller, default_micro_batch_tokens, has_bf16, pick_device
+from minilm_cli.engine import Distiller, has_bf16, pick_device
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import sha256
 from minilm_cli.hub import load_tokenizer, loading, tokenizer_info
@@ -108,16 +109,17 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
     max_length = _max_length(settings, store, {"teacher": teacher.model, "student": student.model})
     widths = [_widths(tap, settings.relations.weights) for tap in (teacher, student)]
     heads = relation_heads(settings.relations.heads, *widths)
-    budget = training.micro_batch_tokens
+    wanted = training.micro_batch_tokens
+    pack = teacher.packs() and student.packs()
     stream = BatchStream(
         store,
         seed=training.seed,
         batch_size=training.batch_size,
-        micro_batch_tokens=default_micro_batch_tokens(device) if budget == "auto" else budget,
+        micro_batch_tokens=wanted if isinstance(wanted, int) else budget.untried(device),
         max_length=max_length,
         pad_id=teacher.model.config.pad_token_id or 0,
-        # A compiled model would be compiled anew for every packing.
-        pack=not training.compile and teacher.packs() and student.packs(),
+        pack=pack,
+        pin=device.type == "cuda",
         held_out_fraction=settings.evaluation.fraction,
         held_out_limit=settings.evaluation.limit,
     )
@@ -131,6 +133,14 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
             total_steps,
         )
     distiller = Distiller(teacher, student, settings, heads=heads, total_steps=total_steps, device=device, bf16=bf16)
+    tokens_per_step = training.batch_size * _mean_length(store, max_length)
+    if wanted == "auto":
+        facts = {
+            "teacher": _shape(teacher), "student": _shape(student), "relations": settings.relations.weights,
+            "heads": heads, "max_length": max_length, "tokens_per_step": round(tokens_per_step),
+            "bf16": bf16, "pack": pack, "compile": training.compile,
+        }  # fmt: skip
+        budget.settle(distiller, stream, run_tokens=total_steps * tokens_per_step, facts=facts)
     resolved = _resolved(
         settings,
         {
@@ -174,7 +184,7 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
             steps=total_steps,
             epochs=total_steps * training.batch_size / stream.train_sequences,
             batch_size=training.batch_size,
-            tokens_per_step=round(training.batch_size * _mean_length(store, max_length)),
+            tokens_per_step=round(tokens_per_step),
             micro_batch_tokens=stream.micro_batch_tokens,
             precision=resolved.training.precision,
             device=str(device),
@@ -210,6 +220,11 @@ def measure(job: Job) -> Measured:
 
 def _short_name(config: PreTrainedConfig) -> str:
     return f"l{config.num_hidden_layers}-h{config.hidden_size}"
+
+
+def _shape(tap: RelationTap) -> list[Any]:
+    config = tap.model.config
+    return [config.model_type, tap.layer, config.hidden_size, sum(p.numel() for p in tap.model.parameters())]
 
 
 def _device(wanted: str) -> torch.device:

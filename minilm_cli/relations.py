@@ -2,25 +2,32 @@
 
 With teacher scores t and student scores s of a relation, each row's loss is KL(softmax t ‖ softmax s), and its
 gradient with respect to s is softmax s − softmax t. So loss and gradient are computed together in the forward pass,
-chunk by chunk, and no score outlives its chunk: memory for scores does not grow with the batch. Each sequence is cut
-to its real tokens, so padding costs nothing and changes nothing. Ignores where queries, keys and values come from.
+chunk by chunk, and no score outlives its chunk: memory for scores does not grow with the batch. Padding is left out,
+but for a little between sequences of nearly one length, and changes nothing. Ignores where queries, keys and values
+come from.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from minilm_cli.ragged import Group, Span, groups
+
 #: Scores in one chunk, which has four buffers of them: on a CPU they stay in its last cache; on a GPU they fill it.
 CHUNK_SCORES = {"cpu": 2**19, "cuda": 2**25, "mps": 2**23}
 
-Span = tuple[int, int]
+#: How many scores may be computed for a real one where sequences of unlike lengths go together.
+RAGGEDNESS = 1.2
+
+#: What is added to a hidden key's score: its probability is 0, and in teacher and student its score is the same.
+_HIDDEN = -1e30
 
 
 class Projections(NamedTuple):
@@ -74,7 +81,7 @@ class _Plan:
 
 
 class _RelationLoss(torch.autograd.Function):
-    """`backward` only scales what `forward` found."""
+    """`backward` only scales what `forward` found, and gives it away: it can be asked for once."""
 
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,117 +89,131 @@ class _RelationLoss(torch.autograd.Function):
         dtype = torch.float64 if tensors[3].dtype == torch.float64 else torch.float32
         wanted = dict(zip("qkv", ctx.needs_input_grad[4:], strict=True))
         used = {letter for pair in plan.weights for letter in pair}
+        # One row more than there are positions: what is computed for padding within a group is written there.
         gradients = {
-            letter: torch.zeros_like(student[letter], dtype=dtype, memory_format=torch.contiguous_format)
+            letter: student[letter].new_zeros((student[letter].shape[0] + 1, student[letter].shape[1]))
             for letter in used
             if wanted[letter]
         }
         parts = torch.zeros(len(plan.weights), dtype=dtype, device=tensors[3].device)
         buffers = tensors[3].new_empty((4, plan.chunk_scores), dtype=dtype)
-        for rows, length in _groups(plan.spans, plan.chunk_scores // plan.heads, parts.device):
-            split = _Heads(rows, length, plan.heads, dtype)
-            teacher_heads = {letter: split.gather(teacher[letter]) for letter in used}
-            student_heads = {letter: split.gather(student[letter]) for letter in used}
+        most = plan.chunk_scores // plan.heads
+        for group in groups(plan.spans, parts.device, most=most, raggedness=RAGGEDNESS):
+            split = _Heads(group, plan.heads, dtype)
+            teacher_heads = {letter: split.split(teacher[letter]) for letter in used}
+            student_heads = {letter: split.split(student[letter]) for letter in used}
             gradient_heads = {letter: torch.zeros_like(student_heads[letter]) for letter in gradients}
             for number, (pair, weight) in enumerate(plan.weights.items()):
                 left, right = pair[0], pair[1]
-                coefficient = 1 / (plan.heads * length)
-                parts[number] += coefficient * _relation(
+                parts[number] += _relation(
+                    split,
                     (teacher_heads[left], teacher_heads[right]),
                     (student_heads[left], student_heads[right]),
                     (gradient_heads.get(left), gradient_heads.get(right)),
                     buffers,
-                    weight * coefficient,
+                    weight,
                 )
             for letter, gradient in gradient_heads.items():
-                split.scatter(gradient, gradients[letter])
-        ctx.gradients = [
-            gradients[letter].to(student[letter].dtype) if letter in gradients else None for letter in "qkv"
-        ]
+                split.join(gradient, gradients[letter])
+        ctx.gradients = [gradients[letter][:-1] if letter in gradients else None for letter in "qkv"]
         ctx.mark_non_differentiable(parts)
-        weights = torch.tensor(list(plan.weights.values()), dtype=dtype, device=parts.device)
-        return (parts * weights).sum(), parts
+        weights = torch.tensor(list(plan.weights.values()), dtype=dtype)
+        return torch.dot(parts, weights.to(parts.device, non_blocking=True)), parts
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = [None if found is None else found * outer[0].to(found.dtype) for found in ctx.gradients]
-        return (None, None, None, None, *gradients)
-
-
-def _groups(spans: Sequence[Span], scores_per_head: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:
-    """Positions (sequences, length) of sequences of one length, as many together as a chunk holds, at least one."""
-    for length, group in groupby(sorted(spans, key=lambda span: span[1]), key=lambda span: span[1]):
-        starts = torch.tensor([start for start, _ in group], device=device)
-        rows = starts[:, None] + torch.arange(length, device=device)
-        for part in torch.split(rows, max(1, scores_per_head // length**2)):
-            yield part, length
+        found, ctx.gradients = ctx.gradients, None
+        assert found is not None, "the gradient of a relation loss can be asked for once"
+        return (None, None, None, None, *(None if gradient is None else gradient.mul_(outer[0]) for gradient in found))
 
 
 @dataclass(frozen=True)
 class _Heads:
-    """Splits sequences of one length into relation heads (MiniLMv2, section 3.2), and puts them together again.
+    """Splits a group's tensors into relation heads, and puts their gradients together again.
 
-    Split, a tensor is (sequences × heads, head width, length): with the narrow side first, matrix products are several
-    times faster than the other way round. Each side of a scaled product takes half of its scale, head width^(-1/4).
+    The shorter sequences of a group are padded with zeros. A padded key is hidden from both softmaxes; a padded query
+    has the same scores, zeros, in teacher and student, and so neither loss nor gradient.
     """
 
-    rows: Tensor
-    length: int
+    group: Group
     heads: int
     dtype: torch.dtype
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """(positions, width) to scaled (sequences × heads, head width, length)."""
-        width = tensor.shape[1] // self.heads
-        split = tensor[self.rows].to(self.dtype).view(-1, self.length, self.heads, width)
-        return split.permute(0, 2, 3, 1).reshape(-1, width, self.length).contiguous().mul_(width**-0.25)
+    @cached_property
+    def hidden(self) -> Tensor | None:
+        """What is added to the scores of each key, (sequences, 1, 1, longest)."""
+        real = self.group.real
+        return None if real is None else torch.where(real, 0.0, _HIDDEN)[:, None, None, :]
 
-    def scatter(self, gradient: Tensor, into: Tensor) -> None:
-        """Write the gradient of what `gather` gave into `into`, as the gradient of what it took."""
-        width = gradient.shape[1]
-        joined = gradient.view(-1, self.heads, width, self.length).permute(0, 3, 1, 2)
-        into[self.rows] = joined.reshape(*self.rows.shape, into.shape[1]).mul_(width**-0.25)
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """1 / (heads × length), which makes a sum over heads and rows a mean; (sequences × heads,)."""
+        return (1 / (self.heads * self.group.lengths.to(self.dtype))).repeat_interleave(self.heads)
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """(positions, width) into relation heads (MiniLMv2, section 3.2): (sequences × heads, head width, longest).
+
+        With the narrow side first, matrix products are several times faster than the other way round. Each side of a
+        scaled product takes half of its scale, head width^(-1/4).
+        """
+        found = self.group.gather(tensor).to(self.dtype)
+        if self.group.real is not None:
+            found.masked_fill_(~self.group.real[:, :, None], 0)
+        sequences, longest, width = found.shape
+        split = found.view(sequences, longest, self.heads, -1).permute(0, 2, 3, 1)
+        return split.reshape(sequences * self.heads, -1, longest).contiguous().mul_((width // self.heads) ** -0.25)
+
+    def join(self, gradient: Tensor, into: Tensor) -> None:
+        """Write the gradient of what `split` gave into `into`, (positions + 1, width), as that of what it took."""
+        _, width, longest = gradient.shape
+        scaled = gradient * (self.coefficients * width**-0.25)[:, None, None]
+        joined = scaled.view(-1, self.heads, width, longest).permute(0, 3, 1, 2).flatten(2)
+        self.group.scatter(joined.to(into.dtype), into)
 
 
 def _relation(
+    split: _Heads,
     teacher: tuple[Tensor, Tensor],
     student: tuple[Tensor, Tensor],
     gradients: tuple[Tensor | None, Tensor | None],
     buffers: Tensor,
-    coefficient: float,
+    weight: float,
 ) -> Tensor:
-    """Sum over heads and rows of one relation's KL divergence; adds `coefficient` × its gradient to `gradients`.
+    """Sum over the group's sequences of one relation's KL divergence, the mean over heads and rows.
 
-    All tensors are as `_Heads` splits them; `buffers` are four chunks of scores.
+    Adds `weight` × its gradient, but for `split.coefficients`, to `gradients`. All tensors are as `_Heads.split` gives
+    them; `buffers` are four chunks of scores.
     """
     count, _, length = student[0].shape
-    total = student[0].new_zeros(())
-    # Whole heads while they fit, else some query rows of a head: the softmax is over keys, so rows are independent.
+    divergence = student[0].new_zeros(count)
+    # All of a group's heads while they fit, else some heads, or some query rows of one, of the one sequence it has: the
+    # softmax is over keys, so rows are independent.
     rows = min(length, max(1, buffers.shape[1] // length))
-    group = max(1, buffers.shape[1] // (rows * length))
-    for begin in range(0, count, group):
-        some = slice(begin, begin + group)
+    together = min(count, max(1, buffers.shape[1] // (rows * length)))
+    for begin in range(0, count, together):
+        some = slice(begin, begin + together)
         for first in range(0, length, rows):
             here = slice(first, first + rows)
-            shape = (min(group, count - begin), min(rows, length - first), length)
+            shape = (min(together, count - begin), min(rows, length - first), length)
             teacher_scores, teacher_p, student_scores, student_p = (
                 buffer[: math.prod(shape)].view(shape) for buffer in buffers
             )
             torch.bmm(teacher[0][some, :, here].transpose(1, 2), teacher[1][some], out=teacher_scores)
             torch.bmm(student[0][some, :, here].transpose(1, 2), student[1][some], out=student_scores)
+            if split.hidden is not None:
+                for scores in (teacher_scores, student_scores):
+                    scores.view(split.hidden.shape[0], -1, *shape[1:]).add_(split.hidden)
             torch.softmax(teacher_scores, dim=-1, out=teacher_p)
             torch.softmax(student_scores, dim=-1, out=student_p)
             # KL = Σ p_t (log p_t - log p_s), where log p = score - logsumexp.
-            total -= (_logsumexp(teacher_scores, teacher_p) - _logsumexp(student_scores, student_p)).sum()
-            total += torch.dot(teacher_p.view(-1), teacher_scores.sub_(student_scores).view(-1))
+            divergence[some] -= (_logsumexp(teacher_scores, teacher_p) - _logsumexp(student_scores, student_p)).sum(-1)
+            divergence[some] += teacher_scores.sub_(student_scores).mul_(teacher_p).sum((1, 2))
             score_gradient = student_p.sub_(teacher_p)
             if gradients[0] is not None:
-                gradients[0][some, :, here].baddbmm_(
-                    student[1][some], score_gradient.transpose(1, 2), alpha=coefficient
-                )
+                gradients[0][some, :, here].baddbmm_(student[1][some], score_gradient.transpose(1, 2), alpha=weight)
             if gradients[1] is not None:
-                gradients[1][some].baddbmm_(student[0][some, :, here], score_gradient, alpha=coefficient)
-    return total
+                gradients[1][some].baddbmm_(student[0][some, :, here], score_gradient, alpha=weight)
+    return torch.dot(divergence, split.coefficients)
 
 
 def _logsumexp(scores: Tensor, probabilities: Tensor) -> Tensor:

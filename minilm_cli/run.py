@@ -223,6 +223,10 @@ class _Training:
         # What was done since the last line of metrics, and the seconds it took.
         self._since_seconds: float = notes.get("since_seconds", 0.0)
         self._since: dict[str, int] = dict(notes.get("since") or {"sequences": 0, "tokens": 0, "padded_tokens": 0})
+        # A budget that memory was too small for before: as (what was set, what it came down to).
+        self._budget = job.stream.micro_batch_tokens
+        if (before := notes.get("backed_off")) and before[0] == self._budget:
+            job.stream.micro_batch_tokens = before[1]
         if newest is not None:
             self._distiller.load_state({group: newest.tensors(group) for group in ("student", "optimizer")})
             logger.info("Going on from step %d.", newest.step)
@@ -314,6 +318,7 @@ class _Training:
             "elapsed": self._elapsed,
             "since": self._since,
             "since_seconds": started - self._mark,
+            "backed_off": [self._budget, self._job.stream.micro_batch_tokens],
         }
         checkpoint.save(self._run.checkpoints, self._step, self._distiller.state(), notes)
         best = None if self._best is None else int(self._best["step"])

@@ -137,7 +137,8 @@ class TrainingSettings(Section):
     batch_size: PositiveInt = 256
     """Sequences in an optimiser step, over all processes."""
     micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
-    """Padded tokens in one forward pass. Changes speed and memory, never the result (but for the dropout masks)."""
+    """Padded tokens in one forward pass. Changes speed and memory, never the result (but for the dropout masks).
+    `auto`: tried out at the start of a run of two million tokens or more, and remembered for the next one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 where the hardware has it, else fp32. The loss is always computed in fp32."""
     device: str = "auto"

@@ -8,7 +8,7 @@ the tensors of that one and ends the pass: nothing after them is computed. Ignor
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from minilm_cli.attention import Packing, attend_packed
 from minilm_cli.errors import MinilmError
 from minilm_cli.relations import Projections
 
@@ -37,8 +38,6 @@ class _Active(threading.local):
 
 _active = _Active()
 
-Run = tuple[int, int]
-
 
 class RelationTap(nn.Module):
     """Wraps a transformers model; its forward pass returns the projections of one layer's self-attention."""
@@ -51,20 +50,20 @@ class RelationTap(nn.Module):
         self._first_position = first_position(model)
         self._calls = 0
         self._kept: Projections | None = None
-        self._runs: Sequence[Run] | None = None
+        self._packing: Packing | None = None
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        runs: Sequence[Run] | None = None,
+        lengths: tuple[int, ...] | None = None,
     ) -> Projections:
         """Run the model up to the layer; queries, keys and values as (positions, width).
 
         Either padded: `input_ids` and `attention_mask`, (batch, tokens), for batch × tokens positions. Or packed, for a
         model that `packs`: sequences one after the other in one row, `input_ids` and `position_ids` (counted from 0 in
-        each sequence), (1, positions), and `runs`, (count, length) of successive sequences of one length.
+        each sequence), (1, positions), and the `lengths` of the sequences.
 
         The heads stand side by side in `width`, as the model's own projections give them; the keys and values of a
         grouped-query family are narrower than its queries. Raises `MinilmError` if the model's attention does not go
@@ -76,7 +75,8 @@ class RelationTap(nn.Module):
         if position_ids is not None:
             inputs["position_ids"] = position_ids + self._first_position
         outer, _active.tap = _active.tap, self
-        self._calls, self._kept, self._runs = 0, None, runs
+        self._calls, self._kept = 0, None
+        self._packing = None if lengths is None else Packing(lengths, input_ids.device)
         try:
             self.model(**inputs)
         except _PassEnded:
@@ -97,14 +97,14 @@ class RelationTap(nn.Module):
             raise _PassEnded
         # Without a mask transformers takes a module that does not say otherwise for a causal one; an encoder is not.
         options.setdefault("is_causal", getattr(module, "is_causal", False))
-        if self._runs is None:
+        if self._packing is None:
             return sdpa_attention_forward(module, query, key, value, mask, **options)
-        return _attend_packed(self._runs, module, query, key, value, **options), None
+        return attend_packed(self._packing, module, query, key, value, **options), None
 
     @property
     def is_packed(self) -> bool:
         """Whether the pass under way is a packed one."""
-        return self._runs is not None
+        return self._packing is not None
 
     def packs(self) -> bool:
         """Whether a packed pass gives what a padded one gives, found by trying both.
@@ -125,7 +125,7 @@ class RelationTap(nn.Module):
         try:
             with torch.no_grad():
                 apart = self(padded, mask)
-                together = self(ids[None, :8], position_ids=positions, runs=[(1, 5), (1, 3)])
+                together = self(ids[None, :8], position_ids=positions, lengths=(5, 3))
         except (TypeError, ValueError, IndexError, RuntimeError):
             return False  # the family takes no position_ids, or not these
         finally:
@@ -169,37 +169,6 @@ def _join_heads(tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def _attend_packed(
-    runs: Sequence[Run], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
-) -> Tensor:
-    """Attention within each sequence of a packed row; tensors (1, heads, positions, width) in, (1, positions, …) out.
-
-    Successive sequences of one length are one batch, a view of the row: nothing is padded, masked or copied.
-    """
-    outputs, begin = [], 0
-    for count, length in runs:
-        some = slice(begin, begin + count * length)
-        queries, keys, values = (
-            tensor[0, :, some].view(-1, count, length, tensor.shape[3]).transpose(0, 1)
-            for tensor in (query, key, value)
-        )
-        mask = _window_mask(module, length, options.get("sliding_window"), query.device)
-        output, _ = sdpa_attention_forward(module, queries, keys, values, mask, **options)
-        outputs.append(output.flatten(0, 1))
-        begin += count * length
-    return torch.cat(outputs)[None]
-
-
-def _window_mask(module: nn.Module, length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Which keys each query sees in a layer of local attention, (1, 1, length, length); `None` where it is all."""
-    if window is None or length <= window:
-        return None
-    places = torch.arange(length, device=device)
-    distance = places[:, None] - places[None, :]
-    near = distance.abs() < window
-    return (near & (distance >= 0) if getattr(module, "is_causal", False) else near)[None, None]
-
-
 def _tapped_attention(
     module: nn.Module,
     query: Tensor,
@@ -224,7 +193,8 @@ def _tapped_mask(*arguments: Any, **options: Any) -> Tensor | None:
     return mask
 
 
-AttentionInterface.register(ATTENTION, _tapped_attention)
+# A compiled model calls the attention as it is: its shapes are new with each micro-batch.
+AttentionInterface.register(ATTENTION, torch.compiler.disable(_tapped_attention))  # type: ignore[no-untyped-call]
 AttentionMaskInterface.register(ATTENTION, _tapped_mask)
 
 

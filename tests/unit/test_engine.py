@@ -15,8 +15,8 @@ from minilm_cli.batches import BatchStream
 from minilm_cli.engine import (
     Distiller,
     StepReport,
-    default_micro_batch_tokens,
     has_bf16,
+    out_of_memory,
     pick_device,
     schedule_factor,
 )
@@ -383,6 +383,54 @@ def test_a_stop_within_a_step_leaves_no_trace_of_it(setting: Setting) -> None:
     assert_same(weights(stopped), weights(straight))
 
 
+def give_room(distiller: Distiller, tokens: int) -> None:
+    """Let the student run out of memory where a micro-batch has more tokens."""
+
+    def check(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        if inputs["input_ids"].numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    distiller.student.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def test_out_of_memory_halves_the_budget_once_and_says_so(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    distiller, stream = setting.distiller(), setting.stream(micro_batch_tokens=160)
+    give_room(distiller, 100)
+    reports = train(distiller, stream, last=4)
+    assert [report.step for report in reports] == [1, 2, 3, 4]
+    assert stream.micro_batch_tokens == 80
+    assert caplog.messages == ["Step 1: out of memory; going on with micro-batches of 80 tokens."]
+    undisturbed = setting.distiller()
+    train(undisturbed, setting.stream(micro_batch_tokens=80), last=4)
+    assert_same(weights(distiller), weights(undisturbed))
+
+
+def test_out_of_memory_once_more_ends_the_run_with_what_to_do(setting: Setting) -> None:
+    distiller, stream = setting.distiller(), setting.stream(micro_batch_tokens=160)
+    give_room(distiller, 50)
+    before = weights(distiller)
+    with pytest.raises(RunError, match="step 1: out of memory, with micro-batches of 80 tokens") as caught:
+        train(distiller, stream, last=4)
+    assert "micro_batch_tokens" in str(caught.value.hint)
+    assert_same(weights(distiller), before)
+
+
+def test_the_machines_want_of_memory_is_one_too_and_another_error_is_not() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert out_of_memory(caught.value)
+    assert not out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_a_rehearsal_leaves_no_trace(setting: Setting) -> None:
+    rehearsed, other = setting.distiller(dropout=0.3), setting.distiller(dropout=0.3)
+    for batch in setting.stream().step(7):
+        rehearsed.rehearse(batch)
+    for distiller in (rehearsed, other):
+        train(distiller, setting.stream(), last=3)
+    assert_same(weights(rehearsed), weights(other))
+
+
 def test_going_on_from_a_state_is_bit_for_bit_what_going_on_would_have_been(setting: Setting) -> None:
     stream = setting.stream()
     straight = setting.distiller(dropout=0.1)
@@ -500,4 +548,3 @@ def test_a_device_that_is_not_there_is_refused_in_a_line(device: str) -> None:
 def test_hardware_is_asked_without_failing() -> None:
     assert has_bf16(CPU) in {True, False}
     assert not has_bf16(torch.device("mps"))
-    assert default_micro_batch_tokens(torch.device("cuda")) > default_micro_batch_tokens(CPU) > 0

@@ -128,7 +128,7 @@ def test_a_packed_row_gives_what_each_sequence_gives_alone(family: Family) -> No
     generator = torch.Generator().manual_seed(2)
     sequences = [torch.randint(5, VOCABULARY, (1, length), generator=generator) for length in lengths]
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    packed = tap(torch.cat(sequences, dim=1), position_ids=positions, runs=[(3, 14), (1, 5), (1, 1)])
+    packed = tap(torch.cat(sequences, dim=1), position_ids=positions, lengths=tuple(lengths))
     alone = [tap(sequence, torch.ones_like(sequence)) for sequence in sequences]
     for together, apart in zip(packed, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-4)
@@ -144,7 +144,7 @@ def test_a_packed_row_may_be_longer_than_the_table_of_positions() -> None:
     for family in FAMILIES[:2]:
         tap = RelationTap(family.model(max_position_embeddings=12), 3).eval()
         sequence = torch.arange(5, 13)[None]
-        packed = tap(sequence.repeat(1, 4), position_ids=torch.arange(8).repeat(4)[None], runs=[(4, 8)])
+        packed = tap(sequence.repeat(1, 4), position_ids=torch.arange(8).repeat(4)[None], lengths=(8,) * 4)
         alone = tap(sequence, torch.ones_like(sequence))
         for together, apart in zip(packed, alone, strict=True):
             torch.testing.assert_close(together, apart.repeat(4, 1), rtol=1e-4, atol=1e-4)

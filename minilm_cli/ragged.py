@@ -1,0 +1,66 @@
+"""Sequences of nearly one length, taken together so that batched matrix products see few shapes and little padding.
+
+Positions are those of the tokens of a micro-batch, flattened. All tensors are made on the device from a small one, so
+that nothing waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences that go together, padded to the longest of them."""
+
+    rows: Tensor
+    """Positions, (sequences, longest); in the place of padding, the sequence's last."""
+    lengths: Tensor
+    """Real tokens of each, (sequences,)."""
+    real: Tensor | None
+    """Which places are no padding, (sequences, longest); `None` if all are."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """(positions, …) to (sequences, longest, …)."""
+        return tensor[self.rows]
+
+    def scatter(self, found: Tensor, into: Tensor) -> None:
+        """Write (sequences, longest, …) into (positions + 1, …), whose last place takes what belongs to padding."""
+        rows = self.rows if self.real is None else torch.where(self.real, self.rows, into.shape[0] - 1)
+        into[rows] = found
+
+
+def groups(spans: Sequence[Span], device: torch.device, *, most: float, raggedness: float) -> Iterator[Group]:
+    """Groups of the sequences that stand at `spans`, (first position, length), the longest first.
+
+    A group holds at least one sequence; of more, the longest's length squared, times their number, is at most `most`,
+    and at most `raggedness` times the sum of their own squares.
+    """
+    ordered = sorted(spans, key=lambda span: -span[1])
+    table = torch.tensor(ordered, dtype=torch.long)
+    if device.type == "cuda":
+        table = table.pin_memory()
+    table = table.to(device, non_blocking=device.type == "cuda")
+    starts, lengths = table.unbind(1)
+    begin = 0
+    while begin < len(ordered):
+        longest = ordered[begin][1]
+        end, real = begin + 1, longest**2
+        while end < len(ordered):
+            real += ordered[end][1] ** 2
+            if (end + 1 - begin) * longest**2 > min(most, raggedness * real):
+                break
+            end += 1
+        places = torch.arange(longest, device=device)
+        first, size = starts[begin:end, None], lengths[begin:end, None]
+        if ordered[end - 1][1] == longest:
+            yield Group(first + places, size[:, 0], None)
+        else:
+            yield Group(first + torch.minimum(places, size - 1), size[:, 0], places < size)
+        begin = end

@@ -1,0 +1,81 @@
+"""Compiled models: the same training, and nothing compiled once it is under way."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from minilm_cli.batches import BatchStream
+from minilm_cli.engine import Distiller
+from minilm_cli.models import build_student, load_teacher, student_config
+from minilm_cli.settings import load_distill_settings
+from minilm_cli.taps import RelationTap
+from minilm_cli.tokens import TokenStore
+
+STEPS = 12
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("c++") is None, reason="torch compiles for CPUs with the system's C++ compiler"),
+    # torch's own, where its compiler is loaded, and where it looks at tensors.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+]
+
+
+def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
+    settings = load_distill_settings(
+        None,
+        ["schedule.warmup_steps=2", f"training.compile={str(compiled).lower()}"],
+        {"teacher.name": "t", "student.config": "s"},
+    )
+    model, layer = load_teacher(str(teacher), layer=3)
+    small = student_config(str(config), AutoConfig.from_pretrained(teacher))
+    small.hidden_dropout_prob = small.attention_probs_dropout_prob = 0.0
+    return Distiller(
+        RelationTap(model, layer),
+        RelationTap(build_student(small, seed=1), 2),
+        settings,
+        heads=12,
+        total_steps=STEPS,
+        device=torch.device("cpu"),
+        bf16=False,
+    )
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_compiled_training_is_the_same_and_compiles_nothing_after_the_first_steps(
+    tiny_teacher: Path,
+    tiny_student_config: Path,
+    tiny_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    pack: bool,
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch._dynamo.reset()
+    frames = torch._dynamo.utils.counters["frames"]
+    frames.clear()
+    compiled, eager = (
+        distiller(tiny_teacher, tiny_student_config, compiled=True),
+        distiller(tiny_teacher, tiny_student_config, compiled=False),
+    )
+    stream = BatchStream(
+        TokenStore(tiny_store), seed=1, batch_size=12, micro_batch_tokens=100, max_length=24, pad_id=0, pack=pack
+    )
+    compiled_frames = []
+    for report, expected in zip(
+        compiled.steps(stream, first=1, last=STEPS), eager.steps(stream, first=1, last=STEPS), strict=True
+    ):
+        compiled_frames.append(dict(frames))
+        assert report.loss.item() == pytest.approx(expected.loss.item(), rel=1e-4)
+        assert report.grad_norm.item() == pytest.approx(expected.grad_norm.item(), rel=1e-3)
+    shapes = {batch.input_ids.shape for step in range(4, STEPS + 1) for batch in stream.step(step)}
+    assert len(shapes) > 5
+    assert compiled_frames[0]["ok"] > 0
+    assert compiled_frames[2] == compiled_frames[-1]
+    torch._dynamo.reset()
