@@ -71,7 +71,7 @@ def attend_packed(
         if 0 < options.get("dropout", 0.0) < 1 and query.shape[1] == key.shape[1]:
             return _attend_with_dropout(packing, query, key, value, **options)
         return _attend_in_runs(packing, module, query, key, value, **options)
-    if _has_flash(query, options):
+    if _has_flash(value, options):
         return _attend_by_flash(packing, query, key, value, **options)
     return _attend_in_groups(packing, module, query, key, value, **options)
 
@@ -107,15 +107,15 @@ def _attend_in_runs(
     return torch.cat(outputs)[None]
 
 
-def _has_flash(query: Tensor, options: dict[str, Any]) -> bool:
+def _has_flash(value: Tensor, options: dict[str, Any]) -> bool:
     """Whether FlashAttention serves this: no dropout, 16-bit numbers, a GPU that is new enough."""
     return (
-        query.device.type == "cuda"
-        and query.dtype in {torch.bfloat16, torch.float16}
-        and query.shape[3] % 8 == 0
-        and query.shape[3] <= _FLASH_WIDTH
+        value.device.type == "cuda"
+        and value.dtype in {torch.bfloat16, torch.float16}
+        and value.shape[3] % 8 == 0
+        and value.shape[3] <= _FLASH_WIDTH
         and not options.get("dropout", 0.0)
-        and torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
+        and torch.cuda.get_device_capability(value.device) >= _FLASH_CAPABILITY
     )
 
 
@@ -123,7 +123,8 @@ def _attend_by_flash(packing: Packing, query: Tensor, key: Tensor, value: Tensor
     causal, window = bool(options.get("is_causal")), options.get("sliding_window")
     before = -1 if window is None else window - 1
     longest = max(packing.lengths)
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # Rotated queries and keys may have come out in fp32, which is no type for it, nor needed.
+    q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
     output = varlen_attn(
         q,
         k,

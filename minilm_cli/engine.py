@@ -164,14 +164,14 @@ class Distiller:
 
     def evaluate(self, batches: Iterable[MicroBatch], *, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """The mean loss per sequence over `batches`, without dropout; empty if there are none, or `stop` says so."""
-        total = torch.zeros(1 + len(self._weights), dtype=torch.float64)
+        losses: list[Tensor] = []
         sequences = 0
         self.student.eval()
         try:
             with torch.no_grad():
                 for batch in batches:
                     loss, parts = self._loss(batch)
-                    total += torch.cat([loss[None], parts]).cpu()
+                    losses.append(torch.cat([loss[None], parts]))
                     sequences += len(batch.lengths)
                     if stop():
                         return {}
@@ -179,6 +179,7 @@ class Distiller:
             self.student.train()
         if not sequences:
             return {}
+        total = torch.stack(losses).cpu().double().sum(0)
         names = ["eval_loss", *(f"eval_loss_{pair}" for pair in self._weights)]
         return dict(zip(names, (total / sequences).tolist(), strict=True))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import resource
 import sys
 import time
@@ -103,6 +104,8 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
     training = settings.training
     device = _device(training.device)
     bf16 = training.precision == "bf16" or (training.precision == "auto" and has_bf16(device))
+    if device.type == "cuda":
+        _repeat_exactly()
     store = _open_store(settings.data.path, converted, names.tokenizer, names.teacher_config)
     teacher, teacher_parameters = _teacher(settings)
     student = _student(settings, names.student_config, teacher)
@@ -232,6 +235,16 @@ def _device(wanted: str) -> torch.device:
         return pick_device(wanted)
     except ValueError as error:
         raise MinilmError(f"training.device: {wanted!r} is not to be had: {error}") from None
+
+
+def _repeat_exactly() -> None:
+    """Have the GPU's kernels add up in the same order each time, so that a resumed run gives what it would have given.
+
+    torch warns, once, of a kernel that cannot: that of attention with dropout, backward.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by a property
 
 
 def _teacher(settings: DistillSettings) -> tuple[RelationTap, int]:

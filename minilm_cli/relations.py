@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +20,11 @@ from torch import Tensor
 
 from minilm_cli.ragged import Group, Span, groups
 
-#: Scores in one chunk, which has four buffers of them: on a CPU they stay in its last cache; on a GPU they fill it.
-CHUNK_SCORES = {"cpu": 2**19, "cuda": 2**25, "mps": 2**23}
+#: Scores in one chunk, of which there are four buffers in fp32: on a CPU they stay in its last cache.
+CHUNK_SCORES = {"cpu": 2**19, "mps": 2**23}
+
+#: On a GPU they take this share of its memory.
+CHUNK_SHARE = 1 / 32
 
 #: How many scores may be computed for a real one where sequences of unlike lengths go together.
 RAGGEDNESS = 1.2
@@ -64,12 +67,19 @@ def relation_loss(
     used = {"qkv".index(letter) for pair in weights for letter in pair}
     assert all(side[number].shape[1] % heads == 0 for side in (teacher, student) for number in used)
     if chunk_scores is None:
-        chunk_scores = CHUNK_SCORES.get(student.query.device.type, CHUNK_SCORES["cuda"])
+        chunk_scores = _chunk_scores(student.query.device)
     # A chunk holds at least one query's row of scores.
     chunk_scores = max(chunk_scores, *(length for _, length in spans))
     plan = _Plan(tuple(spans), heads, dict(weights), chunk_scores)
     loss, parts = _RelationLoss.apply(plan, *teacher, *student)  # type: ignore[no-untyped-call]  # torch has no types here
     return loss, parts
+
+
+@cache
+def _chunk_scores(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory * CHUNK_SHARE / 16)
+    return CHUNK_SCORES[device.type]
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ class TrainingSettings(Section):
     device: str = "auto"
     """`auto`: cuda, else mps, else cpu. Or a torch device such as `cuda:1`."""
     compile: bool = False
-    """Compile teacher and student with `torch.compile`."""
+    """Compile teacher and student with `torch.compile`: a slower start, and on CPUs no gain."""
     seed: NonNegativeInt = 42
     """Seed of everything random: student weights, held-out share, order, dropout."""
 

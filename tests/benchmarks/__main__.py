@@ -1,7 +1,7 @@
-"""All benchmarks, by one command: `python -m tests.benchmarks [--quick] [--output benchmarks.json]`.
+"""All benchmarks, by one command: `python -m tests.benchmarks [--quick] [--output docs/figures/figures.json]`.
 
-Each figure is measured in a process of its own, ours and the plain one in turn, so that ratios are of one run. Prints a
-table and writes JSON.
+Each figure is measured in a process of its own, ours and the plain one in turn, so that ratios are of one run. Prints
+tables and writes JSON, of which `python -m tests.benchmarks.page` makes a page of the documentation.
 """
 
 from __future__ import annotations
@@ -12,30 +12,50 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.tables import TABLES, cells, titles
+
 ROOT = Path(__file__).parents[2]
 
+Row = dict[str, Any]
 
-def measure(*words: str) -> dict[str, float]:
+
+def measure(module: str, *words: str) -> dict[str, float]:
     """One measurement in a fresh process."""
-    print("measuring", *words, file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "tests.benchmarks.measure", *words]
+    print(module, *words, file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}", *words]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     report: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return report
 
 
-def losses(*, quick: bool) -> list[dict[str, float]]:
+def in_turn(ways: dict[str, tuple[str, ...]], rate: str, *, rounds: int) -> list[Row]:
+    """A row for each way: medians over rounds that measure every way once, and of its ratios to the first way."""
+    turns = [{name: measure(*words) for name, words in ways.items()} for _ in range(rounds)]
+    base = next(iter(ways))
+    return [
+        {"name": name}
+        | {key: median(turn[name][key] for turn in turns) for key in turns[0][name]}
+        | {"times_faster": median(turn[name][rate] / turn[base][rate] for turn in turns)}
+        for name in ways
+    ]
+
+
+def losses(*, quick: bool) -> list[Row]:
     """(a) The relation loss over the length, 4,096 tokens in all."""
     rows = []
     for length in (32, 128) if quick else (32, 64, 128, 256, 512, 1024):
         batch = 4096 // length
-        ours, theirs = (measure("loss", which, str(length), str(batch)) for which in ("ours", "plain"))
+        words = (str(length), str(batch), "0" if quick else "2")
+        ours, theirs = (measure("measure", "loss", which, *words) for which in ("ours", "plain"))
         rows.append(
             {
                 "length": length,
@@ -50,29 +70,48 @@ def losses(*, quick: bool) -> list[dict[str, float]]:
     return rows
 
 
-def training(*, quick: bool) -> list[dict[str, float | str]]:
+def training(*, quick: bool) -> list[Row]:
     """(b) and (c) Whole training, batch 32 of median 40 tokens, and the share of the matrix-multiply rate."""
-    steps = "1" if quick else "6"
-    base = measure("training", "plain", "fp32", "32", "128", steps)
-    rows: list[dict[str, float | str]] = [{"trainer": "plain fp32", "times_faster": 1.0, **base}]
-    for precision in ("fp32", "bf16"):
-        ours = measure("training", "ours", precision, "32", "128", steps)
-        faster = ours["sequences_per_second"] / base["sequences_per_second"]
-        rows.append({"trainer": f"minilm {precision}", "times_faster": faster, **ours})
+    shape = ("32", "128", "1" if quick else "6")
+    ways = {
+        "plain fp32": ("measure", "training", "plain", "fp32", *shape),
+        "minilm fp32": ("measure", "training", "ours", "fp32", *shape),
+        "minilm bf16": ("measure", "training", "ours", "bf16", *shape),
+    }
+    rows = in_turn(ways, "sequences_per_second", rounds=1 if quick else 3)
     if not quick:
-        rows.append({"trainer": "minilm bf16, 256 × 512", **measure("training", "ours", "bf16", "256", "512", "1")})
+        rows.append(
+            {"name": "minilm bf16, 256 × 512", **measure("measure", "training", "ours", "bf16", "256", "512", "1")}
+        )
     return rows
 
 
-def show(title: str, rows: list[dict[str, float | str]]) -> None:
+def tokenisation(*, quick: bool) -> list[Row]:
+    """(d) Text to token ids: the sample, repeated to about 5 MB."""
+    copies = "1" if quick else "9"
+    ways = {"transformers, line by line": ("tokenise", "plain", copies), "minilm": ("tokenise", "ours", copies)}
+    return in_turn(ways, "tokens_per_second", rounds=1 if quick else 3)
+
+
+def machine() -> Row:
+    """Where and when this is measured."""
+    return {
+        "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "torch": torch.__version__,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+
+
+def show(section: str, rows: list[Row]) -> None:
     """Print rows as a table."""
-    table = Table(title=title, title_justify="left")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    for name in names:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in rows:
-        values = (row.get(name, "") for name in names)
-        table.add_row(*(value if isinstance(value, str) else f"{value:,.4g}" for value in values))
+    table = Table(*titles(section), title=section.replace("_", " "), title_justify="left")
+    for column in table.columns:
+        column.justify = "right"
+    for row in cells(section, rows):
+        table.add_row(*row)
     Console().print(table)
 
 
@@ -83,19 +122,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
     figures = {
-        "machine": {
-            "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-        },
+        "machine": machine(),
+        "quick": options.quick,
         "relation_loss": losses(quick=options.quick),
         "training": training(quick=options.quick),
-        "help": [measure("help")],
+        "tokenisation": tokenisation(quick=options.quick),
+        "help": [measure("measure", "help")],
     }
-    for title in ("relation_loss", "training", "help"):
-        show(title.replace("_", " "), figures[title])
+    for section in TABLES:
+        show(section, figures[section])
     if options.output:
-        options.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

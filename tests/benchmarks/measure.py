@@ -1,12 +1,13 @@
 """One measurement in a process of its own, so that peak memory is its own; prints a line of JSON.
 
-python -m tests.benchmarks.measure loss ours 128 32
-python -m tests.benchmarks.measure training plain fp32
+python -m tests.benchmarks.measure loss ours 128 32 2
+python -m tests.benchmarks.measure training plain fp32 32 128 6
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertModel
 
 from minilm_cli.batches import BatchStream, MicroBatch
-from minilm_cli.engine import Distiller, default_micro_batch_tokens
+from minilm_cli.budget import untried
+from minilm_cli.engine import Distiller
 from minilm_cli.relations import Projections, relation_loss
 from minilm_cli.settings import DistillSettings
 from minilm_cli.taps import ATTENTION, RelationTap
@@ -33,41 +36,46 @@ VOCABULARY = 30_522
 
 def peak_mb() -> float:
     """The most memory this process has held so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The median time of `work`, after one run that is not counted."""
+def seconds(work: Callable[[], object], repeats: int = 3, at_least: float = 0) -> float:
+    """The median time of `work`, run `repeats` times or for `at_least` seconds, after one run that is not counted."""
     work()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < repeats or sum(times) < at_least:
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
     return float(np.median(times))
 
 
-def measure_loss(which: str, length: int, batch: int) -> dict[str, float]:
+def measure_loss(which: str, length: int, batch: int, at_least: float) -> dict[str, float]:
     """Time of loss and gradient, and peak memory beyond the inputs and their gradients, in MB."""
     torch.manual_seed(0)
     teacher = [torch.randn(batch, length, TEACHER_WIDTH) for _ in range(3)]
     student = [torch.randn(batch, length, STUDENT_WIDTH, requires_grad=True) for _ in range(3)]
-    for tensor in student:
-        tensor.grad = torch.zeros_like(tensor)
     # The libraries' own buffers are not the loss's: they are there before it is measured.
     torch.bmm(torch.randn(2, 8, 64), torch.randn(2, 64, 8)).softmax(-1)
     before = peak_mb()
 
+    def forget() -> None:
+        for tensor in student:
+            tensor.grad = None
+
     def ours() -> None:
+        forget()
         flat = [Projections(*(tensor.flatten(0, 1) for tensor in side)) for side in (teacher, student)]
         spans = [(row * length, length) for row in range(batch)]
         relation_loss(*flat, spans, heads=HEADS, weights={"qq": 1.0, "kk": 1.0, "vv": 1.0})[0].backward()
 
     def theirs() -> None:
+        forget()
         plain.relation_loss(teacher, student, torch.ones(batch, length)).backward()
 
-    took = seconds(ours if which == "ours" else theirs)
-    return {"seconds": took, "extra_mb": peak_mb() - before}
+    took = seconds(ours if which == "ours" else theirs, at_least=at_least)
+    gradients = sum(tensor.nbytes for tensor in student) / 1e6
+    return {"seconds": took, "extra_mb": peak_mb() - before - gradients}
 
 
 def models() -> tuple[BertModel, BertModel]:
@@ -155,10 +163,11 @@ def _plain_steps(
     trainer = plain.PlainTrainer(teacher, student)
     stream = _stream(tokens, batch, longest, micro_batch_tokens=batch * longest)
     for step in range(1, 1000):
-        (whole,) = stream.step(step)
-        inputs = whole.inputs(torch.device("cpu"))
-        trainer.step(inputs["input_ids"], inputs["attention_mask"])
-        yield list(whole.lengths)
+        ids = [torch.from_numpy(tokens.sequence(int(i), longest).astype(np.int64)) for i in stream.step_indices(step)]
+        sizes = [len(sequence) for sequence in ids]
+        padded = pad_sequence(ids, batch_first=True)
+        trainer.step(padded, (torch.arange(padded.shape[1]) < torch.tensor(sizes)[:, None]).long())
+        yield sizes
 
 
 def _our_steps(
@@ -177,7 +186,7 @@ def _our_steps(
         device=device,
         bf16=precision == "bf16",
     )
-    budget = default_micro_batch_tokens(device)
+    budget = untried(device)
     stream = _stream(tokens, batch, longest, micro_batch_tokens=budget, pack=True)
     for report in distiller.steps(stream, first=1, last=1000):
         micro_batches: list[MicroBatch] = stream.step(report.step)
@@ -195,9 +204,10 @@ def measure_help() -> dict[str, float]:
 
 def main(words: list[str]) -> None:
     """Run the measurement that `words` name."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `minilm` does
     match words:
-        case ["loss", which, length, batch]:
-            report = measure_loss(which, int(length), int(batch))
+        case ["loss", which, length, batch, at_least]:
+            report = measure_loss(which, int(length), int(batch), float(at_least))
         case ["training", which, precision, batch, longest, steps]:
             report = measure_training(which, precision, int(batch), int(longest), int(steps))
         case ["help"]:

@@ -49,6 +49,8 @@ NOT_RUN = {
     "mkdocs build --strict --config-file docs/mkdocs/mkdocs.yml": REPOSITORY,
     "mkdocs serve --config-file docs/mkdocs/mkdocs.yml": "serves until it is stopped",
     "pytest -n 2": REPOSITORY,
+    "python -m tests.benchmarks --output docs/figures/figures.json": "measures for half an hour",
+    "python -m tests.benchmarks.page": REPOSITORY,
     "bash .ci/run": "runs these tests",
 }
 

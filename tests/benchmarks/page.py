@@ -1,0 +1,169 @@
+"""Writes docs/figures.md and its plots from docs/figures/figures.json, which `python -m tests.benchmarks` measures.
+
+python -m tests.benchmarks --output docs/figures/figures.json  measure
+python -m tests.benchmarks.page                                write the page
+python -m tests.benchmarks.page --check                        fail if the page is not what the figures say
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.plots import bar_chart, log_plot
+from tests.benchmarks.tables import cells, titles
+
+DOCS = Path(__file__).parents[2] / "docs"
+FIGURES = "figures/figures.json"
+
+Figures = Mapping[str, Any]
+
+
+def pages(figures: Figures) -> dict[str, str]:
+    """The text of the page and of each plot, by path below docs/."""
+    losses = figures["relation_loss"]
+    lines = (("minilm", ""), ("plain", "plain_"))
+    per_token = {
+        name: [(row["length"], 1e3 * row[f"{prefix}ms"] / (row["length"] * row["batch"])) for row in losses]
+        for name, prefix in lines
+    }
+    memory = {name: [(row["length"], row[f"{prefix}extra_mb"]) for row in losses] for name, prefix in lines}
+    # The row of the larger batch is of other work.
+    rates = {row["name"]: row["sequences_per_second"] for row in figures["training"] if "times_faster" in row}
+    across = "length of the sequences, tokens"
+    return {
+        "figures.md": _page(figures),
+        "figures/loss-time.svg": log_plot("Relation loss and gradient: time per token, µs", across, per_token),
+        "figures/loss-memory.svg": log_plot("Relation loss and gradient: extra memory, MB", across, memory),
+        "figures/training.svg": bar_chart("Training: sequences per second", rates),
+    }
+
+
+def _page(figures: Figures) -> str:
+    quick = figures["quick"]
+    rounds = "once" if quick else "in turn, in three rounds"
+    medians = "" if quick else " What is shown are medians over the rounds, also of the ratios."
+    provisional = "These are the provisional figures of a quick run, good for orders of magnitude.\n\n" if quick else ""
+    larger = (
+        ""
+        if quick
+        else " The last row is for memory: one step on 256 sequences of 512 tokens, where there is nothing to pad."
+    )
+    return f"""<!-- Written by tests/benchmarks/page.py from {FIGURES}. Edit that, not this. -->
+
+# Figures
+
+How fast minilm is and how much memory it takes, beside plain code that does the same. The plain code is
+`tests/benchmarks/plain.py`: a training step the way MiniLMv2 is usually written.
+
+{provisional}## Conditions
+
+{_conditions(figures["machine"])}
+
+Each measurement has a process of its own, so that its peak memory is its own. MB are millions of bytes.
+
+## Relation loss
+
+The loss of all three relations and its gradient, on {_tokens(figures["relation_loss"])} tokens in all, cut into
+sequences of different lengths. The plain code computes the scores of the whole batch and lets autograd differentiate
+them. Both in fp32, without a model.
+
+{_table(figures, "relation_loss")}
+
+Times are medians of at least three runs{"" if quick else " and two seconds"}, after one that is not counted. Extra
+memory is the peak beyond the inputs and their gradients.
+
+![Time per token over the length of the sequences](figures/loss-time.svg)
+
+![Extra memory over the length of the sequences](figures/loss-memory.svg)
+
+## Training
+
+Whole training steps: batch, teacher, student, loss, gradients, optimiser. The plain trainer pads the batch to its
+longest sequence, runs both models to their end and is in fp32.
+
+{_table(figures, "training")}
+
+The trainers were measured {rounds}: {"one step" if quick else "six steps"} after one that is not
+counted.{medians} The share of the GEMM rate is the arithmetic that a step needs, padding not
+counted, over what the machine could do in that time at the matrix products of a layer in the same precision.{larger}
+
+![Sequences per second of each trainer](figures/training.svg)
+
+## Tokenisation
+
+Text to token ids with the tokenizer of all-MiniLM-L6-v2, at most 128 tokens a line, on the English sample that comes
+with the package{"" if quick else ", repeated to about 5 MB"}. The plain way calls the fast tokenizer of transformers
+line by line, in one process, and writes lists of ids as gzipped JSON lines; `minilm tokenize` writes a token store, on
+as many cores as are worth it.
+
+{_table(figures, "tokenisation")}
+
+They were measured {rounds}, from loading the tokenizer to the finished file.{medians} Memory is that of all
+processes together.
+
+## Start
+
+How long the command line takes to begin: the CPU time of `minilm --help`, mean of five calls.
+
+{_table(figures, "help")}
+
+## How to measure again
+
+`python -m tests.benchmarks --output docs/{FIGURES}` measures, and `python -m tests.benchmarks.page` writes this page
+from [what it found](figures/figures.json).
+"""
+
+
+def _conditions(machine: Mapping[str, Any]) -> str:
+    memory = f"{machine['memory_gb']:.0f} GB" if "memory_gb" in machine else "unknown"
+    rows = (
+        ("processor", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} used by torch"),
+        ("memory", memory),
+        ("torch", machine["torch"]),
+        ("date", machine["date"]),
+        ("teacher", "BERT-base's shape: 12 layers, 768 wide; random weights"),
+        ("student", "BERT of 6 layers, 384 wide; random weights"),
+        ("relations", "QQ, KK and VV of the last layers, 48 heads"),
+        ("training batch", "32 sequences; lengths log-normal with median 40, at most 128"),
+    )
+    return _markdown(("", ""), rows)
+
+
+def _tokens(losses: Iterable[Mapping[str, int]]) -> str:
+    return " or ".join(f"{total:,}" for total in sorted({row["length"] * row["batch"] for row in losses}))
+
+
+def _table(figures: Figures, section: str) -> str:
+    return _markdown(titles(section), cells(section, figures[section]))
+
+
+def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)] if any(head) else ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page and its plots, or compare them; returns the exit status."""
+    wanted = pages(json.loads((DOCS / FIGURES).read_text(encoding="utf-8")))
+    if arguments == ["--check"]:
+        found = {str(path.relative_to(DOCS)): path for path in (DOCS / "figures.md", *DOCS.glob("figures/*.svg"))}
+        there = {name: path.read_text(encoding="utf-8") for name, path in found.items() if path.is_file()}
+        stale = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+        for name in stale:
+            print(f"docs/{name} is not what the figures say: run python -m tests.benchmarks.page", file=sys.stderr)
+        return 1 if stale else 0
+    if arguments:
+        print(__doc__, file=sys.stderr)
+        return 2
+    for name, text in wanted.items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""The page of figures and its plots say what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.benchmarks import page
+from tests.benchmarks.tables import TABLES
+
+MADE_UP: dict[str, Any] = {
+    "machine": {
+        "processor": "Abacus & Sons",
+        "cores": 77,
+        "threads": 76,
+        "memory_gb": 123.0,
+        "torch": "9.8.7",
+        "date": "2031-02-03",
+    },
+    "quick": False,
+    "relation_loss": [
+        {
+            "length": length,
+            "batch": 4096 // length,
+            "ms": 11.5 * length,
+            "plain_ms": 34.5 * length,
+            "times_faster": 3.0,
+            "extra_mb": 0.0,
+            "plain_extra_mb": 1234.0,
+        }
+        for length in (32, 1024)
+    ],
+    "training": [
+        {"name": "plain fp32", "sequences_per_second": 2.5, "tokens_per_second": 88, "peak_mb": 5, "times_faster": 1.0},
+        {
+            "name": "minilm bf16",
+            "sequences_per_second": 8765.4,
+            "tokens_per_second": 99_999,
+            "peak_mb": 4,
+            "share_of_gemm": 0.76,
+            "times_faster": 3506.16,
+        },
+        {"name": "the larger batch", "sequences_per_second": 9, "tokens_per_second": 9, "peak_mb": 24_680},
+    ],
+    "tokenisation": [
+        {"name": "abacus", "tokens_per_second": 1, "mb_per_second": 5.55, "peak_mb": 1, "times_faster": 1.0}
+    ],
+    "help": [{"cpu_seconds": 0.42}],
+}
+
+
+def test_the_page_is_what_the_figures_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert page.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_made_up_figures_are_in_the_page() -> None:
+    text = page.pages(MADE_UP)["figures.md"]
+    assert text.startswith("<!-- Written by tests/benchmarks/page.py")
+    for row in (
+        "| processor | Abacus & Sons, 77 cores, 76 used by torch |",
+        "| memory | 123 GB |",
+        "| torch | 9.8.7 |",
+        "| date | 2031-02-03 |",
+        "| 1,024 | 4 | 11,776.0 | 35,328.0 | 3.00 | 0 | 1,234 |",
+        "| minilm bf16 | 8,765.4 | 99,999 | 3506.16 | 76% | 4 |",
+        "| the larger batch | 9.0 | 9 | – | – | 24,680 |",
+        "| abacus | 1 | 5.55 | 1.00 | 1 |",
+        "| 0.42 |",
+    ):
+        assert row in text.splitlines()
+
+
+@pytest.mark.parametrize("name", ["loss-time", "loss-memory", "training"])
+@pytest.mark.parametrize("made_up", [True, False])
+def test_plots_are_xml(name: str, made_up: bool) -> None:
+    figures = MADE_UP if made_up else json.loads((page.DOCS / page.FIGURES).read_text(encoding="utf-8"))
+    picture = ET.fromstring(page.pages(figures)[f"figures/{name}.svg"])
+    assert picture.tag.endswith("svg")
+    assert f"figures/{name}.svg" in page.pages(figures)["figures.md"]
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    picture = ET.fromstring(page.pages(MADE_UP)["figures/training.svg"])
+    words = [element.text for element in picture.iter() if element.tag.endswith("text")]
+    assert words[1:] == ["plain fp32", "2.5", "minilm bf16", "8,765.4"]
+    _, plain, ours = (float(element.attrib["width"]) for element in picture.iter() if element.tag.endswith("rect"))
+    assert plain / ours == pytest.approx(2.5 / 8765.4, abs=1e-3)
+
+
+def test_a_stale_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / page.FIGURES).write_text(json.dumps(MADE_UP), encoding="utf-8")
+    monkeypatch.setattr(page, "DOCS", tmp_path)
+    assert page.main(["--check"]) == 1
+    assert page.main([]) == 0
+    assert page.main(["--check"]) == 0
+    (tmp_path / "figures/of-yore.svg").touch()
+    assert page.main(["--check"]) == 1
+    assert page.main(["--chekc"]) == 2
+
+
+def test_the_figures_have_every_table() -> None:
+    figures = json.loads((page.DOCS / page.FIGURES).read_text(encoding="utf-8"))
+    assert figures.keys() == {"machine", "quick", *TABLES}
