@@ -154,7 +154,7 @@ def _attend_in_groups(
             mask = real if mask is None else mask & real
         q, k, v = (group.gather(tensor).transpose(1, 2) for tensor in rows)
         found, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
-        group.scatter(found.to(output.dtype), output)
+        group.scatter(found, output)
     return output[None, :-1]
 
 

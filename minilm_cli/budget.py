@@ -46,6 +46,7 @@ def settle(distiller: Distiller, stream: BatchStream, *, run_tokens: float, fact
     """Give `stream` the budget that is best for a run of `run_tokens` real tokens.
 
     facts: what the speed depends on besides the machine, about models and data.
+    Raises `MinilmError` if not even the smallest fits into memory.
     """
     if run_tokens < _WORTHWHILE_TOKENS:
         return
@@ -78,8 +79,14 @@ def _try_out(distiller: Distiller, stream: BatchStream, ladder: tuple[int, ...])
             typical = micro_batches[(len(micro_batches) - 1) // 2]
             rates[budget] = typical.tokens / min(_seconds(distiller, typical) for _ in range(2))
         except RuntimeError as error:
-            if not out_of_memory(error) or not rates:
+            if not out_of_memory(error):
                 raise
+            if not rates:
+                raise MinilmError(
+                    f"there is no memory for micro-batches of {budget:,} tokens",
+                    where=str(distiller.device),
+                    hint="Lower --max-length, or take a smaller student.",
+                ) from None
             break
         if budget != best and rates[budget] < _GAIN * rates[best]:
             break

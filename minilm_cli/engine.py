@@ -157,10 +157,12 @@ class Distiller:
 
     def rehearse(self, batch: MicroBatch) -> None:
         """The work of a micro-batch, waited for and without a trace: to see what it takes."""
-        torch.autograd.backward(self._loss(batch)[0])
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        try:
+            torch.autograd.backward(self._loss(batch)[0])
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def evaluate(self, batches: Iterable[MicroBatch], *, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """The mean loss per sequence over `batches`, without dropout; empty if there are none, or `stop` says so."""

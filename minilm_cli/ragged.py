@@ -25,15 +25,22 @@ class Group:
     """Real tokens of each, (sequences,)."""
     real: Tensor | None
     """Which places are no padding, (sequences, longest); `None` if all are."""
+    block: slice | None
+    """All positions, where they follow on each other and none is padding."""
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """(positions, …) to (sequences, longest, …)."""
-        return tensor[self.rows]
+        """(positions, …) to (sequences, longest, …), a view where they follow on each other."""
+        if self.block is None:
+            return tensor[self.rows]
+        return tensor[self.block].reshape(*self.rows.shape, *tensor.shape[1:])
 
     def scatter(self, found: Tensor, into: Tensor) -> None:
         """Write (sequences, longest, …) into (positions + 1, …), whose last place takes what belongs to padding."""
+        if self.block is not None:
+            into[self.block].view(found.shape).copy_(found)
+            return
         rows = self.rows if self.real is None else torch.where(self.real, self.rows, into.shape[0] - 1)
-        into[rows] = found
+        into[rows] = found.to(into.dtype)
 
 
 def groups(spans: Sequence[Span], device: torch.device, *, most: float, raggedness: float) -> Iterator[Group]:
@@ -59,8 +66,11 @@ def groups(spans: Sequence[Span], device: torch.device, *, most: float, raggedne
             end += 1
         places = torch.arange(longest, device=device)
         first, size = starts[begin:end, None], lengths[begin:end, None]
-        if ordered[end - 1][1] == longest:
-            yield Group(first + places, size[:, 0], None)
+        if ordered[end - 1][1] < longest:
+            yield Group(first + torch.minimum(places, size - 1), size[:, 0], places < size, None)
         else:
-            yield Group(first + torch.minimum(places, size - 1), size[:, 0], places < size)
+            at = ordered[begin][0]
+            follow = all(ordered[n][0] == at + (n - begin) * longest for n in range(begin, end))
+            block = slice(at, at + (end - begin) * longest) if follow else None
+            yield Group(first + places, size[:, 0], None, block)
         begin = end

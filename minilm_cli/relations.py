@@ -20,11 +20,11 @@ from torch import Tensor
 
 from minilm_cli.ragged import Group, Span, groups
 
-#: Scores in one chunk, of which there are four buffers in fp32: on a CPU they stay in its last cache.
-CHUNK_SCORES = {"cpu": 2**19, "mps": 2**23}
+#: Scores in one chunk, of which four are held in fp32: 16 MB, which stay in the last cache of most CPUs.
+CHUNK_SCORES = 2**20
 
-#: On a GPU they take this share of its memory.
-CHUNK_SHARE = 1 / 32
+#: The share of a GPU's memory that they take there.
+GPU_CHUNK_SHARE = 1 / 32
 
 #: How many scores may be computed for a real one where sequences of unlike lengths go together.
 RAGGEDNESS = 1.2
@@ -77,9 +77,9 @@ def relation_loss(
 
 @cache
 def _chunk_scores(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * CHUNK_SHARE / 16)
-    return CHUNK_SCORES[device.type]
+    if device.type != "cuda":
+        return CHUNK_SCORES
+    return int(torch.cuda.get_device_properties(device).total_memory * GPU_CHUNK_SHARE) // (4 * 4)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class _RelationLoss(torch.autograd.Function):
             if wanted[letter]
         }
         parts = torch.zeros(len(plan.weights), dtype=dtype, device=tensors[3].device)
-        buffers = tensors[3].new_empty((4, plan.chunk_scores), dtype=dtype)
+        buffers = tensors[3].new_empty((2, 2 * plan.chunk_scores), dtype=dtype)
         most = plan.chunk_scores // plan.heads
         for group in groups(plan.spans, parts.device, most=most, raggedness=RAGGEDNESS):
             split = _Heads(group, plan.heads, dtype)
@@ -166,19 +166,19 @@ class _Heads:
         With the narrow side first, matrix products are several times faster than the other way round. Each side of a
         scaled product takes half of its scale, head width^(-1/4).
         """
-        found = self.group.gather(tensor).to(self.dtype)
+        found = self.group.gather(tensor)
+        found = found.view(*found.shape[:2], self.heads, -1).permute(0, 2, 3, 1)
+        split = torch.empty(found.shape, dtype=self.dtype, device=found.device).copy_(found)
         if self.group.real is not None:
-            found.masked_fill_(~self.group.real[:, :, None], 0)
-        sequences, longest, width = found.shape
-        split = found.view(sequences, longest, self.heads, -1).permute(0, 2, 3, 1)
-        return split.reshape(sequences * self.heads, -1, longest).contiguous().mul_((width // self.heads) ** -0.25)
+            split.masked_fill_(~self.group.real[:, None, None, :], 0)
+        return split.flatten(0, 1).mul_(found.shape[2] ** -0.25)
 
     def join(self, gradient: Tensor, into: Tensor) -> None:
         """Write the gradient of what `split` gave into `into`, (positions + 1, width), as that of what it took."""
         _, width, longest = gradient.shape
         scaled = gradient * (self.coefficients * width**-0.25)[:, None, None]
-        joined = scaled.view(-1, self.heads, width, longest).permute(0, 3, 1, 2).flatten(2)
-        self.group.scatter(joined.to(into.dtype), into)
+        joined = scaled.view(-1, self.heads, width, longest).permute(0, 3, 1, 2)
+        self.group.scatter(joined, into.view(-1, self.heads, width))
 
 
 def _relation(
@@ -192,40 +192,36 @@ def _relation(
     """Sum over the group's sequences of one relation's KL divergence, the mean over heads and rows.
 
     Adds `weight` × its gradient, but for `split.coefficients`, to `gradients`. All tensors are as `_Heads.split` gives
-    them; `buffers` are four chunks of scores.
+    them; `buffers` are two pairs of chunks of scores.
     """
     count, _, length = student[0].shape
     divergence = student[0].new_zeros(count)
     # All of a group's heads while they fit, else some heads, or some query rows of one, of the one sequence it has: the
     # softmax is over keys, so rows are independent.
-    rows = min(length, max(1, buffers.shape[1] // length))
-    together = min(count, max(1, buffers.shape[1] // (rows * length)))
+    chunk_scores = buffers.shape[1] // 2
+    rows = min(length, max(1, chunk_scores // length))
+    together = min(count, max(1, chunk_scores // (rows * length)))
     for begin in range(0, count, together):
         some = slice(begin, begin + together)
         for first in range(0, length, rows):
             here = slice(first, first + rows)
             shape = (min(together, count - begin), min(rows, length - first), length)
-            teacher_scores, teacher_p, student_scores, student_p = (
-                buffer[: math.prod(shape)].view(shape) for buffer in buffers
-            )
-            torch.bmm(teacher[0][some, :, here].transpose(1, 2), teacher[1][some], out=teacher_scores)
-            torch.bmm(student[0][some, :, here].transpose(1, 2), student[1][some], out=student_scores)
+            # Teacher and student beside each other, so that what is done to both is done at once.
+            scores, p = (buffer[: 2 * math.prod(shape)].view(2, *shape) for buffer in buffers)
+            torch.bmm(teacher[0][some, :, here].transpose(1, 2), teacher[1][some], out=scores[0])
+            torch.bmm(student[0][some, :, here].transpose(1, 2), student[1][some], out=scores[1])
             if split.hidden is not None:
-                for scores in (teacher_scores, student_scores):
-                    scores.view(split.hidden.shape[0], -1, *shape[1:]).add_(split.hidden)
-            torch.softmax(teacher_scores, dim=-1, out=teacher_p)
-            torch.softmax(student_scores, dim=-1, out=student_p)
-            # KL = Σ p_t (log p_t - log p_s), where log p = score - logsumexp.
-            divergence[some] -= (_logsumexp(teacher_scores, teacher_p) - _logsumexp(student_scores, student_p)).sum(-1)
-            divergence[some] += teacher_scores.sub_(student_scores).mul_(teacher_p).sum((1, 2))
+                scores.view(2, split.hidden.shape[0], -1, *shape[1:]).add_(split.hidden)
+            torch.softmax(scores, dim=-1, out=p)
+            # KL = Σ p_t (log p_t - log p_s), where log p = score - logsumexp. The logsumexp of a row comes from its
+            # softmax, without an `exp`: score - log p at the likeliest key.
+            of_teacher, of_student = scores.amax(dim=-1).sub_(p.amax(dim=-1).log_())
+            teacher_p, student_p = p
+            expected = scores[0].sub_(scores[1]).mul_(teacher_p).sum((1, 2))
+            divergence[some] += expected.sub_(of_teacher.sub_(of_student).sum(-1))
             score_gradient = student_p.sub_(teacher_p)
             if gradients[0] is not None:
                 gradients[0][some, :, here].baddbmm_(student[1][some], score_gradient.transpose(1, 2), alpha=weight)
             if gradients[1] is not None:
                 gradients[1][some].baddbmm_(student[0][some, :, here], score_gradient, alpha=weight)
     return torch.dot(divergence, split.coefficients)
-
-
-def _logsumexp(scores: Tensor, probabilities: Tensor) -> Tensor:
-    """The logsumexp of each row, from its softmax: score - log(probability) at the likeliest key, without an `exp`."""
-    return scores.amax(dim=-1) - probabilities.amax(dim=-1).log_()

@@ -204,7 +204,8 @@ def measure_help() -> dict[str, float]:
 
 def main(words: list[str]) -> None:
     """Run the measurement that `words` name."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `minilm` does
+    if "plain" not in words:
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `minilm` does, and a plain trainer does not
     match words:
         case ["loss", which, length, batch, at_least]:
             report = measure_loss(which, int(length), int(batch), float(at_least))

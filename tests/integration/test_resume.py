@@ -13,6 +13,8 @@ import torch
 from transformers import AlbertConfig, AlbertModel, BertConfig
 
 from minilm_cli import run
+from minilm_cli.batches import MicroBatch
+from minilm_cli.engine import Distiller
 from minilm_cli.runfolder import RunFolder
 
 from .conftest import Commands, Quiet, Settings, lasting_files, lasting_metrics, metrics, wait_until
@@ -220,6 +222,30 @@ def test_micro_batches_of_another_size_change_no_loss_beyond_rounding(
         for folder in folders
     )
     assert [pytest.approx(losses, rel=1e-3) for losses in first] == second
+
+
+def test_a_budget_that_memory_was_too_small_for_is_not_tried_again(
+    tmp_path: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, refused = Distiller._loss, []
+
+    def with_little_memory(distiller: Distiller, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        if batch.tokens > 60:
+            refused.append(batch.tokens)
+            raise torch.OutOfMemoryError("out of memory")
+        return loss(distiller, batch)
+
+    budget = {"evaluation__fraction": 0.0, "training__micro_batch_tokens": 60}
+    undisturbed = run.distill(small_settings(tmp_path / "undisturbed", **budget), Quiet()).path
+    monkeypatch.setattr(Distiller, "_loss", with_little_memory)
+    budget["training__micro_batch_tokens"] = 120
+    with pytest.raises(Fault):
+        run.distill(small_settings(tmp_path / "run", **budget), Fails(3))
+    assert len(refused) == 1
+    folder = run.resume(RunFolder(tmp_path / "run"), Quiet()).path
+    assert len(refused) == 1
+    ours, theirs = lasting_files(folder, 6), lasting_files(undisturbed, 6)
+    assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
 @pytest.mark.parametrize("file", ["student.safetensors", "optimizer.safetensors", "checkpoint.json"])

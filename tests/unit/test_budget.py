@@ -10,6 +10,7 @@ import torch
 
 from minilm_cli import budget
 from minilm_cli.batches import BatchStream, MicroBatch
+from minilm_cli.errors import MinilmError
 from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
 
 LONG = 10_000_000
@@ -74,7 +75,7 @@ def test_what_does_not_fit_into_memory_is_not_taken(stream: BatchStream, monkeyp
 def test_memory_too_small_for_the_smallest_budget_is_an_error(
     stream: BatchStream, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MinilmError, match="no memory for micro-batches of 1,024 tokens"):
         settle(Clock(room=10), stream, monkeypatch)
     assert not cache.exists()
 
