@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -82,6 +82,13 @@ def _chunk_scores(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory * GPU_CHUNK_SHARE) // (4 * 4)
 
 
+@lru_cache(maxsize=1)
+def _buffers(chunk_scores: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Two pairs of chunks, the same ones again and again: memory that is freshly mapped is slow to write to."""
+    with torch.inference_mode(False):
+        return torch.empty((2, 2 * chunk_scores), dtype=dtype, device=device)
+
+
 @dataclass(frozen=True)
 class _Plan:
     spans: tuple[Span, ...]
@@ -106,7 +113,7 @@ class _RelationLoss(torch.autograd.Function):
             if wanted[letter]
         }
         parts = torch.zeros(len(plan.weights), dtype=dtype, device=tensors[3].device)
-        buffers = tensors[3].new_empty((2, 2 * plan.chunk_scores), dtype=dtype)
+        buffers = _buffers(plan.chunk_scores, dtype, parts.device)
         most = plan.chunk_scores // plan.heads
         for group in groups(plan.spans, parts.device, most=most, raggedness=RAGGEDNESS):
             split = _Heads(group, plan.heads, dtype)
