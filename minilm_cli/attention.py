@@ -20,7 +20,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from minilm_cli.dropout import Masks, drawn_seed
-from minilm_cli.ragged import Group, groups
+from minilm_cli.ragged import Group, groups, moved
 
 #: Scores in one chunk of attention with dropout on a CPU: a few buffers of them stay in its caches.
 CHUNK_SCORES = 2**18
@@ -47,8 +47,7 @@ class Packing:
     @cached_property
     def offsets(self) -> Tensor:
         """Where each sequence begins, and the last ends."""
-        ends = torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32)
-        return ends.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else ends
+        return moved(torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32), self.device)
 
     @cached_property
     def groups(self) -> list[Group]:

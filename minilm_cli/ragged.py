@@ -43,6 +43,11 @@ class Group:
         into[rows] = found.to(into.dtype)
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU's on `device`, which is not waited for if it is a GPU."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def groups(spans: Sequence[Span], device: torch.device, *, most: float, raggedness: float) -> Iterator[Group]:
     """Groups of the sequences that stand at `spans`, (first position, length), the longest first.
 
@@ -50,11 +55,7 @@ def groups(spans: Sequence[Span], device: torch.device, *, most: float, raggedne
     and at most `raggedness` times the sum of their own squares.
     """
     ordered = sorted(spans, key=lambda span: -span[1])
-    table = torch.tensor(ordered, dtype=torch.long)
-    if device.type == "cuda":
-        table = table.pin_memory()
-    table = table.to(device, non_blocking=device.type == "cuda")
-    starts, lengths = table.unbind(1)
+    starts, lengths = moved(torch.tensor(ordered, dtype=torch.long), device).unbind(1)
     begin = 0
     while begin < len(ordered):
         longest = ordered[begin][1]

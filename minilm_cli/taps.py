@@ -193,7 +193,7 @@ def _tapped_mask(*arguments: Any, **options: Any) -> Tensor | None:
     return mask
 
 
-# A compiled model calls the attention as it is: its shapes are new with each micro-batch.
+# A compiled model calls the attention as it is: its shapes are new with each micro-batch. torch has no types for that.
 AttentionInterface.register(ATTENTION, torch.compiler.disable(_tapped_attention))  # type: ignore[no-untyped-call]
 AttentionMaskInterface.register(ATTENTION, _tapped_mask)
 
