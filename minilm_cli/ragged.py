@@ -51,8 +51,8 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 def groups(spans: Sequence[Span], device: torch.device, *, most: float, raggedness: float) -> Iterator[Group]:
     """Groups of the sequences that stand at `spans`, (first position, length), the longest first.
 
-    A group holds at least one sequence; of more, the longest's length squared, times their number, is at most `most`,
-    and at most `raggedness` times the sum of their own squares.
+    A group holds at least one sequence; of more, the longest's length times their number is at most `most`, and its
+    square times their number at most `raggedness` times the sum of their own squares.
     """
     ordered = sorted(spans, key=lambda span: -span[1])
     starts, lengths = moved(torch.tensor(ordered, dtype=torch.long), device).unbind(1)
@@ -62,7 +62,8 @@ def groups(spans: Sequence[Span], device: torch.device, *, most: float, raggedne
         end, real = begin + 1, longest**2
         while end < len(ordered):
             real += ordered[end][1] ** 2
-            if (end + 1 - begin) * longest**2 > min(most, raggedness * real):
+            count = end + 1 - begin
+            if count * longest > most or count * longest**2 > raggedness * real:
                 break
             end += 1
         places = torch.arange(longest, device=device)

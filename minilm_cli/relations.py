@@ -20,8 +20,8 @@ from torch import Tensor
 
 from minilm_cli.ragged import Group, Span, groups
 
-#: Scores in one chunk, of which four are held in fp32: 16 MB, which stay in the last cache of most CPUs.
-CHUNK_SCORES = 2**20
+#: Scores in one chunk, of which four are held in fp32: 8 MB, which stay in the last cache of most CPUs.
+CHUNK_SCORES = 2**19
 
 #: The share of a GPU's memory that they take there.
 GPU_CHUNK_SHARE = 1 / 32
@@ -114,7 +114,8 @@ class _RelationLoss(torch.autograd.Function):
         }
         parts = torch.zeros(len(plan.weights), dtype=dtype, device=tensors[3].device)
         buffers = _buffers(plan.chunk_scores, dtype, parts.device)
-        most = plan.chunk_scores // plan.heads
+        # A group's heads take up to as much memory as a chunk's scores.
+        most = buffers.numel() / sum(teacher[letter].shape[1] + 2 * student[letter].shape[1] for letter in used)
         for group in groups(plan.spans, parts.device, most=most, raggedness=RAGGEDNESS):
             split = _Heads(group, plan.heads, dtype)
             teacher_heads = {letter: split.split(teacher[letter]) for letter in used}
@@ -158,9 +159,9 @@ class _Heads:
 
     @cached_property
     def hidden(self) -> Tensor | None:
-        """What is added to the scores of each key, (sequences, 1, 1, longest)."""
+        """What is added to the scores of each key, (sequences × heads, 1, longest)."""
         real = self.group.real
-        return None if real is None else torch.where(real, 0.0, _HIDDEN)[:, None, None, :]
+        return None if real is None else torch.where(real, 0.0, _HIDDEN).repeat_interleave(self.heads, 0)[:, None, :]
 
     @cached_property
     def coefficients(self) -> Tensor:
@@ -203,8 +204,7 @@ def _relation(
     """
     count, _, length = student[0].shape
     divergence = student[0].new_zeros(count)
-    # All of a group's heads while they fit, else some heads, or some query rows of one, of the one sequence it has: the
-    # softmax is over keys, so rows are independent.
+    # As many heads as fit, or some query rows of one: the softmax is over keys, so rows are independent.
     chunk_scores = buffers.shape[1] // 2
     rows = min(length, max(1, chunk_scores // length))
     together = min(count, max(1, chunk_scores // (rows * length)))
@@ -218,7 +218,7 @@ def _relation(
             torch.bmm(teacher[0][some, :, here].transpose(1, 2), teacher[1][some], out=scores[0])
             torch.bmm(student[0][some, :, here].transpose(1, 2), student[1][some], out=scores[1])
             if split.hidden is not None:
-                scores.view(2, split.hidden.shape[0], -1, *shape[1:]).add_(split.hidden)
+                scores.add_(split.hidden[some])
             torch.softmax(scores, dim=-1, out=p)
             # KL = Σ p_t (log p_t - log p_s), where log p = score - logsumexp. The logsumexp of a row comes from its
             # softmax, without an `exp`: score - log p at the likeliest key.

@@ -30,9 +30,9 @@ def spans_in(group: Group) -> list[Span]:
 
 
 def fits(spans: list[Span], *, most: float, raggedness: float) -> bool:
-    squares = [length**2 for _, length in spans]
-    padded = len(squares) * max(squares)
-    return padded <= most and padded <= raggedness * sum(squares)
+    lengths = [length for _, length in spans]
+    squares = [length**2 for length in lengths]
+    return len(lengths) * max(lengths) <= most and len(squares) * max(squares) <= raggedness * sum(squares)
 
 
 def positions(count: int, *shape: int, seed: int = 0) -> Tensor:
@@ -56,12 +56,12 @@ def test_without_raggedness_only_those_of_one_length_go_together() -> None:
 
 
 def test_a_group_holds_no_more_than_asked_for() -> None:
-    found = grouped(spans_of((4,) * 5), most=2 * 4**2)
+    found = grouped(spans_of((4,) * 5), most=2 * 4)
     assert [group.lengths.tolist() for group in found] == [[4, 4], [4, 4], [4]]
-    assert [len(group.lengths) for group in grouped(spans_of((4,) * 5), most=2 * 4**2 - 1)] == [1] * 5
+    assert [len(group.lengths) for group in grouped(spans_of((4,) * 5), most=2 * 4 - 1)] == [1] * 5
 
 
-@pytest.mark.parametrize("most", [0, 1, 24])
+@pytest.mark.parametrize("most", [0, 1, 9])
 def test_a_sequence_larger_than_a_group_may_be_has_one_of_its_own(most: int) -> None:
     found = grouped(spans_of((5, 5, 5)), most=most)
     assert [spans_in(group) for group in found] == [[span] for span in spans_of((5, 5, 5))]
@@ -131,7 +131,7 @@ def test_everything_is_on_the_device_asked_for() -> None:
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=25),
     gap=st.integers(0, 2),
-    most=st.one_of(st.integers(0, 4000), st.just(math.inf)),
+    most=st.one_of(st.integers(0, 400), st.just(math.inf)),
     raggedness=st.floats(1, 3),
     seed=st.integers(0, 2**16),
 )
