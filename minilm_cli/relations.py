@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from minilm_cli.ragged import Group, Span, groups
 
-#: Scores in one chunk, of which four are held in fp32: 8 MB, which stay in the last cache of most CPUs.
-CHUNK_SCORES = 2**19
+#: Scores in the chunks of all cores together, of which four are held in fp32: 16 MB, which stay in the last cache of
+#: most CPUs; and the least that is worth a core's while.
+CHUNK_SCORES, LEAST_CHUNK_SCORES = 2**20, 2**17
 
 #: The share of a GPU's memory that they take there.
 GPU_CHUNK_SHARE = 1 / 32
@@ -56,7 +58,7 @@ def relation_loss(
     spans: (start, length) of each sequence among the positions; positions in no span are padding.
     heads: relation heads; divides the width of every tensor in use.
     weights: weight of each relation, a pair of `q`, `k`, `v`.
-    chunk_scores: how many scores are held at a time; the default suits the device.
+    chunk_scores: how many scores are held at a time, by each core of a CPU; the default suits the device.
 
     For one sequence of n tokens: Σ over relations of weight × mean over the heads and the n query rows of
     KL(teacher ‖ student), softmax over the n keys, scores scaled by 1/√(width of a relation head).
@@ -75,18 +77,21 @@ def relation_loss(
     return loss, parts
 
 
-@cache
 def _chunk_scores(device: torch.device) -> int:
     if device.type != "cuda":
-        return CHUNK_SCORES
+        return max(LEAST_CHUNK_SCORES, CHUNK_SCORES // torch.get_num_threads())
     return int(torch.cuda.get_device_properties(device).total_memory * GPU_CHUNK_SHARE) // (4 * 4)
 
 
 @lru_cache(maxsize=1)
-def _buffers(chunk_scores: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Two pairs of chunks, the same ones again and again: memory that is freshly mapped is slow to write to."""
+def _buffers(cores: int, chunk_scores: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """For each core two pairs of chunks, always the same ones: memory that is freshly mapped is slow to write to."""
     with torch.inference_mode(False):
-        return torch.empty((2, 2 * chunk_scores), dtype=dtype, device=device)
+        return torch.empty((cores, 2, 2 * chunk_scores), dtype=dtype, device=device)
+
+
+#: Tensors of queries, keys and values, or of some of them, by letter.
+_Letters = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,39 +108,18 @@ class _RelationLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         teacher, student = dict(zip("qkv", tensors[:3], strict=True)), dict(zip("qkv", tensors[3:], strict=True))
-        dtype = torch.float64 if tensors[3].dtype == torch.float64 else torch.float32
         wanted = dict(zip("qkv", ctx.needs_input_grad[4:], strict=True))
-        used = {letter for pair in plan.weights for letter in pair}
         # One row more than there are positions: what is computed for padding within a group is written there.
         gradients = {
             letter: student[letter].new_zeros((student[letter].shape[0] + 1, student[letter].shape[1]))
-            for letter in used
+            for letter in {letter for pair in plan.weights for letter in pair}
             if wanted[letter]
         }
-        parts = torch.zeros(len(plan.weights), dtype=dtype, device=tensors[3].device)
-        buffers = _buffers(plan.chunk_scores, dtype, parts.device)
-        # A group's heads take up to as much memory as a chunk's scores.
-        most = buffers.numel() / sum(teacher[letter].shape[1] + 2 * student[letter].shape[1] for letter in used)
-        for group in groups(plan.spans, parts.device, most=most, raggedness=RAGGEDNESS):
-            split = _Heads(group, plan.heads, dtype)
-            teacher_heads = {letter: split.split(teacher[letter]) for letter in used}
-            student_heads = {letter: split.split(student[letter]) for letter in used}
-            gradient_heads = {letter: torch.zeros_like(student_heads[letter]) for letter in gradients}
-            for number, (pair, weight) in enumerate(plan.weights.items()):
-                left, right = pair[0], pair[1]
-                parts[number] += _relation(
-                    split,
-                    (teacher_heads[left], teacher_heads[right]),
-                    (student_heads[left], student_heads[right]),
-                    (gradient_heads.get(left), gradient_heads.get(right)),
-                    buffers,
-                    weight,
-                )
-            for letter, gradient in gradient_heads.items():
-                split.join(gradient, gradients[letter])
+        dtype = torch.float64 if student["q"].dtype == torch.float64 else torch.float32
+        parts = _on_all_cores(plan, teacher, student, gradients, dtype)
         ctx.gradients = [gradients[letter][:-1] if letter in gradients else None for letter in "qkv"]
         ctx.mark_non_differentiable(parts)
-        weights = torch.tensor(list(plan.weights.values()), dtype=dtype)
+        weights = torch.tensor(list(plan.weights.values()), dtype=parts.dtype)
         return torch.dot(parts, weights.to(parts.device, non_blocking=True)), parts
 
     @staticmethod
@@ -143,6 +127,70 @@ class _RelationLoss(torch.autograd.Function):
         found, ctx.gradients = ctx.gradients, None
         assert found is not None, "the gradient of a relation loss can be asked for once"
         return (None, None, None, None, *(None if gradient is None else gradient.mul_(outer[0]) for gradient in found))
+
+
+def _on_all_cores(plan: _Plan, teacher: _Letters, student: _Letters, gradients: _Letters, dtype: torch.dtype) -> Tensor:
+    """Each relation's loss; every core of a CPU takes some of the heads, from the first product to the last.
+
+    So none waits for the others at the end of each small operation, and none reads what another has just written,
+    which takes three times as long where cores do not share a cache.
+    """
+    device = student["q"].device
+    cores = min(torch.get_num_threads(), plan.heads) if device.type == "cpu" else 1
+    buffers = _buffers(cores, plan.chunk_scores, dtype, device)
+    bounds = [plan.heads * core // cores for core in range(cores + 1)]
+
+    def share(core: int) -> Tensor:
+        first, last = bounds[core], bounds[core + 1]
+
+        def own(tensors: _Letters) -> _Letters:
+            widths = {letter: tensor.shape[1] // plan.heads for letter, tensor in tensors.items()}
+            return {letter: tensors[letter][:, first * width : last * width] for letter, width in widths.items()}
+
+        with torch.inference_mode():  # which each thread has for itself
+            return _of_heads(plan, last - first, own(teacher), own(student), own(gradients), buffers[core])
+
+    shares = map(share, range(cores)) if cores == 1 else _threads(cores).map(share, range(cores))
+    return torch.stack(list(shares)).sum(0)
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Threads whose operations take one core."""
+    return ThreadPoolExecutor(count, "relations", initializer=torch.set_num_threads, initargs=(1,))
+
+
+def _of_heads(
+    plan: _Plan,
+    heads: int,
+    teacher: _Letters,
+    student: _Letters,
+    gradients: _Letters,
+    buffers: Tensor,
+) -> Tensor:
+    """The share of some heads in each relation's loss; writes theirs of the gradients."""
+    used = {letter for pair in plan.weights for letter in pair}
+    parts = buffers.new_zeros(len(plan.weights))
+    # A group's heads take up to half as much memory as a chunk's scores.
+    most = buffers.numel() / 2 / sum(teacher[letter].shape[1] + 2 * student[letter].shape[1] for letter in used)
+    for group in groups(plan.spans, parts.device, most=most, raggedness=RAGGEDNESS):
+        split = _Heads(group, heads, plan.heads, buffers.dtype)
+        teacher_heads = {letter: split.split(teacher[letter]) for letter in used}
+        student_heads = {letter: split.split(student[letter]) for letter in used}
+        gradient_heads = {letter: torch.zeros_like(student_heads[letter]) for letter in gradients}
+        for number, (pair, weight) in enumerate(plan.weights.items()):
+            left, right = pair[0], pair[1]
+            parts[number] += _relation(
+                split,
+                (teacher_heads[left], teacher_heads[right]),
+                (student_heads[left], student_heads[right]),
+                (gradient_heads.get(left), gradient_heads.get(right)),
+                buffers,
+                weight,
+            )
+        for letter, gradient in gradient_heads.items():
+            split.join(gradient, gradients[letter])
+    return parts
 
 
 @dataclass(frozen=True)
@@ -155,6 +203,7 @@ class _Heads:
 
     group: Group
     heads: int
+    all_heads: int
     dtype: torch.dtype
 
     @cached_property
@@ -166,7 +215,7 @@ class _Heads:
     @cached_property
     def coefficients(self) -> Tensor:
         """1 / (heads × length), which makes a sum over heads and rows a mean; (sequences × heads,)."""
-        return (1 / (self.heads * self.group.lengths.to(self.dtype))).repeat_interleave(self.heads)
+        return (1 / (self.all_heads * self.group.lengths.to(self.dtype))).repeat_interleave(self.heads)
 
     def split(self, tensor: Tensor) -> Tensor:
         """(positions, width) into relation heads (MiniLMv2, section 3.2): (sequences × heads, head width, longest).
@@ -186,7 +235,7 @@ class _Heads:
         _, width, longest = gradient.shape
         scaled = gradient * (self.coefficients * width**-0.25)[:, None, None]
         joined = scaled.view(-1, self.heads, width, longest).permute(0, 3, 1, 2)
-        self.group.scatter(joined, into.view(-1, self.heads, width))
+        self.group.scatter(joined, into.view(into.shape[0], self.heads, width))
 
 
 def _relation(
