@@ -6,9 +6,10 @@ the same time and memory whatever the size of the store, and resuming needs no s
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ from minilm_cli.tokens import Indices, TokenStore
 
 #: What a micro-batch costs besides its tokens, in tokens: what padding is weighed against.
 MICRO_BATCH_COST = 64
+
+#: Tokens of a sequence whose attention and relations, which grow with the square, cost as much as all the rest of it:
+#: about six times the width of a model between teacher and student.
+SQUARE_LENGTH = 3072
 
 _ROUNDS = 8
 
@@ -72,6 +77,25 @@ class MicroBatch:
         return inputs
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The sequences of an optimiser step, as one of the processes that share them sees it."""
+
+    micro_batches: Sequence[MicroBatch]
+    """This process's share."""
+    sequences: int
+    """Of the whole step."""
+    tokens: int
+    """Real tokens of the whole step."""
+    imbalance: float
+    """How much more the busiest process has to do than they have on average: 0.02 is 2% more."""
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens with padding, of this process's share."""
+        return sum(batch.padded_tokens for batch in self.micro_batches)
+
+
 class BatchStream:
     """The training steps of a run, and its held-out sequences."""
 
@@ -88,9 +112,12 @@ class BatchStream:
         pin: bool = False,
         held_out_fraction: float = 0.0,
         held_out_limit: int = 10_000,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         """Steps of `batch_size` sequences, cut into micro-batches of at most `micro_batch_tokens` (padded) tokens.
 
+        rank, ranks: which of how many processes that share each step this is.
         pack: put the sequences of a micro-batch one after the other instead of padding them with `pad_id`.
         pin: put tensors where a GPU can fetch them while it computes.
         """
@@ -98,6 +125,7 @@ class BatchStream:
         self._store, self._seed = store, seed
         self.micro_batch_tokens = micro_batch_tokens
         self._max_length, self._pad_id, self._pack, self._pin = max_length, pad_id, pack, pin
+        self._rank, self._ranks = rank, ranks
         wanted = math.ceil(len(store) * held_out_fraction)
         # At least one sequence is left to train on.
         self.held_out_sequences = min(wanted, held_out_limit, len(store) - 1)
@@ -114,21 +142,34 @@ class BatchStream:
         # The first places of a fixed shuffle of the store are held out; the rest is trained on.
         return permute(order + self.held_out_sequences, len(self._store), derive(self._seed, "held-out"))
 
-    def step(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of `step` (1-based)."""
-        return list(self._cut(self.step_indices(step)))
+    def step(self, step: int) -> Batch:
+        """What this process does of `step` (1-based)."""
+        indices = self.step_indices(step)
+        lengths = self._store.lengths(indices, self._max_length)
+        work = _work(lengths)
+        owners = share(work, self._ranks)
+        mine = owners == self._rank
+        loads = np.bincount(owners, weights=work, minlength=self._ranks)
+        return Batch(
+            micro_batches=list(self._cut(indices[mine], lengths[mine])),
+            sequences=len(indices),
+            tokens=int(lengths.sum()),
+            imbalance=float(loads.max() / loads.mean() - 1),
+        )
 
     def held_out(self) -> Iterator[MicroBatch]:
-        """Micro-batches of the held-out sequences, always the same ones."""
+        """Micro-batches of this process's share of the held-out sequences, always the same ones."""
         places = np.arange(self.held_out_sequences, dtype=np.int64)
         indices = permute(places, len(self._store), derive(self._seed, "held-out"))
         # In parts, so that only a part's lengths are sorted and its ids held at a time.
         for begin in range(0, len(indices), 4096):
-            yield from self._cut(indices[begin : begin + 4096])
+            part = indices[begin : begin + 4096]
+            lengths = self._store.lengths(part, self._max_length)
+            mine = share(_work(lengths), self._ranks) == self._rank
+            yield from self._cut(part[mine], lengths[mine])
 
-    def _cut(self, indices: Indices) -> Iterator[MicroBatch]:
+    def _cut(self, indices: Indices, lengths: Indices) -> Iterator[MicroBatch]:
         """Longest first, as many together as their (padded) tokens allow, at least one."""
-        lengths = self._store.lengths(indices, self._max_length)
         order = np.argsort(-lengths, kind="stable")
         indices, lengths = indices[order], lengths[order]
         begin = 0
@@ -176,6 +217,25 @@ class BatchStream:
         if self._pin:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return MicroBatch(indices, tuple(lengths.tolist()), self._pack, tensors)
+
+
+def _work(lengths: Indices) -> Indices:
+    """What sequences of these lengths cost, in a unit of its own."""
+    return lengths * (SQUARE_LENGTH + lengths)
+
+
+def share(work: Indices, among: int) -> Indices:
+    """Which of `among` processes takes each piece of `work`, so that all have about as much to do.
+
+    The largest first, each to whoever has least so far (Graham, "Bounds on multiprocessing timing anomalies", 1969).
+    """
+    owners = np.empty(len(work), dtype=np.int64)
+    loads = [(0, rank) for rank in range(among)]
+    for place in np.argsort(-work, kind="stable").tolist():
+        load, rank = loads[0]
+        owners[place] = rank
+        heapq.heapreplace(loads, (load + int(work[place]), rank))
+    return owners
 
 
 def permute(places: Indices, size: int, key: int) -> Indices:

@@ -71,7 +71,7 @@ def _try_out(distiller: Distiller, stream: BatchStream, ladder: tuple[int, ...])
     best = ladder[0]
     for budget in ladder:
         stream.micro_batch_tokens = budget
-        micro_batches = stream.step(1)
+        micro_batches = stream.step(1).micro_batches
         try:
             # The first has the longest sequences, so it needs the most memory; the middle one stands for them all.
             if distiller.device.type != "cpu" or not rates:

@@ -13,12 +13,13 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from minilm_cli import __version__
-from minilm_cli.errors import Interrupted, MinilmError
+from minilm_cli.distributed import Lost, World
+from minilm_cli.errors import Dismissed, Interrupted, MinilmError
 
 if TYPE_CHECKING:
     from minilm_cli.console import Console
@@ -146,6 +147,7 @@ def _tokenize_facts(report: TokenizeReport) -> dict[str, int]:
 
 @app.command()
 def distill(
+    context: typer.Context,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -304,11 +306,12 @@ def distill(
         if as_json:
             print(plan.model_dump_json())
         return
-    _tell(console, run.distill(settings, console.progress, force=force), as_json)
+    _tell(console, run.distill(settings, console.progress, force=force, world=context.obj), as_json)
 
 
 @app.command()
 def resume(
+    context: typer.Context,
     folder: Annotated[
         Path | None, typer.Argument(metavar="[RUN]", help="The run's folder.", show_default="the newest in runs/")
     ] = None,
@@ -328,7 +331,7 @@ def resume(
     from minilm_cli import run
 
     console = _console()
-    report = run.resume(found, console.progress, changes)
+    report = run.resume(found, console.progress, changes, world=context.obj)
     if report.finished_before:
         console.say(f"{report.path} is finished: {report.step} steps. Extend it with --steps.")
     _tell(console, report, as_json)
@@ -440,24 +443,43 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _on_terminate)
     # Large tensors in huge pages: a fifth of the page faults, and 4% of a step's time, on CPUs. torch reads it once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    world = World()
+    status, told_why = 1, True
     try:
-        app(standalone_mode=True, prog_name="minilm")
+        world = World.from_environment()
+        if world.size > 1:  # what torch's own meeting point logs of a failure are stack traces
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+        if world.leads:
+            app(standalone_mode=True, prog_name="minilm", obj=world)
+        else:
+            from minilm_cli import run
+
+            run.follow(world)
+        status = 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0
     except MinilmError as error:
-        if os.environ.get("MINILM_DEBUG") == "1" and not isinstance(error, Interrupted):
+        if os.environ.get("MINILM_DEBUG") == "1" and not isinstance(error, (Interrupted, Dismissed)):
             raise
-        _fail(error)
+        status, told_why = error.exit_status, not isinstance(error, (Dismissed, Lost))
+        if world.leads or not isinstance(error, (Dismissed, Interrupted)):
+            _say(error, world)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        status = 128 + signal.SIGINT
     except _Terminated:
-        sys.exit(128 + signal.SIGTERM)
+        status = 128 + signal.SIGTERM
     except OSError as error:
         if os.environ.get("MINILM_DEBUG") == "1":
             raise
         where = None if error.filename is None else str(error.filename)
-        _fail(MinilmError(error.strerror or str(error), where=where), status=1)
+        _say(MinilmError(error.strerror or str(error), where=where), world)
+    finally:
+        world.part(status, told_why=told_why)
+    sys.exit(status)
 
 
-def _fail(error: MinilmError, status: int | None = None) -> NoReturn:
+def _say(error: MinilmError, world: World) -> None:
+    if not world.leads:
+        error.message = f"rank {world.rank}: {error.message}"
     _console().error(error)
     logging.shutdown()
-    sys.exit(error.exit_status if status is None else status)

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minilm_cli.batches import BatchStream, MicroBatch
+from minilm_cli.batches import Batch, BatchStream, MicroBatch
+from minilm_cli.distributed import World
 from minilm_cli.dropout import replace_dropout
-from minilm_cli.errors import RunError
+from minilm_cli.errors import Dismissed, MinilmError, RunError
+from minilm_cli.ragged import moved
 from minilm_cli.relations import relation_loss
 from minilm_cli.seeding import derive
 from minilm_cli.settings import DistillSettings, OptimizerSettings, ScheduleSettings
@@ -40,6 +42,8 @@ class StepReport:
     tokens: int
     """Real tokens."""
     padded_tokens: int
+    imbalance: float
+    """How much more the busiest process had to do than they had on average."""
 
     def metrics(self, relations: Iterable[str]) -> dict[str, float]:
         """Losses, gradient norm and learning rate as numbers; `relations` names the relation losses."""
@@ -60,12 +64,17 @@ class Distiller:
         total_steps: int,
         device: torch.device,
         bf16: bool,
+        world: World | None = None,
     ) -> None:
         """Move both models to `device` and set up the optimiser.
 
         heads: relation heads. total_steps: where the schedule ends. bf16: compute in bf16 (the loss stays fp32).
+        world: the processes that share each step.
         """
         self.device, self._bf16, self._heads = device, bf16, heads
+        self._world = world or World()
+        self.stopped_by = 0
+        """What ended `steps` or `evaluate` before their end, in one of the processes."""
         self._seed = settings.training.seed
         self._weights = settings.relations.weights
         self._clip_norm = settings.optimizer.clip_norm
@@ -89,70 +98,79 @@ class Distiller:
             self._embeddings = _SparseEmbeddings(student)
 
     def steps(
-        self, stream: BatchStream, *, first: int, last: int, stop: Callable[[], bool] = lambda: False
+        self, stream: BatchStream, *, first: int, last: int, stop: Callable[[], int] = lambda: 0
     ) -> Iterator[StepReport]:
         """Train steps `first` to `last` (1-based), reporting each.
 
-        `stop` is asked after each micro-batch; when it says so the generator ends, and the step under way has left
-        no trace. If memory runs out, `stream`'s budget is halved, once, and the step taken again.
+        `stop` is asked after each micro-batch; when it gives a number, other than 0, that is kept in `stopped_by` and
+        the generator ends, in all processes, and the step under way has left no trace. If memory runs out, `stream`'s
+        budget is halved, once, and the step taken again.
         Raises `RunError` before the optimiser moves if loss or gradient is not finite, or memory runs out once more.
         """
+        exchange = _Exchange(self._world, self._trained.values()) if self._world.size > 1 else None
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as thread:
             following = thread.submit(stream.step, first)
             for step in range(first, last + 1):
-                micro_batches = following.result()
+                batch = following.result()
                 while True:
                     following = thread.submit(stream.step, step + 1)  # while this step computes
                     try:
-                        losses = self._accumulate(step, micro_batches, stop)
+                        sums, self.stopped_by = self._accumulate(step, batch, stop)
                         break
                     except RuntimeError as error:
                         if not out_of_memory(error):
                             raise
                         self._back_off(step, stream)
-                    micro_batches = stream.step(step)
-                if losses is None:
+                    batch = stream.step(step)
+                padded_tokens = batch.padded_tokens
+                if exchange is not None:
+                    sums, of_ranks = exchange(sums, (padded_tokens, self.stopped_by, stream.micro_batch_tokens))
+                    padded_tokens = sum(padded for padded, _, _ in of_ranks)
+                    self.stopped_by = max(number for _, number, _ in of_ranks)
+                    if _follow_budget(step, stream, min(budget for _, _, budget in of_ranks)):
+                        following = thread.submit(stream.step, step + 1)
+                if self.stopped_by:
                     return
-                yield self._update(step, micro_batches, *losses)
+                yield self._update(step, batch, sums / batch.sequences, padded_tokens)
 
-    def _accumulate(
-        self, step: int, micro_batches: list[MicroBatch], stop: Callable[[], bool]
-    ) -> tuple[Tensor, Tensor] | None:
-        """The gradient of a step, in the parameters; returns its loss and relation losses, or `None` if stopped."""
-        sequences = sum(len(batch.lengths) for batch in micro_batches)
-        loss = torch.zeros((), device=self.device)
-        parts = torch.zeros(len(self._weights), device=self.device)
+    def _accumulate(self, step: int, batch: Batch, stop: Callable[[], int]) -> tuple[Tensor, int]:
+        """Put the gradient of this process's share of a step into the parameters.
+
+        Returns its loss and relation losses, summed over sequences, and what `stop` said.
+        """
+        sums = torch.zeros(1 + len(self._weights), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(derive(self._seed, "dropout", step))
-        for batch in micro_batches:
-            batch_loss, batch_parts = self._loss(batch)
-            torch.autograd.backward(batch_loss / sequences)
-            loss += batch_loss.detach()
-            parts += batch_parts
-            if stop():
-                return None
+        torch.manual_seed(derive(self._seed, "dropout", step, self._world.rank))
+        for micro_batch in batch.micro_batches:
+            loss, parts = self._loss(micro_batch)
+            torch.autograd.backward(loss / batch.sequences)
+            sums += torch.cat([loss.detach()[None], parts])
+            if number := stop():
+                self.optimizer.zero_grad(set_to_none=True)
+                return sums, number
         if self._embeddings is not None:
             self._embeddings.densify()
-        return loss / sequences, parts / sequences
+        return sums, 0
 
-    def _update(self, step: int, micro_batches: list[MicroBatch], loss: Tensor, parts: Tensor) -> StepReport:
+    def _update(self, step: int, batch: Batch, losses: Tensor, padded_tokens: int) -> StepReport:
         """Move the optimiser along the gradient, unless it is not finite."""
         norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._clip_norm)
-        if not torch.isfinite(loss + norm).item():
-            raise self._not_finite(step, loss, norm, micro_batches)
+        if not torch.isfinite(losses[0] + norm).item():
+            raise self._not_finite(step, losses[0], norm, batch)
         lr = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         return StepReport(
             step=step,
-            loss=loss,
-            relation_losses=parts,
+            loss=losses[0],
+            relation_losses=losses[1:],
             grad_norm=norm,
             lr=lr,
-            sequences=sum(len(batch.lengths) for batch in micro_batches),
-            tokens=sum(batch.tokens for batch in micro_batches),
-            padded_tokens=sum(batch.padded_tokens for batch in micro_batches),
+            sequences=batch.sequences,
+            tokens=batch.tokens,
+            padded_tokens=padded_tokens,
+            imbalance=batch.imbalance,
         )
 
     def rehearse(self, batch: MicroBatch) -> None:
@@ -164,10 +182,13 @@ class Distiller:
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def evaluate(self, batches: Iterable[MicroBatch], *, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """The mean loss per sequence over `batches`, without dropout; empty if there are none, or `stop` says so."""
-        losses: list[Tensor] = []
-        sequences = 0
+    def evaluate(self, batches: Iterable[MicroBatch], *, stop: Callable[[], int] = lambda: 0) -> dict[str, float]:
+        """The mean loss per sequence over `batches`, this process's share of them, without dropout.
+
+        Empty if there are none, or if `stop` gives a number in one of the processes, which is kept in `stopped_by`.
+        """
+        losses = [torch.zeros(1 + len(self._weights), device=self.device)]
+        sequences = number = 0
         self.student.eval()
         try:
             with torch.no_grad():
@@ -175,15 +196,24 @@ class Distiller:
                     loss, parts = self._loss(batch)
                     losses.append(torch.cat([loss[None], parts]))
                     sequences += len(batch.lengths)
-                    if stop():
-                        return {}
+                    if number := stop():
+                        break
         finally:
             self.student.train()
-        if not sequences:
+        numbers = torch.zeros(self._world.size, dtype=torch.double)
+        numbers[self._world.rank] = number
+        total = torch.cat([torch.stack(losses).cpu().double().sum(0), torch.tensor([float(sequences)]), numbers])
+        self._world.add_up(total)
+        *sums, seen = total[: -self._world.size].tolist()
+        self.stopped_by = int(total[-self._world.size :].max())
+        if self.stopped_by or not seen:
             return {}
-        total = torch.stack(losses).cpu().double().sum(0)
         names = ["eval_loss", *(f"eval_loss_{pair}" for pair in self._weights)]
-        return dict(zip(names, (total / sequences).tolist(), strict=True))
+        return {name: value / seen for name, value in zip(names, sums, strict=True)}
+
+    def copy_from_first(self) -> None:
+        """Begin with the student's weights of rank 0, in all processes."""
+        self._world.copy_from_first(tensor for tensor in _unshared(self.student.model).values())
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of `step` (1-based)."""
@@ -238,13 +268,16 @@ class Distiller:
             "Step %d: out of memory; going on with micro-batches of %s tokens.", step, f"{stream.micro_batch_tokens:,}"
         )
 
-    def _not_finite(self, step: int, loss: Tensor, norm: Tensor, batches: list[MicroBatch]) -> RunError:
+    def _not_finite(self, step: int, loss: Tensor, norm: Tensor, batch: Batch) -> MinilmError:
         culprits: list[int] = []
-        torch.manual_seed(derive(self._seed, "dropout", step))  # the very pass that failed
+        torch.manual_seed(derive(self._seed, "dropout", step, self._world.rank))  # the very pass that failed
         with torch.no_grad():
-            for batch in batches:
-                if not torch.isfinite(self._loss(batch)[0]).item():
-                    culprits.extend(batch.indices.tolist())
+            for micro_batch in batch.micro_batches:
+                if not torch.isfinite(self._loss(micro_batch)[0]).item():
+                    culprits.extend(micro_batch.indices.tolist())
+        culprits = self._world.gather(culprits)
+        if not self._world.leads:
+            return Dismissed(RunError.exit_status)
         named = f" The loss is not finite for some of the sequences {culprits[:20]}." if culprits else ""
         return RunError(
             f"step {step}: the loss is {loss.item():g} and its gradient's norm {norm.item():g}; the step was not taken."
@@ -252,6 +285,41 @@ class Distiller:
             hint="Resuming would meet it again. Start a new run with a lower --lr, a longer --warmup-steps, or"
             " --precision fp32.",
         )
+
+
+class _Exchange:
+    """Adds up what all processes found in a step, in one all-reduce: gradients, losses, and a few numbers of each.
+
+    torch's DistributedDataParallel does more than is wanted: it averages, takes several reductions for large models,
+    and waits for a backward pass of every process, where one may have nothing to do.
+    """
+
+    def __init__(self, world: World, parameters: Iterable[nn.Parameter]) -> None:
+        self._world, self._parameters = world, list(parameters)
+        self._buffer = torch.empty(0)
+
+    def __call__(self, sums: Tensor, numbers: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, ...]]]:
+        """Put the whole gradient into the parameters; returns the sum of `sums`, and the `numbers` of each rank.
+
+        Numbers come through fp32: they are exact up to 2^24.
+        """
+        sizes = [parameter.numel() for parameter in self._parameters]
+        of_ranks = torch.zeros(self._world.size, len(numbers))
+        of_ranks[self._world.rank] = torch.tensor(numbers)
+        if not self._buffer.numel():
+            self._buffer = torch.empty(sum(sizes) + len(sums) + of_ranks.numel(), device=sums.device)
+        *gradients, rest = torch.split(self._buffer, [*sizes, len(sums) + of_ranks.numel()])
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            if parameter.grad is None:
+                gradient.zero_()
+            else:
+                gradient.copy_(parameter.grad.flatten())
+        rest.copy_(torch.cat([sums, moved(of_ranks.flatten(), sums.device)]))
+        self._world.add_up(self._buffer)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        added, found = rest[: len(sums)].clone(), rest[len(sums) :].view_as(of_ranks)
+        return added, [tuple(map(int, row)) for row in found.tolist()]
 
 
 class _SparseEmbeddings:
@@ -276,6 +344,17 @@ class _SparseEmbeddings:
                 self._gradients[table] = torch.empty_like(table.weight)
             # Not `coalesce`d: adding up a row's parts is what comes next.
             table.weight.grad = self._gradients[table].zero_().index_add_(0, rows._indices()[0], rows._values())
+
+
+def _follow_budget(step: int, stream: BatchStream, budget: int) -> bool:
+    """Take the smallest budget that a process has come down to, so that a checkpoint has one number to keep."""
+    if budget >= stream.micro_batch_tokens:
+        return False
+    stream.micro_batch_tokens = budget
+    logger.warning(
+        "Step %d: a process is out of memory; going on with micro-batches of %s tokens.", step, f"{budget:,}"
+    )
+    return True
 
 
 def schedule_factor(schedule: ScheduleSettings, step: int, total: int) -> float:

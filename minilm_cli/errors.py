@@ -39,3 +39,11 @@ class Interrupted(MinilmError):
     def __init__(self, message: str, signal_number: int, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.exit_status = 128 + signal_number
+
+
+class Dismissed(MinilmError):
+    """Another process of the same run says what happened: this one ends with its status, and says nothing."""
+
+    def __init__(self, exit_status: int) -> None:
+        super().__init__(f"dismissed with exit status {exit_status}")
+        self.exit_status = exit_status

@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from minilm_cli import budget
 from minilm_cli.batches import BatchStream
 from minilm_cli.corpus import convert_token_lists
+from minilm_cli.distributed import World
 from minilm_cli.engine import Distiller, has_bf16, pick_device
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import sha256
@@ -95,18 +96,20 @@ def load_config(teacher: TeacherSettings) -> PreTrainedConfig:
     return config
 
 
-def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
+def prepare(settings: DistillSettings, names: Names, *, converted: Path, world: World) -> Job:
     """Load teacher, student and tokens, check them against each other and resolve every `auto`.
 
-    `converted` is where a store stands, or is put, that is made from a file of token-id lists.
-    Raises `MinilmError` if something does not fit.
+    `converted` is where a store stands, or is put, that is made from a file of token-id lists. `world` are the
+    processes that will train. Raises `MinilmError` if something does not fit.
     """
     training = settings.training
-    device = _device(training.device)
+    device = _device(training.device, world)
     bf16 = training.precision == "bf16" or (training.precision == "auto" and has_bf16(device))
     if device.type == "cuda":
         _repeat_exactly()
     store = _open_store(settings.data.path, converted, names.tokenizer, names.teacher_config)
+    if world.leads:  # once is enough, for it reads everything
+        store.verify()
     teacher, teacher_parameters = _teacher(settings)
     student = _student(settings, names.student_config, teacher)
     max_length = _max_length(settings, store, {"teacher": teacher.model, "student": student.model})
@@ -125,6 +128,8 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
         pin=device.type == "cuda",
         held_out_fraction=settings.evaluation.fraction,
         held_out_limit=settings.evaluation.limit,
+        rank=world.rank,
+        ranks=world.size,
     )
     total_steps = training.steps or (
         math.ceil(training.epochs * stream.train_sequences / training.batch_size) if training.epochs else DEFAULT_STEPS
@@ -135,7 +140,9 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
             settings.schedule.warmup_steps,
             total_steps,
         )
-    distiller = Distiller(teacher, student, settings, heads=heads, total_steps=total_steps, device=device, bf16=bf16)
+    distiller = Distiller(
+        teacher, student, settings, heads=heads, total_steps=total_steps, device=device, bf16=bf16, world=world
+    )
     tokens_per_step = training.batch_size * _mean_length(store, max_length)
     if wanted == "auto":
         facts = {
@@ -191,6 +198,7 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path) -> Job:
             micro_batch_tokens=stream.micro_batch_tokens,
             precision=resolved.training.precision,
             device=str(device),
+            processes=world.size,
         ),
     )
     return Job(resolved, names.tokenizer, names.student_config, stream, distiller, total_steps, plan)
@@ -230,11 +238,24 @@ def _shape(tap: RelationTap) -> list[Any]:
     return [config.model_type, tap.layer, config.hidden_size, sum(p.numel() for p in tap.model.parameters())]
 
 
-def _device(wanted: str) -> torch.device:
+def _device(wanted: str, world: World) -> torch.device:
+    """The device of this process: of several on a machine with GPUs each has its own."""
     try:
-        return pick_device(wanted)
+        device = pick_device(wanted)
     except ValueError as error:
         raise MinilmError(f"training.device: {wanted!r} is not to be had: {error}") from None
+    if world.size == 1 or device.type == "cpu":
+        return device
+    if str(device) != "cuda":
+        raise MinilmError(f"training.device: {wanted!r} is one device, and there are {world.size} processes")
+    if world.local_size > torch.cuda.device_count():
+        raise MinilmError(
+            f"there are {world.local_size} processes and {torch.cuda.device_count()} GPUs on this machine",
+            hint="Start as many processes as there are GPUs (--nproc-per-node).",
+        )
+    device = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _repeat_exactly() -> None:
@@ -346,7 +367,6 @@ def _open_store(
             convert_token_lists(path, converted, TokenizerInfo(vocabulary_size=teacher.vocab_size, special_ids=special))
         path = converted
     store = TokenStore(path)
-    store.verify()
     made_with = store.manifest.tokenizer
     ours = tokenizer_info(tokenizer)
     if made_with.vocabulary_sha256 not in (None, ours.vocabulary_sha256):

@@ -40,6 +40,19 @@ class Progress(Protocol):
         """The job is over."""
 
 
+class NoProgress:
+    """Progress that nobody sees."""
+
+    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
+        """Nothing."""
+
+    def update(self, done: float, shown: Record | None = None) -> None:
+        """Nothing."""
+
+    def stop(self) -> None:
+        """Nothing."""
+
+
 class JsonlSink:
     """Appends each record as a line of JSON, flushed at once so that a reader may follow the file."""
 

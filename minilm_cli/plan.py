@@ -69,6 +69,7 @@ class TrainingFacts(_Facts):
     micro_batch_tokens: int
     precision: str
     device: str
+    processes: int = 1
 
 
 class Measured(_Facts):

@@ -208,6 +208,8 @@ class ReportingSettings(Section):
     """Steps between two lines of `metrics.jsonl`; the first and the last step always have one."""
     sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go besides `metrics.jsonl`: `tensorboard`, `wandb`."""
+    log_ranks: bool = False
+    """With several processes, have each write a log of its own, `log-rank-00001.txt`, beside rank 0's `log.txt`."""
 
 
 class DistillSettings(Section):

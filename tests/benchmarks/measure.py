@@ -194,7 +194,7 @@ def _our_steps(
     budget = untried(device)
     stream = _stream(tokens, batch, longest, micro_batch_tokens=budget, pack=True)
     for report in distiller.steps(stream, first=1, last=1000):
-        micro_batches: list[MicroBatch] = stream.step(report.step)
+        micro_batches: list[MicroBatch] = stream.step(report.step).micro_batches
         yield [length for micro_batch in micro_batches for length in micro_batch.lengths]
 
 

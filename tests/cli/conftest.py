@@ -61,7 +61,8 @@ def restored() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wide screen without colours, whatever the tests are run from, and one process."""
-    for name in ("MINILM_DEBUG", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    screen = ("MINILM_DEBUG", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
+    for name in (*screen, "WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "250")
 

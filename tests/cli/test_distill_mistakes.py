@@ -515,11 +515,23 @@ def test_a_missing_optional_package_is_named_with_its_remedy(minilm: Minilm, mon
     )
 
 
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WORLD_SIZE": "two"}, ("WORLD_SIZE", "'two'", "not a number")),
+        ({"WORLD_SIZE": "2"}, ("WORLD_SIZE is 2", "RANK", "MASTER_ADDR", "MASTER_PORT", "torchrun")),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost"}, ("MASTER_PORT", "torchrun")),
+        ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, ("RANK is 2", "torchrun")),
+        ({"WORLD_SIZE": "0", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, ("WORLD_SIZE 0",)),
+    ],
+)
 @pytest.mark.usefixtures("workplace")
-@pytest.mark.parametrize("command", [DISTILL, DISTILL + "--dry-run"])
-def test_several_processes_are_refused(command: str, minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    is_told(Mistake("two processes", command, ("one process", "torchrun")), minilm)
+def test_a_launcher_that_talks_nonsense_is_told(
+    environment: dict[str, str], said: tuple[str, ...], minilm: Minilm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    is_told(Mistake("nonsense", DISTILL, said), minilm)
 
 
 @pytest.mark.usefixtures("workplace")

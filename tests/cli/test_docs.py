@@ -25,7 +25,12 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 MODULES = sorted(path.stem for path in (ROOT / "minilm_cli").glob("*.py") if path.stem != "__init__")
 
 #: Options of other programs.
-FOREIGN = {"--check", "--config-file", "--index-url", "--strict"}
+FOREIGN = {"--check", "--config-file", "--index-url", "--strict"} | {
+    # torchrun's and Slurm's
+    *("--standalone", "--nproc-per-node", "--nnodes", "--max-restarts", "--log-dir", "--tee"),
+    *("--rdzv-id", "--rdzv-backend", "--rdzv-endpoint"),
+    *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--signal", "--requeue", "--open-mode"),
+}
 
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -42,6 +47,13 @@ def _prose(page: Path) -> str:
 def test_reference_pages_are_what_the_code_says() -> None:
     done = subprocess.run(
         [sys.executable, str(DOCS / "generate.py"), "--check"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_at_scale_is_what_is_computed() -> None:
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "scale.py"), "--check"], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 

@@ -12,6 +12,7 @@ import yaml
 
 from minilm_cli import cli, corpus, export, run
 from minilm_cli.corpus import Counts, TokenizeReport
+from minilm_cli.distributed import World
 from minilm_cli.export import ExportReport
 from minilm_cli.run import RunReport
 from minilm_cli.runfolder import RunFolder
@@ -261,7 +262,8 @@ def test_export_options_reach_their_settings(
 def test_resume_options_arrive(minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> None:
     seen: list[tuple[RunFolder, object]] = []
 
-    def resume(found: RunFolder, _: object, changes: dict[str, object]) -> RunReport:
+    def resume(found: RunFolder, _: object, changes: dict[str, object], *, world: World) -> RunReport:
+        assert world.size == 1
         seen.append((found, changes))
         return RunReport(found.path, 8, {"loss": 1.0})
 

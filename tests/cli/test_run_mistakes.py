@@ -207,14 +207,6 @@ def test_the_demo_refuses_an_output_that_exists(minilm: Minilm) -> None:
     is_told(Mistake("demo", "demo -o tokens", ("tokens", "exists already", "--force")), minilm)
 
 
-def test_several_processes_cannot_resume(
-    minilm: Minilm, workplace: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(finished_run, workplace / "run")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    is_told(Mistake("two processes", "resume run --steps 6", ("one process", "torchrun")), minilm)
-
-
 def test_a_damaged_newest_checkpoint_is_passed_over_by_an_export(
     minilm: Minilm, workplace: Path, finished_run: Path
 ) -> None:

@@ -44,8 +44,10 @@ class Commands:
         self.folder = folder
         self.started: list[subprocess.Popen[str]] = []
 
-    def start(self, *words: str | os.PathLike[str], **environment: str) -> subprocess.Popen[str]:
-        """Start `minilm WORDS...` and go on at once."""
+    def start(
+        self, *words: str | os.PathLike[str], launcher: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start `minilm WORDS...`, as a launcher would if one is given, and go on at once."""
         env = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
@@ -55,7 +57,7 @@ class Commands:
             **environment,
         }
         process = subprocess.Popen(
-            [sys.executable, "-m", "minilm_cli", *map(os.fspath, words)],
+            [sys.executable, *launcher, "-m", "minilm_cli", *map(os.fspath, words)],
             cwd=self.folder,
             env=env,
             stdout=subprocess.PIPE,
@@ -72,9 +74,11 @@ class Commands:
         out, err = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def __call__(self, *words: str | os.PathLike[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *words: str | os.PathLike[str], launcher: tuple[str, ...] = (), **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run `minilm WORDS...` to its end."""
-        return self.end(self.start(*words, **environment))
+        return self.end(self.start(*words, launcher=launcher, **environment))
 
     def close(self) -> None:
         """End what still runs."""

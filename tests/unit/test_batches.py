@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli.batches import MICRO_BATCH_COST, BatchStream, MicroBatch, permute
+from minilm_cli.batches import MICRO_BATCH_COST, BatchStream, MicroBatch, _work, permute, share
 from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
 
 PAD = 9
@@ -147,7 +147,7 @@ def test_a_store_of_one_sequence_is_all_trained_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pack", [False, True])
 def test_a_step_is_the_same_whatever_the_micro_batches(store: TokenStore, pack: bool) -> None:
-    cuts = [stream(store, micro_batch_tokens=tokens, pack=pack).step(4) for tokens in (1, 40, 100, 10**6)]
+    cuts = [stream(store, micro_batch_tokens=tokens, pack=pack).step(4).micro_batches for tokens in (1, 40, 100, 10**6)]
     assert [len(cut) for cut in cuts] == sorted((len(cut) for cut in cuts), reverse=True)
     assert len(cuts[0]) == 8
     assert len(cuts[-1]) <= 2  # padded, the short ones may go by themselves
@@ -160,7 +160,7 @@ def test_a_step_is_the_same_whatever_came_before_it(store: TokenStore) -> None:
     straight, jumping = stream(store), stream(store)
     for step in range(1, 9):
         straight.step(step)
-    for one, other in zip(straight.step(9), jumping.step(9), strict=True):
+    for one, other in zip(straight.step(9).micro_batches, jumping.step(9).micro_batches, strict=True):
         assert torch.equal(one.input_ids, other.input_ids)
         assert one.lengths == other.lengths
 
@@ -191,7 +191,7 @@ def test_micro_batches_hold_the_whole_step_within_the_budget(
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder), lengths)
         steps = stream(store, batch_size=batch_size, micro_batch_tokens=tokens, pack=pack, max_length=max_length)
-        batches = steps.step(2)
+        batches = steps.step(2).micro_batches
         indices = [index for batch in batches for index in batch.indices.tolist()]
         assert sorted(indices) == sorted(steps.step_indices(2).tolist())
         for batch in batches:
@@ -222,7 +222,7 @@ def test_padded_micro_batches_are_the_cheapest_cut(lengths: list[int], tokens: i
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder), lengths)
         steps = stream(store, batch_size=len(lengths), micro_batch_tokens=tokens, max_length=200)
-        assert cost([len(batch.lengths) for batch in steps.step(1)]) == min(map(cost, cuts(len(lengths))))
+        assert cost([len(batch.lengths) for batch in steps.step(1).micro_batches]) == min(map(cost, cuts(len(lengths))))
 
 
 def test_padding_stays_below_eight_percent(tmp_path: Path) -> None:
@@ -231,13 +231,13 @@ def test_padding_stays_below_eight_percent(tmp_path: Path) -> None:
     for tokens in (1024, 2048, 16384):
         steps.micro_batch_tokens = tokens
         for step in range(1, 11):
-            batches = steps.step(step)
+            batches = steps.step(step).micro_batches
             assert 1 - sum(batch.tokens for batch in batches) / sum(batch.padded_tokens for batch in batches) < 0.08
             assert len(batches) < 20  # and not by taking each sequence alone
 
 
 def test_a_padded_micro_batch_is_sorted_padded_and_masked(store: TokenStore) -> None:
-    for batch in stream(store).step(1):
+    for batch in stream(store).step(1).micro_batches:
         assert not batch.packed
         assert list(batch.lengths) == sorted(batch.lengths, reverse=True)
         assert batch.input_ids.shape == (len(batch.lengths), batch.lengths[0])
@@ -249,7 +249,7 @@ def test_a_padded_micro_batch_is_sorted_padded_and_masked(store: TokenStore) -> 
 
 
 def test_a_packed_micro_batch_is_one_row_without_padding(store: TokenStore) -> None:
-    for batch in stream(store, pack=True).step(1):
+    for batch in stream(store, pack=True).step(1).micro_batches:
         assert batch.packed
         assert batch.input_ids.shape == (1, batch.tokens)
         inputs = batch.inputs(torch.device("cpu"))
@@ -262,19 +262,19 @@ def test_a_batch_may_be_larger_than_the_store(tmp_path: Path) -> None:
     store = store_of(tmp_path, [2, 3, 4])
     indices = stream(store, batch_size=10).step_indices(1).tolist()
     assert [sorted(indices[begin : begin + 3]) for begin in (0, 3, 6)] == [[0, 1, 2]] * 3
-    assert sum(len(batch.lengths) for batch in stream(store, batch_size=10).step(1)) == 10
+    assert sum(len(batch.lengths) for batch in stream(store, batch_size=10).step(1).micro_batches) == 10
 
 
 def test_a_sequence_longer_than_the_budget_goes_alone(tmp_path: Path) -> None:
     store = store_of(tmp_path, [20, 2, 2])
-    batches = stream(store, batch_size=3, micro_batch_tokens=5).step(1)
+    batches = stream(store, batch_size=3, micro_batch_tokens=5).step(1).micro_batches
     assert [batch.lengths for batch in batches] == [(20,), (2, 2)]
 
 
 def test_a_cut_sequence_keeps_its_last_special_token(tmp_path: Path) -> None:
     store = store_of(tmp_path, [12])
     for pack in (False, True):
-        [batch] = stream(store, batch_size=1, max_length=5, pack=pack).step(1)
+        [batch] = stream(store, batch_size=1, max_length=5, pack=pack).step(1).micro_batches
         assert batch.input_ids.tolist() == [[1, 2, 3, 4, 99]]
 
 
@@ -285,3 +285,53 @@ def test_many_held_out_sequences_come_in_parts_that_make_the_whole(tmp_path: Pat
     steps = stream(TokenStore(tmp_path), held_out_fraction=0.9, held_out_limit=9000, micro_batch_tokens=1000)
     found = [index for batch in steps.held_out() for index in batch.indices.tolist()]
     assert len(found) == len(set(found)) == 9000
+
+
+# --- Several processes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize(("ranks", "batch_size"), [(2, 8), (3, 8), (4, 3), (64, 8)])
+def test_processes_share_each_step_and_leave_nothing_out(
+    store: TokenStore, ranks: int, batch_size: int, pack: bool
+) -> None:
+    alone = stream(store, batch_size=batch_size, pack=pack)
+    shared = [stream(store, batch_size=batch_size, pack=pack, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for step in range(1, 12):
+        whole, parts = alone.step(step), [part.step(step) for part in shared]
+        seen = [i for part in parts for batch in part.micro_batches for i in batch.indices.tolist()]
+        assert sorted(seen) == sorted(alone.step_indices(step).tolist())
+        assert {(part.sequences, part.tokens) for part in parts} == {(whole.sequences, whole.tokens)}
+        assert len({part.imbalance for part in parts}) == 1
+        assert whole.imbalance == 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 64])
+def test_processes_share_what_is_held_out(store: TokenStore, ranks: int) -> None:
+    shared = [stream(store, held_out_fraction=0.5, rank=rank, ranks=ranks) for rank in range(ranks)]
+    seen = [index for part in shared for batch in part.held_out() for index in batch.indices.tolist()]
+    assert len(seen) == shared[0].held_out_sequences
+    alone = stream(store, held_out_fraction=0.5)
+    assert sorted(seen) == sorted(index for batch in alone.held_out() for index in batch.indices.tolist())
+
+
+@given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60), ranks=st.integers(1, 9))
+def test_no_process_has_more_to_do_than_one_sequence_above_the_least(lengths: list[int], ranks: int) -> None:
+    work = _work(np.array(lengths))
+    owners = share(work, ranks)
+    loads = np.bincount(owners, weights=work, minlength=ranks)
+    assert loads.sum() == work.sum()
+    assert loads.max() - loads.min() <= work.max()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "most"), [(32, 2, 0.03), (32, 4, 0.05), (256, 8, 0.01), (2048, 64, 0.01)]
+)
+def test_work_is_balanced_on_text_as_it_is(tmp_path: Path, batch_size: int, ranks: int, most: float) -> None:
+    # Log-normal, median 40, at most 128: as in the benchmarks.
+    generator = np.random.default_rng(0)
+    lengths = np.clip(np.round(np.exp(generator.normal(np.log(40), 0.6, 4000))), 4, 128).astype(int)
+    steps = stream(store_of(tmp_path / "store", lengths.tolist()), batch_size=batch_size, max_length=128, ranks=ranks)
+    found = [steps.step(step).imbalance for step in range(1, 40)]
+    assert np.mean(found) < most
+    assert max(found) < 0.05 if batch_size > 32 else np.mean(np.array(found) < 0.05) > 0.9

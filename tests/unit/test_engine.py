@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from minilm_cli.batches import BatchStream
+from minilm_cli.distributed import World
 from minilm_cli.engine import (
     Distiller,
     StepReport,
@@ -20,7 +21,7 @@ from minilm_cli.engine import (
     pick_device,
     schedule_factor,
 )
-from minilm_cli.errors import RunError
+from minilm_cli.errors import Dismissed, RunError
 from minilm_cli.models import build_student, load_teacher, student_config
 from minilm_cli.settings import DistillSettings, ScheduleSettings, load_distill_settings
 from minilm_cli.taps import RelationTap
@@ -57,6 +58,7 @@ class Setting:
         layer: int = 2,
         bf16: bool = False,
         steps: int = STEPS,
+        world: World | None = None,
     ) -> Distiller:
         teacher, number = load_teacher(str(self.teacher), layer=3)
         return Distiller(
@@ -67,6 +69,7 @@ class Setting:
             total_steps=steps,
             device=CPU,
             bf16=bf16,
+            world=world,
         )
 
     def stream(self, **options: Any) -> BatchStream:
@@ -138,7 +141,7 @@ def test_steps_are_those_of_a_plain_loop(setting: Setting, pack: bool) -> None:
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-6)
     for report in distiller.steps(stream, first=1, last=4):
-        whole = setting.stream(pack=False, micro_batch_tokens=10**6).step(report.step)
+        whole = setting.stream(pack=False, micro_batch_tokens=10**6).step(report.step).micro_batches
         [batch] = whole
         inputs = batch.inputs(CPU)
         loss = plain_loss(teacher, student, inputs["input_ids"], inputs["attention_mask"])
@@ -371,8 +374,8 @@ def test_a_gradient_that_is_not_finite_stops_too(setting: Setting) -> None:
 
 def test_a_stop_within_a_step_leaves_no_trace_of_it(setting: Setting) -> None:
     stream = setting.stream(micro_batch_tokens=60)
-    assert len(stream.step(2)) > 2
-    asked: Iterator[bool] = iter([False] * (len(stream.step(1)) + 1) + [True] * 100)
+    assert len(stream.step(2).micro_batches) > 2
+    asked: Iterator[bool] = iter([False] * (len(stream.step(1).micro_batches) + 1) + [True] * 100)
     stopped, straight = setting.distiller(dropout=0.1), setting.distiller(dropout=0.1)
     reports = list(stopped.steps(stream, first=1, last=5, stop=lambda: next(asked)))
     train(straight, stream, last=1)
@@ -424,7 +427,7 @@ def test_the_machines_want_of_memory_is_one_too_and_another_error_is_not() -> No
 
 def test_a_rehearsal_leaves_no_trace(setting: Setting) -> None:
     rehearsed, other = setting.distiller(dropout=0.3), setting.distiller(dropout=0.3)
-    for batch in setting.stream().step(7):
+    for batch in setting.stream().step(7).micro_batches:
         rehearsed.rehearse(batch)
     for distiller in (rehearsed, other):
         train(distiller, setting.stream(), last=3)
@@ -548,3 +551,85 @@ def test_a_device_that_is_not_there_is_refused_in_a_line(device: str) -> None:
 def test_hardware_is_asked_without_failing() -> None:
     assert has_bf16(CPU) in {True, False}
     assert not has_bf16(torch.device("mps"))
+
+
+# --- Several processes -------------------------------------------------------------------------------------------
+
+
+class InTurn(World):
+    """A process of two, of which the other has been through the same before: what it added is added now."""
+
+    def __init__(self, rank: int, before: InTurn | None = None) -> None:
+        super().__init__(rank, 2)
+        self.added: list[Tensor] = []
+        self._before = before
+
+    def add_up(self, tensor: Tensor) -> None:
+        self.added.append(tensor.clone())
+        if self._before is not None:
+            tensor += self._before.added[len(self.added) - 1]
+
+    def gather(self, values: list[int]) -> list[int]:
+        return values
+
+
+def test_two_halves_of_a_step_are_the_step(setting: Setting) -> None:
+    ours = train(alone := setting.distiller(), setting.stream(), last=1)
+    first = InTurn(1)
+    train(setting.distiller(world=first), setting.stream(rank=1, ranks=2), last=1)
+    both = setting.distiller(world=InTurn(0, first))
+    theirs = train(both, setting.stream(rank=0, ranks=2), last=1)
+    assert theirs[0].loss.item() == pytest.approx(ours[0].loss.item(), rel=1e-6)
+    assert theirs[0].grad_norm.item() == pytest.approx(ours[0].grad_norm.item(), rel=1e-5)
+    assert (theirs[0].sequences, theirs[0].tokens) == (ours[0].sequences, ours[0].tokens)
+    assert theirs[0].padded_tokens == ours[0].padded_tokens
+    assert_close(weights(alone), weights(both), atol=2e-4)  # AdamW's first step is as long as the learning rate
+
+
+def test_a_step_is_added_up_at_once_whatever_the_number_of_micro_batches(setting: Setting) -> None:
+    world = InTurn(0)
+    stream = setting.stream(micro_batch_tokens=30, ranks=2)
+    assert len(stream.step(1).micro_batches) > 2
+    distiller = setting.distiller(world=world)
+    train(distiller, stream, last=2)
+    assert len(world.added) == 2
+    trained = sum(p.numel() for p in distiller.student.model.parameters() if p.requires_grad)
+    assert len(world.added[0]) == trained + 1 + 3 + 2 * 3  # loss, three relations, three numbers of both
+
+
+def test_one_that_is_told_to_stop_stops_the_other_before_the_step(setting: Setting) -> None:
+    stopped = InTurn(1)
+    distiller = setting.distiller(world=stopped)
+    assert list(distiller.steps(setting.stream(rank=1, ranks=2), first=1, last=3, stop=lambda: 15)) == []
+    assert distiller.stopped_by == 15
+    other = setting.distiller(world=InTurn(0, stopped))
+    before = weights(other)
+    assert list(other.steps(setting.stream(ranks=2), first=1, last=3)) == []
+    assert other.stopped_by == 15
+    assert_same(before, weights(other))
+
+
+def test_one_that_is_told_to_stop_ends_the_evaluation_of_the_other(setting: Setting) -> None:
+    stopped = InTurn(1)
+    assert setting.distiller(world=stopped).evaluate(setting.stream(rank=1, ranks=2).held_out(), stop=lambda: 2) == {}
+    other = setting.distiller(world=InTurn(0, stopped))
+    assert other.evaluate(setting.stream(ranks=2).held_out()) == {}
+    assert other.stopped_by == 2
+
+
+def test_the_smallest_budget_that_one_came_down_to_is_that_of_all(setting: Setting) -> None:
+    poor = InTurn(1)
+    train(setting.distiller(world=poor), setting.stream(rank=1, ranks=2, micro_batch_tokens=40), last=1)
+    stream = setting.stream(ranks=2, micro_batch_tokens=100)
+    train(setting.distiller(world=InTurn(0, poor)), stream, last=1)
+    assert stream.micro_batch_tokens == 40
+
+
+def test_only_the_first_says_that_a_loss_is_not_finite(setting: Setting) -> None:
+    for rank, error in ((0, RunError), (1, Dismissed)):
+        distiller = setting.distiller(world=InTurn(rank))
+        with torch.no_grad():
+            next(iter(distiller.student.parameters())).fill_(math.nan)
+        with pytest.raises(error) as raised:
+            train(distiller, setting.stream(rank=rank, ranks=2), last=1)
+        assert raised.value.exit_status == 1

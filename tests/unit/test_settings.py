@@ -79,6 +79,7 @@ def test_the_defaults_of_distill_are_those_of_the_contract() -> None:
         "checkpoint.keep": 3,
         "reporting.log_every": 10,
         "reporting.sinks": (),
+        "reporting.log_ranks": False,
         "output": None,
     }
     assert DEFAULT_STEPS == 400_000

@@ -1,0 +1,228 @@
+"""Several processes on one run: the same result, however many they are and whatever befalls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from minilm_cli import run
+
+from .conftest import Commands, Quiet, Settings, lasting_files, lasting_metrics, metrics, wait_until
+
+#: What is equal to rounding is equal to this, relatively.
+ROUNDING = 2e-5
+
+STEPS = 24
+
+
+def torchrun(processes: int, *options: str) -> tuple[str, ...]:
+    """What starts so many processes on this machine."""
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options)
+
+
+def free_port() -> str:
+    """A port that nobody listens to."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+@pytest.fixture
+def student_without_dropout(tmp_path: Path, tiny_student_config: Path) -> Path:
+    """The tiny student's config, but for dropout."""
+    values = json.loads(tiny_student_config.read_text(encoding="utf-8"))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    return path
+
+
+@pytest.fixture
+def distill(tiny_teacher: Path, student_without_dropout: Path, tiny_store: Path) -> tuple[str, ...]:
+    """The words of a run in the folder `run`."""
+    return (
+        *("distill", "--teacher", str(tiny_teacher), "--student-config", str(student_without_dropout)),
+        *("--data", str(tiny_store), "--steps", str(STEPS), "--warmup-steps", "1", "--precision", "fp32"),
+        *("--eval-fraction", "0.05", "--eval-every", "8", "--save-every", "4", "--log-every", "1", "--output", "run"),
+    )
+
+
+@pytest.fixture
+def alone(
+    tmp_path: Path, small_settings: Settings, student_without_dropout: Path
+) -> Callable[..., list[dict[str, float]]]:
+    """The metrics of that run in one process."""
+
+    def train(**changes: object) -> list[dict[str, float]]:
+        settings = small_settings(
+            tmp_path / "alone",
+            student__config=str(student_without_dropout),
+            training__steps=STEPS,
+            training__precision="fp32",
+            evaluation__every=8,
+            checkpoint__every=4,
+            reporting__log_every=1,
+            **changes,
+        )
+        return metrics(run.distill(settings, Quiet()).path)
+
+    return train
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(minilm: Commands) -> Iterator[None]:
+    """No process of a test is left behind."""
+    yield
+    assert processes_in(minilm.folder) == []
+
+
+def processes_in(folder: Path) -> list[int]:
+    """The processes whose current folder this is."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").readlink() == folder and "Z" not in (entry / "stat").read_text().split()[2]:
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def rank(number: int, folder: Path) -> int:
+    """The process of this rank."""
+    (found,) = (
+        process
+        for process in processes_in(folder)
+        if f"RANK={number}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        and b"minilm_cli" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    )
+    return found
+
+
+def is_the_same(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    """The same losses, gradients and evaluations at every step, to rounding."""
+    clocked = {"elapsed", "sequences_per_second", "tokens_per_second", "work_imbalance", "waiting_fraction"}
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() - clocked == other.keys() - clocked
+        for name in one.keys() - clocked:
+            assert one[name] == pytest.approx(other[name], rel=ROUNDING, abs=1e-9), (one["step"], name)
+
+
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 16), (3, 7), (4, 3)])
+def test_the_result_does_not_depend_on_how_many_computed_it(
+    minilm: Commands,
+    distill: tuple[str, ...],
+    alone: Callable[..., list[dict[str, float]]],
+    processes: int,
+    batch_size: int,
+) -> None:
+    done = minilm(*distill, "--batch-size", str(batch_size), launcher=torchrun(processes))
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    assert done.stderr.count("The student is in") == 1
+    ours = metrics(minilm.folder / "run")
+    is_the_same(ours, alone(training__batch_size=batch_size))
+    trained = [record for record in ours if "loss" in record]
+    assert all(record["work_imbalance"] >= 0 and 0 <= record["waiting_fraction"] <= 1 for record in trained)
+    assert not list((minilm.folder / "run").glob("log-rank-*"))
+
+
+def test_a_run_goes_on_in_another_number_of_processes(
+    minilm: Commands, distill: tuple[str, ...], alone: Callable[..., list[dict[str, float]]]
+) -> None:
+    words = ("--batch-size", "7", "--set", "reporting.log_ranks=true")
+    process = minilm.start(*distill, *words, launcher=torchrun(3))
+    folder = minilm.folder / "run"
+    wait_until((folder / "checkpoints" / "step-00000008").exists, process)
+    process.send_signal(signal.SIGTERM)
+    stopped = minilm.end(process)
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("a checkpoint is saved") == 1
+    assert "Stopped: SIGTERM after step" in stopped.stderr
+    assert sorted(path.name for path in folder.glob("log-rank-*")) == ["log-rank-00001.txt", "log-rank-00002.txt"]
+    assert "waiting for the others" in (folder / "log-rank-00002.txt").read_text(encoding="utf-8")
+    done = minilm("resume", "run", launcher=torchrun(2))
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    assert "Going on from step" in done.stderr
+    is_the_same(metrics(folder), alone(training__batch_size=7))
+
+
+@pytest.mark.parametrize("meeting", ["--standalone", "--master-port"])
+def test_after_a_kill_torchrun_starts_them_anew_and_they_end_where_they_would_have(
+    minilm: Commands, distill: tuple[str, ...], meeting: str
+) -> None:
+    done = minilm(*distill[:-1], "undisturbed", "--batch-size", "8", launcher=torchrun(2))
+    assert done.returncode == 0, done.stderr
+    folder = minilm.folder / "run"
+    words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2")
+    restarting = (*words, meeting, *((free_port(),) if meeting == "--master-port" else ()))
+    process = minilm.start(*distill, "--batch-size", "8", launcher=restarting)
+    for number, step in ((1, 4), (0, 12)):
+        wait_until((folder / "checkpoints" / f"step-{step:08}").exists, process)
+        os.kill(rank(number, minilm.folder), signal.SIGKILL)
+    ended = minilm.end(process)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("Started anew: going on with") == 2
+    lasting = [lasting_metrics(path) for path in (folder, minilm.folder / "undisturbed")]
+    ours, theirs = ([json.loads(line) for line in text.splitlines()] for text in lasting)
+    for record in (*ours, *theirs):
+        record.pop("waiting_fraction", None)
+    assert ours == theirs
+    assert lasting_files(folder, STEPS) == lasting_files(minilm.folder / "undisturbed", STEPS)
+
+
+def test_a_process_that_is_lost_is_named_and_the_work_of_the_others_is_kept(
+    minilm: Commands, distill: tuple[str, ...]
+) -> None:
+    process = minilm.start(*distill, "--batch-size", "8", "--steps", "4000", launcher=torchrun(3))
+    folder = minilm.folder / "run"
+    wait_until((folder / "checkpoints" / "step-00000004").exists, process)
+    os.kill(rank(1, minilm.folder), signal.SIGKILL)
+    ended = minilm.end(process)
+    assert ended.returncode != 0
+    (error,) = (line for line in ended.stderr.splitlines() if line.startswith("Error: "))
+    assert error.endswith("rank 1 is lost.")
+    assert "Go on with minilm resume" in ended.stderr
+    written = [record["step"] for record in metrics(folder)]
+    assert (folder / "checkpoints" / f"step-{int(written[-1]):08}").exists()
+
+
+def test_a_mistake_is_told_once_and_all_end_with_its_status(minilm: Commands, distill: tuple[str, ...]) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "3"}
+    words = (*distill, "--lr", "-1")
+    ended = [minilm.end(process) for process in [minilm.start(*words, RANK=str(n), **address) for n in range(3)]]
+    assert [done.returncode for done in ended] == [2, 2, 2]
+    assert [done.stderr for done in ended[1:]] == ["", ""]
+    assert "optimizer.lr" in ended[0].stderr
+    assert not (minilm.folder / "run").exists()
+
+
+def test_what_goes_wrong_in_one_process_alone_is_told_by_it(minilm: Commands, distill: tuple[str, ...]) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    other = minilm.start("anything", RANK="1", HF_HUB_OFFLINE="1", LOCAL_RANK="1", MINILM_TIMEOUT="20", **address)
+    first = minilm.start(*distill, "--batch-size", "8", "--steps", "4000", RANK="0", MINILM_TIMEOUT="20", **address)
+    wait_until((minilm.folder / "run" / "checkpoints" / "step-00000004").exists, first)
+    other.send_signal(signal.SIGKILL)
+    ended = minilm.end(first)
+    assert ended.returncode == 1
+    assert "rank 1 is lost" in ended.stderr
+
+
+@pytest.mark.parametrize("comes", [0, 1])
+def test_a_process_that_never_comes_is_named_in_bounded_time(
+    minilm: Commands, distill: tuple[str, ...], comes: int
+) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "MINILM_TIMEOUT": "2"}
+    ended = minilm(*distill, RANK=str(comes), **address)
+    assert ended.returncode == 1
+    assert ("rank 1 is not ready after 2 s" if comes == 0 else "no meeting point at 127.0.0.1:") in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_other_commands_are_run_by_one_process(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> None:
+    done = minilm("tokenize", tiny_corpus, "--tokenizer", tiny_teacher, "--workers", "1", launcher=torchrun(2))
+    assert (done.returncode, done.stdout) == (0, "tokens\n"), done.stderr

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from minilm_cli.distributed import TIMEOUT, World, launch, same_launch
+from minilm_cli.errors import MinilmError
+
+TOLD = {"WORLD_SIZE": "4", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+def test_a_process_that_nobody_launched_is_alone() -> None:
+    world = World.from_environment({})
+    assert (world.rank, world.size, world.leads) == (0, 1, True)
+
+
+def test_torchrun_says_who_is_who() -> None:
+    more = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "3", "MINILM_TIMEOUT": "20"}
+    world = World.from_environment(TOLD | more)
+    assert (world.rank, world.size, world.leads) == (2, 4, False)
+    assert (world.local_rank, world.local_size, world.restarts, world.timeout) == (1, 2, 3, 20)
+
+
+def test_a_launcher_that_says_less_has_all_on_one_machine() -> None:
+    world = World.from_environment(TOLD)
+    assert (world.local_rank, world.local_size, world.restarts, world.timeout) == (2, 4, 0, TIMEOUT)
+
+
+def test_a_world_of_one_needs_no_rank() -> None:
+    assert World.from_environment({"WORLD_SIZE": "1", "RANK": "x"}).size == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"RANK": "4"}, "RANK is 4, and WORLD_SIZE 4"),
+        ({"RANK": "-1"}, "RANK is '-1'"),
+        ({"RANK": ""}, "RANK not set"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many'"),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE 0"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR not set"),
+        ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR and MASTER_PORT not set"),
+        ({"MINILM_TIMEOUT": "1.5"}, "MINILM_TIMEOUT is '1.5'"),
+    ],
+)
+def test_nonsense_is_named(wrong: dict[str, str], said: str) -> None:
+    with pytest.raises(MinilmError, match=said) as raised:
+        World.from_environment(TOLD | wrong)
+    assert raised.value.exit_status == 2
+
+
+def test_one_process_adds_up_and_gathers_what_it_has() -> None:
+    world, tensor = World(), torch.ones(3)
+    world.meet(torch.device("cpu"))
+    world.tell({"run": "somewhere"})
+    world.add_up(tensor)
+    world.copy_from_first([tensor])
+    assert tensor.tolist() == [1, 1, 1]
+    assert world.gather([3, 4]) == [3, 4]
+    assert world.waited == 0
+    world.part(1, told_why=True)
+
+
+def test_processes_that_torchrun_starts_anew_are_of_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    ours = launch()
+    assert ours is not None
+    assert ours["job"] is None
+    assert str(os.getppid()) in str(ours["launcher"])
+    assert same_launch(ours, launch())
+
+
+def of(job: str | None, launcher: str) -> dict[str, Any]:
+    return {"job": job, "launcher": launcher}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (of("a", "x"), of("a", "y"), True),  # its leader moved to another machine
+        (of(None, "x"), of(None, "x"), True),
+        (of(None, "x"), of(None, "y"), False),
+        (of("a", "x"), of("b", "y"), False),
+        (None, of("a", "x"), False),
+        (None, None, False),
+    ],
+)
+def test_launches_are_told_apart(one: Any, other: Any, same: bool) -> None:
+    assert same_launch(one, other) is same
+
+
+def test_without_torchrun_there_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert launch() is None
