@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -54,15 +55,15 @@ class World:
         *,
         local_rank: int = 0,
         local_size: int = 1,
-        restarts: int = 0,
         timeout: float = TIMEOUT,
     ) -> None:
-        """`local_rank` of `local_size` on this machine; `restarts`: how often torchrun has started them anew."""
+        """`local_rank` of `local_size` on this machine; `timeout`: seconds that processes wait for one another."""
         self.rank, self.size = rank, size
         self.local_rank, self.local_size = local_rank, local_size
-        self.restarts, self.timeout = restarts, timeout
+        self.timeout = timeout
         self.waited = 0.0
         """Seconds spent adding up, which is mostly waiting for the others."""
+        self._attempt = secrets.token_hex(8)
         self._met = False
         self._sums = 0
 
@@ -81,7 +82,6 @@ class World:
             size,
             local_rank=_number(environment, "LOCAL_RANK", rank),
             local_size=_number(environment, "LOCAL_WORLD_SIZE", size),
-            restarts=_number(environment, "TORCHELASTIC_RESTART_COUNT", 0),
             timeout=_number(environment, "MINILM_TIMEOUT", TIMEOUT),
         )
         if size < 1 or not 0 <= rank < size:
@@ -114,27 +114,31 @@ class World:
         if self.size == 1:
             return
         distributed: Any = import_module("torch.distributed")
-
         with _losing_the_store():
             self._store.set(f"beats/{self.rank}", "0")
+            self._store.set(f"at/{self.rank}", "0")
             self._store.set(f"ready/{self.rank}", "1")
             # Rank 0 is the first to give up, and says so.
             deadline = time.monotonic() + self.timeout + (0 if self.leads else _STAY)
             while missing := self._behind("ready", 1):
+                self._welcome()
                 self._leave_if_dismissed()
                 if time.monotonic() > deadline:
                     raise self._missing(missing, f"not ready after {self.timeout:.0f} s")
                 time.sleep(_POLL)
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
         # A collective that is late raises here instead of ending the process from another thread.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=distributed.PrefixStore("group", self._store),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timedelta(seconds=self.timeout),
-        )
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        try:
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                store=distributed.PrefixStore("group", self._store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(seconds=self.timeout),
+            )
+        except RuntimeError as error:
+            raise self._lost() from error
         self._met = True
 
     # --- Training ------------------------------------------------------------------------------------------------
@@ -144,7 +148,6 @@ class World:
         if self.size == 1:
             return
         distributed: Any = import_module("torch.distributed")
-
         started = time.monotonic()
         self._together(lambda: distributed.all_reduce(tensor))
         self.waited += time.monotonic() - started
@@ -154,7 +157,6 @@ class World:
         if self.size == 1:
             return
         distributed: Any = import_module("torch.distributed")
-
         for tensor in tensors:
             self._together(lambda tensor=tensor: distributed.broadcast(tensor, 0))  # type: ignore[misc]
 
@@ -163,7 +165,6 @@ class World:
         if self.size == 1:
             return values
         distributed: Any = import_module("torch.distributed")
-
         found: list[list[int]] = [[]] * self.size
         self._together(lambda: distributed.all_gather_object(found, values))
         return [value for some in found for value in some]
@@ -178,12 +179,12 @@ class World:
         if self.size == 1:
             return
         distributed: Any = import_module("torch.distributed")
-
         with suppress(MinilmError, RuntimeError):  # whoever hosts the store may be gone
             if self.leads and not self._met:
                 self._store.set("dismissed", str(status))
                 deadline = time.monotonic() + _STAY
                 while self._behind("left", 1) != [0] and time.monotonic() < deadline:
+                    self._welcome()
                     time.sleep(_POLL)
             elif status and told_why:
                 self._store.set("dismissed", str(status))
@@ -200,9 +201,31 @@ class World:
 
     @cached_property
     def _store(self) -> Any:
-        """The key-value store of the launch, in which each attempt has keys of its own."""
-        distributed: Any = import_module("torch.distributed")
+        """Where processes leave word for each other, in this attempt.
 
+        torchrun keeps its store when it starts processes anew, and how often it has done so is not the same on all
+        machines. So rank 0 draws a name for the attempt, and tells it to those that ask, each with a word of its own,
+        for what was left in an earlier attempt is still there.
+        """
+        if not self.leads:
+            asked = secrets.token_hex(8)
+            self._launch_store.set(f"asks/{self.rank}", asked)
+            while not self._launch_store.check([f"attempt/{asked}"]):
+                time.sleep(_POLL)
+            self._attempt = self._launch_store.get(f"attempt/{asked}").decode()
+        return import_module("torch.distributed").PrefixStore(self._attempt, self._launch_store)
+
+    def _welcome(self) -> None:
+        """As rank 0, tell the name of the attempt to those that ask for it."""
+        for rank in range(1, self.size) if self.leads else ():
+            if self._launch_store.check([f"asks/{rank}"]):
+                asked = self._launch_store.get(f"asks/{rank}").decode()
+                self._launch_store.set(f"attempt/{asked}", self._attempt)
+
+    @cached_property
+    def _launch_store(self) -> Any:
+        """The key-value store of the launch."""
+        distributed: Any = import_module("torch.distributed")
         address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
         try:
@@ -220,7 +243,7 @@ class World:
                 f"no meeting point at {address}:{port} within {self.timeout:.0f} s: {str(error).splitlines()[0]}",
                 hint="Rank 0, or torchrun where rank 0 runs, opens it: see its log, MASTER_ADDR and MASTER_PORT.",
             ) from None
-        return distributed.PrefixStore(f"minilm/{self.restarts}", store)
+        return distributed.PrefixStore("minilm", store)
 
     def _behind(self, key: str, number: int) -> list[int]:
         """The ranks whose `key` does not stand at `number` yet."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed import TCPStore
 
 from minilm_cli import run
 
@@ -210,6 +211,33 @@ def test_what_goes_wrong_in_one_process_alone_is_told_by_it(minilm: Commands, di
     ended = minilm.end(first)
     assert ended.returncode == 1
     assert "rank 1 is lost" in ended.stderr
+
+
+def test_what_an_earlier_attempt_left_in_torchruns_store_does_no_harm(
+    minilm: Commands, distill: tuple[str, ...], alone: Callable[..., list[dict[str, float]]]
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launched = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": "2",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": "none",
+    }
+    words = (*distill, "--batch-size", "7")
+    folder = minilm.folder / "run"
+    first = [minilm.start(*words, RANK=str(number), **launched) for number in range(2)]
+    wait_until((folder / "checkpoints" / "step-00000004").exists, first[0])
+    for process in first:
+        process.send_signal(signal.SIGKILL)
+        minilm.end(process)
+    # The same processes' places, with the follower there first.
+    follower = minilm.start(*words, RANK="1", **launched)
+    ended = minilm.end(minilm.start(*words, RANK="0", **launched))
+    assert ended.returncode == 0, ended.stderr
+    assert minilm.end(follower).returncode == 0
+    assert "Started anew: going on with" in ended.stderr
+    is_the_same(metrics(folder), alone(training__batch_size=7))
 
 
 @pytest.mark.parametrize("comes", [0, 1])

@@ -18,15 +18,15 @@ def test_a_process_that_nobody_launched_is_alone() -> None:
 
 
 def test_torchrun_says_who_is_who() -> None:
-    more = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "3", "MINILM_TIMEOUT": "20"}
+    more = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MINILM_TIMEOUT": "20"}
     world = World.from_environment(TOLD | more)
     assert (world.rank, world.size, world.leads) == (2, 4, False)
-    assert (world.local_rank, world.local_size, world.restarts, world.timeout) == (1, 2, 3, 20)
+    assert (world.local_rank, world.local_size, world.timeout) == (1, 2, 20)
 
 
 def test_a_launcher_that_says_less_has_all_on_one_machine() -> None:
     world = World.from_environment(TOLD)
-    assert (world.local_rank, world.local_size, world.restarts, world.timeout) == (2, 4, 0, TIMEOUT)
+    assert (world.local_rank, world.local_size, world.timeout) == (2, 4, TIMEOUT)
 
 
 def test_a_world_of_one_needs_no_rank() -> None:
