@@ -331,10 +331,7 @@ def resume(
     from minilm_cli import run
 
     console = _console()
-    report = run.resume(found, console.progress, changes, world=context.obj)
-    if report.finished_before:
-        console.say(f"{report.path} is finished: {report.step} steps. Extend it with --steps.")
-    _tell(console, report, as_json)
+    _tell(console, run.resume(found, console.progress, changes, world=context.obj), as_json)
 
 
 @app.command()
@@ -423,7 +420,9 @@ def _result(path: Path, facts: dict[str, Any], as_json: bool) -> None:
 
 
 def _tell(console: Console, report: RunReport, as_json: bool) -> None:
-    if not report.finished_before:
+    if report.finished_before:
+        console.say(f"{report.path} is finished: {report.step} steps. Extend it with --steps.")
+    else:
         held_out = f", {report.losses['eval_loss']:.4f} on held-out text" if "eval_loss" in report.losses else ""
         console.say(f"Trained {report.step} steps: loss {report.losses['loss']:.4f}{held_out}.")
         console.say(f"The student is in {report.path / 'student'}. Export it with:\n    minilm export {report.path}")

@@ -315,11 +315,18 @@ def launch() -> dict[str, str | None] | None:
     return {"job": None if job == "none" else job, "launcher": f"{socket.gethostname()}/{parent}/{began}"}
 
 
-def same_launch(one: Mapping[str, str | None] | None, other: Mapping[str, str | None] | None) -> bool:
-    """Whether both are the same launch, before and after torchrun started its processes anew."""
+def same_launch(
+    one: Mapping[str, str | None] | None, other: Mapping[str, str | None] | None, *, finished: bool = False
+) -> bool:
+    """Whether both are the same launch, before and after torchrun started its processes anew.
+
+    A job's id says so where another machine leads by now; but not of a job that is `finished`: ids are used again.
+    """
     if one is None or other is None:
         return False
-    return one["launcher"] == other["launcher"] or (one["job"] is not None and one["job"] == other["job"])
+    return one["launcher"] == other["launcher"] or (
+        not finished and one["job"] is not None and one["job"] == other["job"]
+    )
 
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -7,6 +7,7 @@ way.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import platform
 import signal
@@ -61,13 +62,13 @@ def distill(
     `RunError` if training fails; `Interrupted` after a signal, once a checkpoint is saved.
     """
     world = world or World()
-    if (begun := _begun_by_this_launch(settings.output)) is not None:
+    if (begun := _begun_by_this_launch(settings)) is not None:
         logger.info("Started anew: going on with %s.", begun.path)
         return resume(begun, progress, world=world)
     names = _begin(settings, force=force)
     with staged(names.output, force=force) as built:
         job = prepare(settings, names, converted=RunFolder(built).tokens, world=world)
-        _write_folder(RunFolder(built), job, world)
+        _write_folder(RunFolder(built), job, _environment(job.distiller.device, world, settings))
     return _train(job, RunFolder(names.output), progress, world)
 
 
@@ -144,15 +145,21 @@ def _names_of(run: RunFolder, settings: DistillSettings) -> Names:
     return Names(tokenizer, load_config(settings.teacher), saved_config(run.student_config_file), run.path)
 
 
-def _begun_by_this_launch(output: Path | None) -> RunFolder | None:
-    """The run that the processes before these began, if torchrun has started them anew."""
+def _begun_by_this_launch(settings: DistillSettings) -> RunFolder | None:
+    """The run that the processes before these began with the same words, if torchrun has started them anew."""
     if (ours := launch()) is None:
         return None
     try:
-        run = find_run(output)
-        return run if same_launch(ours, read_json(run.environment_file, kind="environment").get("launch")) else None
+        run = find_run(settings.output)
+        environment = read_json(run.environment_file, kind="environment")
     except MinilmError:
         return None
+    same = same_launch(ours, environment.get("launch"), finished=run.student.exists())
+    return run if same and environment.get("asked_for") == _digest(settings) else None
+
+
+def _digest(settings: DistillSettings) -> str:
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
 
 
 def _wait_for(run: RunFolder, world: World) -> None:
@@ -168,17 +175,17 @@ def _wait_for(run: RunFolder, world: World) -> None:
         time.sleep(0.2)
 
 
-def _write_folder(run: RunFolder, job: Job, world: World) -> None:
+def _write_folder(run: RunFolder, job: Job, environment: dict[str, Any]) -> None:
     run.path.mkdir(exist_ok=True)
     run.write_settings(job.settings)
-    write_json(run.environment_file, _environment(job.distiller.device, world))
+    write_json(run.environment_file, environment)
     write_json(run.plan_file, job.plan.model_dump())
     job.student_config.to_json_file(run.student_config_file, use_diff=False)
     with quiet():
         job.tokenizer.save_pretrained(run.tokenizer)
 
 
-def _environment(device: torch.device, world: World) -> dict[str, Any]:
+def _environment(device: torch.device, world: World, asked_for: DistillSettings) -> dict[str, Any]:
     return {
         "minilm": __version__,
         "python": platform.python_version(),
@@ -190,6 +197,7 @@ def _environment(device: torch.device, world: World) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": world.size,
         "launch": launch(),
+        "asked_for": _digest(asked_for),
     }
 
 

@@ -240,6 +240,18 @@ def test_what_an_earlier_attempt_left_in_torchruns_store_does_no_harm(
     is_the_same(metrics(folder), alone(training__batch_size=7))
 
 
+def test_another_run_of_the_same_launch_is_a_new_one(minilm: Commands, distill: tuple[str, ...]) -> None:
+    launched = {"TORCHELASTIC_RUN_ID": "100"}
+    words = (*distill, "--batch-size", "8", "--steps", "2")
+    assert minilm(*words, **launched).returncode == 0
+    again = minilm(*words, **launched)
+    assert (again.returncode, again.stdout) == (0, "run\n")
+    assert "run is finished: 2 steps" in again.stderr
+    other = minilm(*words, "--lr", "0.001", **launched)
+    assert other.returncode == 2
+    assert "run: this output exists already" in other.stderr
+
+
 @pytest.mark.parametrize("comes", [0, 1])
 def test_a_process_that_never_comes_is_named_in_bounded_time(
     minilm: Commands, distill: tuple[str, ...], comes: int

@@ -92,6 +92,11 @@ def test_launches_are_told_apart(one: Any, other: Any, same: bool) -> None:
     assert same_launch(one, other) is same
 
 
+def test_the_id_of_a_finished_job_may_be_used_again() -> None:
+    assert not same_launch(of("a", "x"), of("a", "y"), finished=True)
+    assert same_launch(of("a", "x"), of("a", "x"), finished=True)
+
+
 def test_without_torchrun_there_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert launch() is None
