@@ -1,4 +1,4 @@
-"""Attention within each sequence of a packed row, whose tokens stand one after the other without padding.
+"""Attention within each sequence of a packed row, whose sequences follow on each other, or of a padded batch.
 
 On a CPU sequences of one length go together, as views of the row. Where dropout keeps torch's own fused kernels from
 being used there, probabilities are computed chunk by chunk, thrown away, and computed again in the backward pass.
@@ -9,7 +9,7 @@ On other devices FlashAttention's kernel for sequences of varying length takes t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -68,7 +68,11 @@ def attend_packed(
     if query.device.type == "cpu":
         # Keys and values with fewer heads, which no family with dropout has, are left to torch.
         if 0 < options.get("dropout", 0.0) < 1 and query.shape[1] == key.shape[1]:
-            return _attend_with_dropout(packing, query, key, value, **options)
+
+            def visible(chunk: _Chunk) -> Tensor | None:
+                return _visible(chunk.length, query.device, **options)
+
+            return _attend_with_dropout(packing.runs, visible, query, key, value, **options)
         return _attend_in_runs(packing, module, query, key, value, **options)
     if _has_flash(value, options):
         return _attend_by_flash(packing, query, key, value, **options)
@@ -157,14 +161,47 @@ def _attend_in_groups(
     return output[None, :-1]
 
 
-def _attend_with_dropout(packing: Packing, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+def attend_padded(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers' function for SDPA computes it, of a padded batch: (batch, tokens, heads, width).
+
+    With dropout on a CPU, and a mask that hides padding alone, probabilities are not kept here either.
+    """
+    batch, heads, length, width = query.shape
+    if (
+        query.device.type != "cpu"
+        or not 0 < options.get("dropout", 0.0) < 1
+        or query.shape != key.shape
+        or (mask is not None and (mask.dtype != torch.bool or mask.shape[0] != batch))  # relative positions
+        or options.get("is_causal")
+        or options.get("sliding_window") is not None
+    ):
+        output: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, mask, **options)
+        return output
+    row = [tensor.transpose(0, 1).reshape(1, heads, batch * length, width) for tensor in (query, key, value)]
+
+    def visible(chunk: _Chunk) -> Tensor | None:
+        if mask is None:
+            return None
+        heads_in_chunk = chunk.heads.stop - chunk.heads.start
+        return mask[chunk.positions.start // length : chunk.positions.stop // length, 0].repeat(heads_in_chunk, 1, 1)
+
+    found = _attend_with_dropout([(batch, length)], visible, *row, **options)
+    return found.view(batch, length, heads, width), None
+
+
+def _attend_with_dropout(
+    runs: Sequence[tuple[int, int]],
+    visible: Callable[[_Chunk], Tensor | None],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    **options: Any,
+) -> Tensor:
     scaling = options.get("scaling")
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-
-    def mask_of(length: int) -> Tensor | None:
-        return _visible(length, query.device, **options)
-
-    plan = _Plan(tuple(packing.runs), scale, options["dropout"], drawn_seed(), mask_of)
+    plan = _Plan(tuple(runs), scale, options["dropout"], drawn_seed(), visible)
     with torch.autocast(query.device.type, enabled=False):  # its products are fp32, backward as forward
         output: Tensor = _Attention.apply(plan, query[0], key[0], value[0])  # type: ignore[no-untyped-call]  # torch has no types here
     return output[None]
@@ -176,7 +213,8 @@ class _Plan:
     scale: float
     dropout: float
     seed: int
-    mask_of: Callable[[int], Tensor | None]
+    visible: Callable[[_Chunk], Tensor | None]
+    """Which keys each query of a chunk sees, (…, length); `None` if all do."""
 
     def chunks(self, heads: int) -> Iterator[_Chunk]:
         """Whole heads of whole sequences of one length, as many as a chunk holds, at least one."""
@@ -220,7 +258,7 @@ class _Attention(torch.autograd.Function):
         masks = Masks(plan.seed, plan.dropout)
         for chunk in plan.chunks(heads):
             q, k, v = (chunk.take(tensor) for tensor in (query, key, value))
-            p, keep = _probabilities(plan, q, k, masks)
+            p, keep = _probabilities(plan, chunk, q, k, masks)
             chunk.put(torch.bmm(p.mul_(keep), v).mul_(masks.scale), output)
         ctx.plan = plan
         ctx.save_for_backward(query, key, value, output)
@@ -234,7 +272,7 @@ class _Attention(torch.autograd.Function):
         masks = Masks(plan.seed, plan.dropout)
         for chunk in plan.chunks(query.shape[0]):
             q, k, v, o, g = (chunk.take(tensor) for tensor in (query, key, value, output, outer[0].transpose(0, 1)))
-            p, keep = _probabilities(plan, q, k, masks)
+            p, keep = _probabilities(plan, chunk, q, k, masks)
             # Σ over keys of p × its gradient is, for each query, the output times the output's gradient.
             share = o.mul_(g).sum(-1, keepdim=True)
             g.mul_(masks.scale)
@@ -245,9 +283,9 @@ class _Attention(torch.autograd.Function):
         return None, *gradients
 
 
-def _probabilities(plan: _Plan, query: Tensor, key: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+def _probabilities(plan: _Plan, chunk: _Chunk, query: Tensor, key: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
     """Softmax over the keys, and which probabilities dropout keeps, both (heads × sequences, length, length)."""
     scores = torch.bmm(query, key.transpose(1, 2)).mul_(plan.scale)
-    if (mask := plan.mask_of(scores.shape[1])) is not None:
+    if (mask := plan.visible(chunk)) is not None:
         scores.masked_fill_(~mask, -torch.inf)
     return torch.softmax(scores, dim=-1, out=scores), masks.fill(torch.empty_like(scores))

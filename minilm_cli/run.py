@@ -125,9 +125,11 @@ def follow(world: World) -> None:
     heard_by_nobody.addHandler(logging.NullHandler())
     told = world.hear()
     run = RunFolder(Path(told["run"]))
-    _wait_for(run, world)
-    settings = run.settings()
-    newest = None if told["step"] is None else checkpoint.load(checkpoint.path_of(run.checkpoints, told["step"]))
+    _wait_for(run.settings_file, world)
+    settings, newest = DistillSettings.model_validate(told["settings"]), None
+    if told["step"] is not None:
+        _wait_for(path := checkpoint.path_of(run.checkpoints, told["step"]), world)
+        newest = checkpoint.load(path)
     job = prepare(settings, _names_of(run, settings), converted=run.tokens, world=world)
     _train(job, run, NoProgress(), world, newest)
 
@@ -162,15 +164,15 @@ def _digest(settings: DistillSettings) -> str:
     return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
 
 
-def _wait_for(run: RunFolder, world: World) -> None:
-    """Wait until this process sees the run's folder, which another machine has just written; raises `RunError`."""
+def _wait_for(path: Path, world: World) -> None:
+    """Wait until this process sees what another machine may just have written; raises `RunError`."""
     deadline = time.monotonic() + world.timeout
-    while not run.settings_file.exists():
+    while not path.exists():
         if time.monotonic() > deadline:
             raise RunError(
-                "this process does not see the run's folder",
-                where=str(run.path),
-                hint="All machines need it under the same path, on a file system that they share.",
+                f"there is nothing here that this process could see, for {world.timeout:.0f} s",
+                where=str(path),
+                hint="All machines need the run's folder under the same path, on a file system that they share.",
             )
         time.sleep(0.2)
 
@@ -253,7 +255,9 @@ def _train(
     log = run.log_file if world.leads else run.path / f"log-rank-{world.rank:05}.txt"
     logs = world.leads or job.settings.reporting.log_ranks
     if world.leads:
-        world.tell({"run": str(run.path.absolute()), "step": None if newest is None else newest.step})
+        step = None if newest is None else newest.step
+        settings = job.settings.model_dump(mode="json")
+        world.tell({"run": str(run.path.absolute()), "step": step, "settings": settings})
     world.meet(job.distiller.device)
     with _logging_to(log) if logs else nullcontext(), signals.caught():
         training = _Training(job, run, progress, signals, newest, world)

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from minilm_cli.attention import Packing, attend_packed
+from minilm_cli.attention import Packing, attend_packed, attend_padded
 from minilm_cli.errors import MinilmError
 from minilm_cli.relations import Projections
 
@@ -98,7 +98,7 @@ class RelationTap(nn.Module):
         # Without a mask transformers takes a module that does not say otherwise for a causal one; an encoder is not.
         options.setdefault("is_causal", getattr(module, "is_causal", False))
         if self._packing is None:
-            return sdpa_attention_forward(module, query, key, value, mask, **options)
+            return attend_padded(module, query, key, value, mask, **options)
         return attend_packed(self._packing, module, query, key, value, **options), None
 
     @property

@@ -24,7 +24,9 @@ from minilm_cli.attention import (
     _Chunk,
     _has_flash,
     _Plan,
+    _visible,
     attend_packed,
+    attend_padded,
 )
 from minilm_cli.dropout import Masks
 
@@ -93,7 +95,10 @@ def in_groups(lengths: Sequence[int], *tensors: Tensor, **options: Any) -> Tenso
 
 
 def with_dropout(lengths: Sequence[int], *tensors: Tensor, dropout: float = 0.3, **options: Any) -> Tensor:
-    return _attend_with_dropout(packing(lengths), *tensors, dropout=dropout, **options)
+    def visible(chunk: _Chunk) -> Tensor | None:
+        return _visible(chunk.length, CPU, **options)
+
+    return _attend_with_dropout(packing(lengths).runs, visible, *tensors, dropout=dropout, **options)
 
 
 def with_no_dropout_to_speak_of(lengths: Sequence[int], *tensors: Tensor, **options: Any) -> Tensor:
@@ -674,3 +679,62 @@ def test_a_packed_row_on_a_cpu_is_the_references(dropout: float) -> None:
 def test_a_packed_row_of_which_everything_is_dropped_is_zero() -> None:
     found = attend_packed(packing(RAGGED), module(), *projections(RAGGED), dropout=1.0, is_causal=False)
     assert torch.equal(found, torch.zeros(1, sum(RAGGED), 3, WIDTH))
+
+
+# --- Padded batches ----------------------------------------------------------------------------------------------
+
+PADDED = (5, 5, 3, 1)
+
+
+def padded(*, trained: bool = False, heads: int = 3) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Queries, keys and values, (sequences, heads, longest, width), and which keys are no padding, as SDPA wants it."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(PADDED), max(PADDED), heads, WIDTH)
+    tensors = tuple(torch.randn(shape, generator=generator).requires_grad_(trained) for _ in range(3))
+    real = torch.arange(max(PADDED)) < torch.tensor(PADDED)[:, None]
+    return tensors, real[:, None, None, :].expand(-1, 1, max(PADDED), -1)
+
+
+@pytest.mark.usefixtures("one_seed")
+@pytest.mark.parametrize("chunk_scores", [1, 60, 2**18])
+def test_a_padded_batch_with_dropout_is_what_each_sequence_is_by_itself(
+    monkeypatch: pytest.MonkeyPatch, chunk_scores: int
+) -> None:
+    monkeypatch.setattr(attention, "CHUNK_SCORES", chunk_scores)
+    dropout = 2.0**-16  # 16 bits a place: all but surely nothing is dropped
+    tensors, mask = padded(trained=True)
+    transposed = [tensor.transpose(1, 2) for tensor in tensors]
+    found, _ = attend_padded(module(), *transposed, mask, dropout=dropout, is_causal=False)
+    loss = sum(found[number, :length].square().sum() for number, length in enumerate(PADDED))
+    ours = torch.autograd.grad(loss, tensors)
+    expected = torch.nn.functional.scaled_dot_product_attention(*transposed, attn_mask=mask).transpose(1, 2)
+    for number, length in enumerate(PADDED):
+        torch.testing.assert_close(found[number, :length], expected[number, :length], rtol=1e-4, atol=1e-4)
+    theirs = torch.autograd.grad(sum(expected[n, :length].square().sum() for n, length in enumerate(PADDED)), tensors)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("one_seed")
+def test_a_full_batch_is_what_it_is_in_a_packed_row() -> None:
+    tensors, _ = padded()
+    count, length = len(PADDED), max(PADDED)
+    found, _ = attend_padded(module(), *(t.transpose(1, 2) for t in tensors), None, dropout=0.3, is_causal=False)
+    row = [t.reshape(1, count * length, 3, WIDTH).transpose(1, 2) for t in tensors]
+    assert torch.equal(found.flatten(0, 1)[None], with_dropout((length,) * count, *row, dropout=0.3, is_causal=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "bias"),
+    [({}, False), ({"dropout": 0.1, "sliding_window": 2}, False), ({"dropout": 0.1, "is_causal": True}, False),
+     ({"dropout": 0.1}, True)],
+)  # fmt: skip
+def test_what_ours_does_not_serve_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], bias: bool
+) -> None:
+    called = []
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *_, **__: called.append(True) or (None, None))
+    tensors, mask = padded()
+    mask = torch.where(mask, 0.0, -1e9) if bias else mask
+    attend_padded(module(), *(tensor.transpose(1, 2) for tensor in tensors), mask, **options)
+    assert called
