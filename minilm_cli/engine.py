@@ -150,7 +150,8 @@ class Distiller:
                 return sums, number
         if self._embeddings is not None:
             self._embeddings.densify()
-        return sums, 0
+        # One that has nothing to do in this step has not been asked yet.
+        return sums, 0 if batch.micro_batches else stop()
 
     def _update(self, step: int, batch: Batch, losses: Tensor, padded_tokens: int) -> StepReport:
         """Move the optimiser along the gradient, unless it is not finite."""
@@ -200,6 +201,7 @@ class Distiller:
                         break
         finally:
             self.student.train()
+        number = number if sequences else stop()
         numbers = torch.zeros(self._world.size, dtype=torch.double)
         numbers[self._world.rank] = number
         total = torch.cat([torch.stack(losses).cpu().double().sum(0), torch.tensor([float(sequences)]), numbers])

@@ -633,3 +633,12 @@ def test_only_the_first_says_that_a_loss_is_not_finite(setting: Setting) -> None
         with pytest.raises(error) as raised:
             train(distiller, setting.stream(rank=rank, ranks=2), last=1)
         assert raised.value.exit_status == 1
+
+
+def test_one_that_has_nothing_to_do_can_be_told_to_stop(setting: Setting) -> None:
+    stream = setting.stream(batch_size=1, rank=1, ranks=2, held_out_fraction=0)
+    assert not stream.step(1).micro_batches
+    distiller = setting.distiller(world=InTurn(1))
+    assert list(distiller.steps(stream, first=1, last=3, stop=lambda: 15)) == []
+    assert distiller.stopped_by == 15
+    assert setting.distiller(world=InTurn(1)).evaluate(stream.held_out(), stop=lambda: 15) == {}
