@@ -19,7 +19,8 @@ from .conftest import Commands, Quiet, Settings, lasting_files, lasting_metrics,
 #: What is equal to rounding is equal to this, relatively.
 ROUNDING = 2e-5
 
-STEPS = 24
+#: Enough that a process is still there to be killed when a checkpoint was seen.
+STEPS = 60
 
 
 def torchrun(processes: int, *options: str) -> tuple[str, ...]:
