@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
@@ -113,7 +113,7 @@ class World:
         """Wait until all processes are ready, and connect them; raises `Lost` naming those that do not come."""
         if self.size == 1:
             return
-        distributed: Any = import_module("torch.distributed")
+        distributed = _torch_distributed()
         with _losing_the_store():
             self._store.set(f"beats/{self.rank}", "0")
             self._store.set(f"at/{self.rank}", "0")
@@ -147,26 +147,23 @@ class World:
         """Put the sum over all processes in the tensor's place; raises `Lost` if one does not come."""
         if self.size == 1:
             return
-        distributed: Any = import_module("torch.distributed")
         started = time.monotonic()
-        self._together(lambda: distributed.all_reduce(tensor))
+        self._together("all_reduce", tensor)
         self.waited += time.monotonic() - started
 
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Put rank 0's values in these tensors' places."""
         if self.size == 1:
             return
-        distributed: Any = import_module("torch.distributed")
         for tensor in tensors:
-            self._together(lambda tensor=tensor: distributed.broadcast(tensor, 0))  # type: ignore[misc]
+            self._together("broadcast", tensor, 0)
 
     def gather(self, values: list[int]) -> list[int]:
         """The values of all processes, one after the other."""
         if self.size == 1:
             return values
-        distributed: Any = import_module("torch.distributed")
         found: list[list[int]] = [[]] * self.size
-        self._together(lambda: distributed.all_gather_object(found, values))
+        self._together("all_gather_object", found, values)
         return [value for some in found for value in some]
 
     # --- The end -------------------------------------------------------------------------------------------------
@@ -178,7 +175,6 @@ class World:
         """
         if self.size == 1:
             return
-        distributed: Any = import_module("torch.distributed")
         with suppress(MinilmError, RuntimeError):  # whoever hosts the store may be gone
             if self.leads and not self._met:
                 self._store.set("dismissed", str(status))
@@ -189,7 +185,7 @@ class World:
             elif status and told_why:
                 self._store.set("dismissed", str(status))
         if self._met and not status:
-            distributed.destroy_process_group()
+            _torch_distributed().destroy_process_group()
 
     def _leave_if_dismissed(self) -> None:
         if self._store.check(["dismissed"]):
@@ -213,7 +209,7 @@ class World:
             while not self._launch_store.check([f"attempt/{asked}"]):
                 time.sleep(_POLL)
             self._attempt = self._launch_store.get(f"attempt/{asked}").decode()
-        return import_module("torch.distributed").PrefixStore(self._attempt, self._launch_store)
+        return _torch_distributed().PrefixStore(self._attempt, self._launch_store)
 
     def _welcome(self) -> None:
         """As rank 0, tell the name of the attempt to those that ask for it."""
@@ -225,7 +221,7 @@ class World:
     @cached_property
     def _launch_store(self) -> Any:
         """The key-value store of the launch."""
-        distributed: Any = import_module("torch.distributed")
+        distributed = _torch_distributed()
         address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # by torchrun itself
         try:
@@ -254,12 +250,12 @@ class World:
             rank for rank, key in enumerate(keys) if not self._store.check([key]) or int(self._store.get(key)) < number
         ]
 
-    def _together(self, work: Callable[[], object]) -> None:
-        """What all processes do at once; each first leaves word that it has come so far."""
+    def _together(self, collective: str, *arguments: object) -> None:
+        """Call what all processes call at once; each first leaves word that it has come so far."""
         try:
             self._sums += 1
             self._store.set(f"at/{self.rank}", str(self._sums))
-            work()
+            getattr(_torch_distributed(), collective)(*arguments)
         except RuntimeError as error:
             raise self._lost() from error
 
@@ -293,6 +289,10 @@ class World:
             hint="Its own log says why, if it could still speak. Go on with minilm resume, or start with torchrun"
             " --max-restarts N.",
         )
+
+
+def _torch_distributed() -> Any:
+    return import_module("torch.distributed")
 
 
 @contextmanager

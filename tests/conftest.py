@@ -20,6 +20,7 @@ from hypothesis import settings as hypothesis_settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import TokenizeSettings
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -37,19 +38,6 @@ VOCABULARY = tuple(dict.fromkeys((*SPECIAL_TOKENS, *LETTERS, *".,;!?", *WORDS)))
 # The same examples in every run, and no clock: a busy machine is no failure.
 hypothesis_settings.register_profile("minilm", derandomize=True, deadline=None, max_examples=40)
 hypothesis_settings.load_profile("minilm")
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
-        pass
-
-    def update(self, done: float, shown: object = None) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -72,8 +60,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
-def silent() -> Silent:
-    return Silent()
+def silent() -> NoProgress:
+    return NoProgress()
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +118,7 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tin
     settings = TokenizeSettings(
         inputs=(tiny_corpus,), tokenizer=str(tiny_teacher), output=path, max_length=32, workers=1
     )
-    tokenize(settings, Silent())
+    tokenize(settings, NoProgress())
     return path
 
 

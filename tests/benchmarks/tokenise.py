@@ -20,28 +20,16 @@ from pathlib import Path
 
 from minilm_cli.corpus import tokenize
 from minilm_cli.demo import SAMPLE, find_teacher
+from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import TokenizeSettings
 
 LONGEST = 128
 
 
-class Silent:
-    """Progress that nobody sees."""
-
-    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
-        pass
-
-    def update(self, done: float, shown: object = None) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-
 def ours(text: Path, tokenizer: str, folder: Path) -> int:
     """Tokens that `minilm tokenize` writes, on all cores."""
     settings = TokenizeSettings(inputs=(text,), tokenizer=tokenizer, output=folder / "tokens", max_length=LONGEST)
-    return tokenize(settings, Silent()).tokens
+    return tokenize(settings, NoProgress()).tokens
 
 
 def plain(text: Path, tokenizer: str, folder: Path) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from minilm_cli import cli, run
-from minilm_cli.metrics import Progress
+from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import load_distill_settings
 
 
@@ -29,19 +29,6 @@ class Outcome:
 
 
 Minilm = Callable[..., Outcome]
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
-        """A job begins."""
-
-    def update(self, done: float, shown: object = None) -> None:
-        """Some of it is done."""
-
-    def stop(self) -> None:
-        """It is over."""
 
 
 @pytest.fixture(autouse=True)
@@ -101,8 +88,7 @@ def finished_run(
             "output": tmp_path_factory.mktemp("finished") / "run",
         }
     )
-    progress: Progress = Silent()
-    return run.distill(settings, progress).path
+    return run.distill(settings, NoProgress()).path
 
 
 @pytest.fixture

@@ -15,25 +15,13 @@ from typing import Any
 import pytest
 
 from minilm_cli import run
+from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import load_distill_settings
 
 #: Only a guard against hanging.
 PATIENCE = 300
 
 Settings = Callable[..., Any]
-
-
-class Quiet:
-    """Progress that nobody sees."""
-
-    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
-        """A job begins."""
-
-    def update(self, done: float, shown: object = None) -> None:
-        """Some of it is done."""
-
-    def stop(self) -> None:
-        """It is over."""
 
 
 class Commands:
@@ -124,7 +112,7 @@ def small_settings(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Pa
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, small_settings: Settings) -> Path:
     """A run of six steps. For reading: a test that changes it copies it."""
-    return run.distill(small_settings(tmp_path_factory.mktemp("finished") / "run"), Quiet()).path
+    return run.distill(small_settings(tmp_path_factory.mktemp("finished") / "run"), NoProgress()).path
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
@@ -141,10 +129,13 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+#: What a clock says in a line of metrics.
+CLOCKED = {"elapsed", "sequences_per_second", "tokens_per_second", "waiting_fraction"}
+
+
 def lasting_metrics(folder: Path) -> str:
     """The bytes of `metrics.jsonl` but for what a clock says."""
-    clocked = {"elapsed", "sequences_per_second", "tokens_per_second"}
-    return "\n".join(json.dumps({k: v for k, v in record.items() if k not in clocked}) for record in metrics(folder))
+    return "\n".join(json.dumps({k: v for k, v in record.items() if k not in CLOCKED}) for record in metrics(folder))
 
 
 def lasting_files(folder: Path, step: int) -> dict[str, bytes]:

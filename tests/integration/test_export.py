@@ -19,9 +19,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from minilm_cli import export, run
 from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import ExportSettings
 
-from .conftest import Quiet, Settings, metrics
+from .conftest import Settings, metrics
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_the_loss_curve_is_a_picture(copied: Path) -> None:
 
 
 def test_a_run_without_held_out_sequences_is_exported(tmp_path: Path, small_settings: Settings) -> None:
-    folder = run.distill(small_settings(tmp_path / "run", evaluation__fraction=0.0), Quiet()).path
+    folder = run.distill(small_settings(tmp_path / "run", evaluation__fraction=0.0), NoProgress()).path
     assert not any("eval_loss" in record for record in metrics(folder))
     assert export.export(ExportSettings(run=folder)).step == 6
     with pytest.raises(MinilmError, match="no checkpoint was evaluated"):

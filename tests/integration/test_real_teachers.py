@@ -15,9 +15,10 @@ from transformers import AutoModel, AutoTokenizer
 import minilm_cli
 from minilm_cli import export, run
 from minilm_cli.corpus import tokenize
+from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import ExportSettings, TokenizeSettings, load_distill_settings
 
-from .conftest import Quiet, metrics
+from .conftest import metrics
 
 ALBERT = Path(__file__).parents[1] / "fixtures" / "rxnmapper-albert-12x256"
 SAMPLE = Path(minilm_cli.__file__).parent / "data" / "public-domain-sample.txt"
@@ -81,7 +82,7 @@ def distilled(folder: Path, teacher: Path, text: str, student: str, **changes: A
         overflow="truncate",
         workers=1,
     )
-    tokenize(settings, Quiet())
+    tokenize(settings, NoProgress())
     flags = {
         "teacher.name": str(teacher),
         "student.config": student,
@@ -93,7 +94,7 @@ def distilled(folder: Path, teacher: Path, text: str, student: str, **changes: A
         "evaluation.fraction": 0.1,
         "output": folder / "run",
     }
-    return run.distill(load_distill_settings(flags=flags | changes), Quiet()).path
+    return run.distill(load_distill_settings(flags=flags | changes), NoProgress()).path
 
 
 def share_left(folder: Path) -> float:

@@ -15,9 +15,10 @@ from transformers import AlbertConfig, AlbertModel, BertConfig
 from minilm_cli import run
 from minilm_cli.batches import MicroBatch
 from minilm_cli.engine import Distiller
+from minilm_cli.metrics import NoProgress
 from minilm_cli.runfolder import RunFolder
 
-from .conftest import Commands, Quiet, Settings, lasting_files, lasting_metrics, metrics, wait_until
+from .conftest import Commands, Settings, lasting_files, lasting_metrics, metrics, wait_until
 
 STEPS = 60
 
@@ -34,7 +35,7 @@ class Fault(Exception):
     """What a run does not expect."""
 
 
-class Fails(Quiet):
+class Fails(NoProgress):
     """Progress that ends the run, with no time to save, as soon as a step is shown."""
 
     def __init__(self, step: int) -> None:
@@ -50,7 +51,7 @@ class Fails(Quiet):
 @pytest.fixture
 def uninterrupted(tmp_path: Path, small_settings: Settings) -> Path:
     """A run of sixty steps that nothing stopped."""
-    return run.distill(small_settings(tmp_path / "uninterrupted", **LONG), Quiet()).path
+    return run.distill(small_settings(tmp_path / "uninterrupted", **LONG), NoProgress()).path
 
 
 @pytest.fixture
@@ -146,24 +147,24 @@ def test_a_run_that_fails_after_any_step_ends_as_one_that_did_not(
     tmp_path: Path, small_settings: Settings, families: dict[str, Path], family: str
 ) -> None:
     same = {"teacher__name": str(families[family]), "student__config": "l2-h24", "reporting__log_every": 3}
-    whole = run.distill(small_settings(tmp_path / "whole", **same), Quiet()).path
+    whole = run.distill(small_settings(tmp_path / "whole", **same), NoProgress()).path
     for step in range(7):
         folder = tmp_path / f"failed-{step}"
         with pytest.raises(Fault):
             run.distill(small_settings(folder, **same), Fails(step))
-        run.resume(RunFolder(folder), Quiet())
+        run.resume(RunFolder(folder), NoProgress())
         is_the_same(folder, whole, steps=6)
 
 
 @pytest.mark.usefixtures("no_packing")
 def test_a_padded_run_says_the_same_of_its_padding(tmp_path: Path, small_settings: Settings) -> None:
     same = {"checkpoint__every": 2, "reporting__log_every": 3}
-    whole = run.distill(small_settings(tmp_path / "whole", **same), Quiet()).path
+    whole = run.distill(small_settings(tmp_path / "whole", **same), NoProgress()).path
     assert any(record.get("padding_fraction", 0) > 0 for record in metrics(whole))
     folder = tmp_path / "failed"
     with pytest.raises(Fault):
         run.distill(small_settings(folder, **same), Fails(5))
-    run.resume(RunFolder(folder), Quiet())
+    run.resume(RunFolder(folder), NoProgress())
     is_the_same(folder, whole, steps=6)
 
 
@@ -186,7 +187,7 @@ def test_more_steps_extend_a_run(tmp_path: Path, finished_run: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     before = lasting_metrics(folder).splitlines()
-    report = run.resume(RunFolder(folder), Quiet(), {"training.steps": 9})
+    report = run.resume(RunFolder(folder), NoProgress(), {"training.steps": 9})
     assert (report.step, report.finished_before) == (9, False)
     assert lasting_metrics(folder).splitlines()[: len(before)] == before
     assert [record["step"] for record in metrics(folder)][len(before) :] == [8, 9, 9]
@@ -194,14 +195,14 @@ def test_more_steps_extend_a_run(tmp_path: Path, finished_run: Path) -> None:
     assert (folder / "student" / "model.safetensors").read_bytes() != (
         finished_run / "student" / "model.safetensors"
     ).read_bytes()
-    assert run.resume(RunFolder(folder), Quiet()).finished_before
+    assert run.resume(RunFolder(folder), NoProgress()).finished_before
 
 
 def test_a_setting_that_may_change_is_changed_and_kept(tmp_path: Path, finished_run: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     changes = {"training.steps": 8, "checkpoint.keep": 1, "reporting.log_every": 1}
-    run.resume(RunFolder(folder), Quiet(), changes)
+    run.resume(RunFolder(folder), NoProgress(), changes)
     assert [record["step"] for record in metrics(folder) if "loss" in record][-2:] == [7, 8]
     assert len(list((folder / "checkpoints").iterdir())) <= 2
     assert RunFolder(folder).settings().checkpoint.keep == 1
@@ -216,7 +217,7 @@ def test_micro_batches_of_another_size_change_no_loss_beyond_rounding(
     folders = []
     for budget in ("auto", 40):
         settings = small_settings(tmp_path / f"run-{budget}", training__micro_batch_tokens=budget, **config)
-        folders.append(run.distill(settings, Quiet()).path)
+        folders.append(run.distill(settings, NoProgress()).path)
     first, second = (
         [[value for name, value in record.items() if "loss" in name] for record in metrics(folder)]
         for folder in folders
@@ -236,13 +237,13 @@ def test_a_budget_that_memory_was_too_small_for_is_not_tried_again(
         return loss(distiller, batch)
 
     budget = {"evaluation__fraction": 0.0, "training__micro_batch_tokens": 60}
-    undisturbed = run.distill(small_settings(tmp_path / "undisturbed", **budget), Quiet()).path
+    undisturbed = run.distill(small_settings(tmp_path / "undisturbed", **budget), NoProgress()).path
     monkeypatch.setattr(Distiller, "_loss", with_little_memory)
     budget["training__micro_batch_tokens"] = 120
     with pytest.raises(Fault):
         run.distill(small_settings(tmp_path / "run", **budget), Fails(3))
     assert len(refused) == 1
-    folder = run.resume(RunFolder(tmp_path / "run"), Quiet()).path
+    folder = run.resume(RunFolder(tmp_path / "run"), NoProgress()).path
     assert len(refused) == 1
     ours, theirs = lasting_files(folder, 6), lasting_files(undisturbed, 6)
     assert [name for name in ours if ours[name] != theirs[name]] == []
@@ -260,7 +261,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     content[len(content) // 2] ^= 0x80
     damaged.write_bytes(content)
     with caplog.at_level("WARNING", logger="minilm_cli"):
-        run.resume(RunFolder(folder), Quiet())
+        run.resume(RunFolder(folder), NoProgress())
     assert "Passing over a damaged checkpoint" in caplog.text
     assert f"step-00000006/{file}" in caplog.text
     is_the_same(folder, finished_run, steps=6)
@@ -270,7 +271,7 @@ def test_a_run_whose_every_checkpoint_is_gone_begins_anew(tmp_path: Path, finish
     folder = tmp_path / "run"
     shutil.copytree(finished_run, folder)
     shutil.rmtree(folder / "checkpoints")
-    assert not run.resume(RunFolder(folder), Quiet()).finished_before
+    assert not run.resume(RunFolder(folder), NoProgress()).finished_before
     is_the_same(folder, finished_run, steps=6)
 
 
@@ -280,6 +281,6 @@ def test_a_run_can_be_resumed_from_elsewhere_and_after_it_was_moved(
     folder = tmp_path / "moved" / "run"
     shutil.copytree(finished_run, folder)
     monkeypatch.chdir(tmp_path)
-    report = run.resume(RunFolder(Path("moved/run")), Quiet(), {"training.steps": 7})
+    report = run.resume(RunFolder(Path("moved/run")), NoProgress(), {"training.steps": 7})
     assert report.path == Path("moved/run")
     assert (folder / "checkpoints" / "step-00000007").is_dir()

@@ -17,10 +17,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from minilm_cli import run
 from minilm_cli.corpus import tokenize
+from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import TokenizeSettings
 from minilm_cli.tokens import TokenStore
 
-from .conftest import Commands, Quiet, Settings, metrics, wait_until
+from .conftest import Commands, Settings, metrics, wait_until
 
 
 @pytest.fixture
@@ -72,14 +73,14 @@ def test_id_lists_are_as_good_as_a_store(
     settings = TokenizeSettings(
         inputs=(tiny_corpus,), tokenizer=str(tiny_teacher), output=ids, max_length=32, workers=1
     )
-    assert tokenize(settings, Quiet()).path == ids
+    assert tokenize(settings, NoProgress()).path == ids
     lists = [json.loads(line) for line in gzip.decompress(ids.read_bytes()).splitlines()]
     store = TokenStore(tiny_store)
     assert lists == [store[index].tolist() for index in range(len(store))]
 
     losses = []
     for data in (tiny_store, ids):
-        report = run.distill(small_settings(tmp_path / f"run-{data.name}", data__path=data), Quiet())
+        report = run.distill(small_settings(tmp_path / f"run-{data.name}", data__path=data), NoProgress())
         losses.append([{k: v for k, v in record.items() if "loss" in k} for record in metrics(report.path)])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 7
