@@ -5,6 +5,8 @@ Ignores how it is shown (`console`) and what a bug looks like: a bug keeps its t
 
 from __future__ import annotations
 
+from minilm_cli import __version__
+
 
 class MinilmError(Exception):
     """Something the user gave is wrong (exit status 2).
@@ -47,3 +49,13 @@ class Dismissed(MinilmError):
     def __init__(self, exit_status: int) -> None:
         super().__init__(f"dismissed with exit status {exit_status}")
         self.exit_status = exit_status
+
+
+def newer(what: str, version: int, written_by: object, readable: int, *, where: str) -> MinilmError:
+    """What to raise for a file of a later format than this program reads."""
+    return MinilmError(
+        f"this {what} has format {version}, written by minilm {written_by or 'of a later version'}; this minilm,"
+        f" {__version__}, reads up to {readable}",
+        where=where,
+        hint="Upgrade minilm.",
+    )

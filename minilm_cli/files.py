@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from minilm_cli.errors import MinilmError
+from safetensors import SafetensorError
+
+from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.locks import Held, Lock, holder
+
+#: A folder that has a file of this name is worked on by whoever holds the lock on it.
+LOCK = "lock"
+
+#: The same, in the folders that outputs are built in.
+_HOLDER_LOCK = ".minilm-lock"
+
+#: In such a folder: what stood in the output's place.
+_REPLACED = ".replaced"
+
+#: Bytes of a JSON file that is worth reading; the manifest of a store of terabytes has less.
+_MOST_JSON = 2**28
 
 DEMO_MARK = ".minilm-demo"
 
@@ -36,6 +52,10 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         ours = any(all((path / name).exists() for name in mark) for mark in _MARKS)
         if not ours or Path.cwd().resolve().is_relative_to(path.resolve()):
             raise MinilmError("this folder was not made by minilm; --force does not replace it", where=str(path))
+        if who := holder(path / LOCK):
+            raise MinilmError(
+                f"{who} is at work in this folder", where=str(path), hint="End that first, or name another --output."
+            )
 
 
 @contextmanager
@@ -43,7 +63,8 @@ def staged(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Give a name beside `path` to build a file or folder under; move it to `path` when the block ends well.
 
     What was built is flushed to disk before it is renamed, and removed if the block raises, so `path` is whole or
-    absent. An existing `path` is replaced with `force`, else refused with `MinilmError`.
+    absent. An existing `path` is replaced with `force`, else refused with `MinilmError`. What cannot be written, on a
+    full disk for example, is a `RunError`. What killed processes left beside `path` is cleared away.
     """
     refuse_existing(path, force=force)
     made = [parent for parent in path.parents if not parent.exists()]
@@ -51,31 +72,132 @@ def staged(path: Path, *, force: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise MinilmError("an output cannot be put below a file", where=str(path)) from None
-    # A private folder beside the destination: same file system, so that the rename is atomic.
-    holder = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise MinilmError(f"the folder of this output cannot be made: {_reason(error)}", where=str(path)) from None
+    sweep(path.parent)
     try:
-        built = holder / path.name
-        yield built
-        sync_tree(built)
-        _put(built, path, aside=holder / "replaced")
-        sync(path.parent)
+        with _holder(path) as folder, writing(path, inside=folder):
+            built = folder / path.name
+            yield built
+            sync_tree(built)
+            refuse_existing(path, force=force)  # another process may have been faster
+            _put(built, path, aside=folder / _REPLACED)
+            sync(path.parent)
     finally:
-        shutil.rmtree(holder, ignore_errors=True)
         with suppress(OSError):  # folders made for an output that did not come to be; those in use stay
             for parent in made:
                 parent.rmdir()
 
 
+@contextmanager
+def writing(path: Path, *, inside: Path | None = None) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be written into a `RunError` about `path`.
+
+    inside: a folder; what is said of files outside is left as it is.
+    """
+    try:
+        yield
+    except SafetensorError as error:  # says nothing of which file
+        raise RunError(f"it could not be written: {error}", where=str(path), hint=_room(path)) from error
+    except OSError as error:
+        about = None if error.filename is None else Path(os.fsdecode(error.filename))
+        if inside is not None and about is not None and not about.is_relative_to(inside):
+            raise
+        raise RunError(f"it could not be written: {_reason(error)}", where=str(path), hint=_room(path)) from error
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Tell where nothing can be written beside `path`: for want of leave, which is a mistake, or for want of space."""
+    try:
+        yield
+    except OSError as error:
+        kind = MinilmError if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else RunError
+        message = f"nothing can be written here: {_reason(error)}"
+        raise kind(message, where=str(path.parent), hint=_room(path)) from None
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _room(path: Path) -> str | None:
+    """How much may be written beside `path`, where that is little."""
+    with suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+        if free < 2**30:
+            return f"There are {free / 1e6:,.0f} MB free in {path.parent}."
+    return None
+
+
+@contextmanager
+def _holder(path: Path) -> Iterator[Path]:
+    """A locked folder beside `path`, on its file system, so that renaming is atomic; removed at the end."""
+    lock = None
+    with _refused(path):
+        while lock is None:
+            folder = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+            lock = _claim(folder)
+    try:
+        with lock:
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claim(folder: Path) -> Lock | None:
+    """The lock on a new folder, unless another process has taken it for one that was left behind."""
+    with suppress(Held, FileNotFoundError):
+        lock = Lock(folder / _HOLDER_LOCK)
+        if lock.in_place():
+            return lock
+    return None
+
+
+def sweep(folder: Path, *, own: bool = False) -> None:
+    """Clear away what killed processes left in `folder`, after putting back what they had only moved aside.
+
+    What a living process works on stays. own: nobody else writes here, so that temporary files without a lock go too.
+    """
+    for left in sorted(folder.glob(".tmp-*")) if folder.is_dir() else ():
+        with suppress(Held, OSError):
+            if (left / _HOLDER_LOCK).is_file():
+                with Lock(left / _HOLDER_LOCK) as lock:
+                    if lock.holds:
+                        _put_back(left / _REPLACED, folder)
+                        shutil.rmtree(left)
+            elif not own:
+                left.rmdir()  # if it is empty: its process was killed before it could lock it
+            elif left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _put_back(aside: Path, folder: Path) -> None:
+    """Give what stands in `aside` its name in `folder` again, unless something new has it."""
+    for replaced in aside.iterdir() if aside.is_dir() else ():
+        if not (folder / replaced.name).exists():
+            replaced.rename(folder / replaced.name)
+
+
 def _put(built: Path, path: Path, *, aside: Path) -> None:
-    """Rename `built` to `path`, and what stood there to `aside`; if that fails, what stood there stays."""
+    """Rename `built` to `path`, after moving what stood there into the folder `aside`, for `sweep` to find."""
     try:
         if path.exists() or path.is_symlink():
-            path.rename(aside)
+            aside.mkdir()
+            path.rename(aside / path.name)
         built.rename(path)
     except BaseException:
-        if aside.exists() and not path.exists():
-            aside.rename(path)
+        _put_back(aside, path.parent)
         raise
+
+
+def discard(path: Path) -> None:
+    """Remove a folder at once: it is whole or absent, whatever happens meanwhile (`sweep` clears away the rest)."""
+    gone = path.with_name(f".tmp-gone-{path.name}")
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -104,6 +226,8 @@ def sha256(path: Path) -> str:
 def read_json(path: Path, *, kind: str) -> Any:
     """Parse a JSON file; `kind` names it in the `MinilmError` raised where that fails."""
     try:
+        if path.stat().st_size > _MOST_JSON:
+            raise MinilmError(f"this {kind} is larger than any that minilm writes", where=str(path))
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MinilmError(f"there is no such {kind}", where=str(path)) from None
@@ -112,8 +236,20 @@ def read_json(path: Path, *, kind: str) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, to be read by people too; what stood there is replaced at once or not at all."""
+    """Write `value` as indented JSON, to be read by people too, as `replace_text` does."""
+    replace_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file; what stood there is replaced at once or not at all. Raises `RunError` if it cannot be."""
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    with writing(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from safetensors import SafetensorError
 
-from minilm_cli.errors import MinilmError
-from minilm_cli.files import read_json, refuse_existing, sha256, staged, write_json
+from minilm_cli import files
+from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.files import discard, read_json, refuse_existing, sha256, staged, sweep, write_json
+from minilm_cli.locks import Lock
 
 
 def names(folder: Path) -> list[str]:
@@ -115,7 +124,7 @@ def test_when_the_last_rename_fails_the_old_is_still_there(tmp_path: Path, monke
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_for_the_new)
-    with pytest.raises(OSError, match="Input/output"), staged(path, force=True) as built:
+    with pytest.raises(RunError, match="Input/output"), staged(path, force=True) as built:
         built.write_text("new")
     assert path.read_text() == "old"
 
@@ -169,3 +178,192 @@ def test_a_folder_that_is_not_ours_is_not_replaced_even_by_force(tmp_path: Path)
     with pytest.raises(MinilmError, match="not made by minilm"), staged(tmp_path / "home", force=True) as built:
         built.mkdir()
     assert (tmp_path / "home" / "letter.txt").read_text(encoding="utf-8") == "dear"
+
+
+# --- What a killed process leaves --------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from minilm_cli import files
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(files, sys.argv[1], die)
+with files.staged(Path("output"), force=True) as built:
+    built.write_text("new")
+"""
+
+
+def killed_in(function: str, folder: Path) -> None:
+    """Have a process replace `output`, and kill itself where it would call this function of `files`."""
+    ended = subprocess.run([sys.executable, "-c", KILLED, function], cwd=folder, check=False)
+    assert ended.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("function", ["Lock", "sync_tree", "_put", "sync"])
+def test_what_a_killed_process_left_is_cleared_away_by_the_next(tmp_path: Path, function: str) -> None:
+    (tmp_path / "output").write_text("old")
+    killed_in(function, tmp_path)
+    left = [path for path in tmp_path.iterdir() if path.name.startswith(".tmp-output-")]
+    assert len(left) == 1
+    with staged(tmp_path / "other") as built:
+        built.write_text("other")
+    assert names(tmp_path) == ["other", "output"]
+    assert (tmp_path / "output").read_text() in ("old", "new")
+
+
+def test_what_a_killed_process_had_moved_aside_gets_its_name_back(tmp_path: Path) -> None:
+    left = tmp_path / ".tmp-output-abc"
+    (left / ".replaced").mkdir(parents=True)
+    (left / ".replaced" / "output").write_text("old")
+    (left / ".minilm-lock").touch()
+    sweep(tmp_path)
+    assert names(tmp_path) == ["output"]
+    assert (tmp_path / "output").read_text() == "old"
+
+
+def test_what_was_moved_aside_does_not_replace_what_is_new(tmp_path: Path) -> None:
+    (tmp_path / "output").write_text("new")
+    left = tmp_path / ".tmp-output-abc"
+    (left / ".replaced").mkdir(parents=True)
+    (left / ".replaced" / "output").write_text("old")
+    (left / ".minilm-lock").touch()
+    sweep(tmp_path)
+    assert names(tmp_path) == ["output"]
+    assert (tmp_path / "output").read_text() == "new"
+
+
+def test_what_another_process_works_on_stays(tmp_path: Path) -> None:
+    with staged(tmp_path / "output") as built:
+        built.write_text("half")
+        sweep(tmp_path, own=True)
+        with staged(tmp_path / "other") as also:
+            also.write_text("x")
+        assert built.read_text() == "half"
+    assert names(tmp_path) == ["other", "output"]
+
+
+def test_folders_that_were_not_made_here_stay_unless_the_folder_is_our_own(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-mine").mkdir()
+    (tmp_path / ".tmp-mine" / "letter").write_text("dear")
+    (tmp_path / ".tmp-settings.json").write_text("{")
+    sweep(tmp_path)
+    assert names(tmp_path) == [".tmp-mine", ".tmp-settings.json"]
+    sweep(tmp_path, own=True)
+    assert names(tmp_path) == []
+    sweep(tmp_path / "nowhere")
+
+
+def test_an_output_that_another_process_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(MinilmError, match="exists already"), staged(tmp_path / "output") as built:  # noqa: PT012
+        built.write_text("mine")
+        (tmp_path / "output").write_text("theirs")
+    assert names(tmp_path) == ["output"]
+    assert (tmp_path / "output").read_text() == "theirs"
+
+
+def test_a_folder_that_a_process_works_on_is_not_replaced_even_by_force(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("settings.json", "plan.json"):
+        (run / name).write_text("{}")
+    with Lock(run / "lock"), pytest.raises(MinilmError, match=f"process {os.getpid()} on .* is at work in this folder"):
+        refuse_existing(run, force=True)
+    refuse_existing(run, force=True)
+
+
+def test_a_new_folder_that_another_process_clears_away_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, tries = files._claim, []
+
+    def swept(folder: Path) -> Lock | None:
+        tries.append(folder)
+        if len(tries) == 1:
+            folder.rmdir()
+        return claim(folder)
+
+    monkeypatch.setattr(files, "_claim", swept)
+    with staged(tmp_path / "output") as built:
+        built.write_text("x")
+    assert len(tries) == 2
+    assert names(tmp_path) == ["output"]
+
+
+def test_a_discarded_folder_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("x")
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)  # as if it were killed there
+    discard(tmp_path / "old")
+    assert names(tmp_path) == [".tmp-gone-old"]
+    monkeypatch.undo()
+    sweep(tmp_path, own=True)
+    assert names(tmp_path) == []
+
+
+# --- What cannot be written --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_written_is_told_with_the_reason_and_leaves_the_old(tmp_path: Path, number: int) -> None:
+    (tmp_path / "output").write_text("old")
+    with pytest.raises(RunError, match=os.strerror(number)) as caught, staged(tmp_path / "output", force=True) as built:
+        raise OSError(number, os.strerror(number), str(built / "part"))
+    assert (caught.value.exit_status, caught.value.where) == (1, str(tmp_path / "output"))
+    assert names(tmp_path) == ["output"]
+    assert (tmp_path / "output").read_text() == "old"
+
+
+def test_what_safetensors_cannot_write_is_told_too(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="No space left"), staged(tmp_path / "output"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+def test_an_error_about_a_file_elsewhere_is_left_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), staged(tmp_path / "output"):
+        (tmp_path / "nowhere").read_text()
+
+
+def test_how_little_room_there_is_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3e6))
+    with pytest.raises(RunError) as caught, staged(tmp_path / "output"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.hint == f"There are 3 MB free in {tmp_path}."
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EROFS, MinilmError), (errno.EACCES, MinilmError), (errno.ENOSPC, RunError)]
+)
+def test_where_nobody_may_write_is_a_mistake_and_a_full_disk_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[MinilmError]
+) -> None:
+    def refuse(**_: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(kind, match=os.strerror(number)) as caught, staged(tmp_path / "output"):
+        pass
+    assert type(caught.value) is kind
+    assert caught.value.where == str(tmp_path)
+
+
+def test_a_json_file_that_cannot_be_written_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(tmp_path / "file", 1)
+
+    def fail(_: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files, "sync", fail)
+    with pytest.raises(RunError, match="Input/output error"):
+        write_json(tmp_path / "file", 2)
+    assert read_json(tmp_path / "file", kind="number") == 1
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_json_file_larger_than_any_of_ours_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.truncate(2**40)  # takes no space
+    with pytest.raises(MinilmError, match="larger than any"):
+        read_json(tmp_path / "file", kind="manifest")

@@ -1,0 +1,70 @@
+"""Locks that die with their process, so that none is ever left behind. Ignores what is locked.
+
+They are the kernel's (`flock`), on a file that may stay; what stands in it says who holds it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+
+class Held(Exception):
+    """Another process holds the lock; the message says which, as far as is known."""
+
+
+class Lock:
+    """A file that is this process's until it lets go of it, or ends in whatever way."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock, making the file if need be; raises `Held`, and `OSError` if there can be no such file."""
+        self.path = path
+        self._file = path.open("a+", encoding="utf-8", errors="replace")
+        self.holds = True
+        """Whether it keeps others out; it does not on file systems that know no locks."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            words = self._file.read(200).split()
+            self._file.close()
+            raise Held(f"process {' on '.join(words)}" if words else "another process") from None
+        except OSError:
+            self.holds = False
+        with suppress(OSError):  # a full disk is no reason: what is written is a courtesy
+            self._file.truncate(0)
+            self._file.write(f"{os.getpid()}\n{socket.gethostname()}\n")
+            self._file.flush()
+
+    def in_place(self) -> bool:
+        """Whether the file still stands where it was locked: not if it was moved, or its file system is gone."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except OSError:
+            return False
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_ended: object) -> None:
+        """Let go of it; the file stays, empty."""
+        with suppress(OSError):
+            self._file.truncate(0)
+        with suppress(OSError):
+            self._file.close()
+
+
+def holder(path: Path) -> str | None:
+    """Who holds the lock on this file, or `None` if nobody does, or there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        with Lock(path):
+            return None
+    except Held as held:
+        return str(held)
+    except OSError:  # a file system that is read-only, where nobody is at work
+        return None
