@@ -1,32 +1,45 @@
 """Checkpoints: one folder a step, whole or absent, checksummed, no pickle.
 
 `checkpoints/step-00001000/` holds a `.safetensors` file for each group of tensors and `checkpoint.json`: format
-version, step, the checksum of each file, and what else the caller wants to find again. A folder without it, or whose
-checksums differ, is no checkpoint. Ignores what the tensors mean.
+version, step, the checksum of each file, what else the caller wants to find again, and a checksum of all that. A folder
+without it, or whose checksums differ, is no checkpoint. Ignores what the tensors mean.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.files import read_json, sha256, staged, write_json
+from minilm_cli import __version__
+from minilm_cli.errors import Interrupted, MinilmError, RunError, newer
+from minilm_cli.files import discard, read_json, sha256, staged, write_json
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-([0-9]{8,18})")
 _MANIFEST = "checkpoint.json"
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format_version: Annotated[int, Field(gt=0)]
+    written_by: str
+    step: Annotated[int, Field(ge=0)]
+    sha256: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z]+\.safetensors$")], str], Field(min_length=1)]
+    notes: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,45 +52,87 @@ class Checkpoint:
     """What the caller saved beside the tensors."""
 
     def tensors(self, group: str) -> dict[str, Tensor]:
-        """The tensors of one group, by name."""
-        return load_file(self.path / f"{group}.safetensors")
+        """The tensors of one group, by name; raises `RunError` if there is no such group."""
+        file = self.path / f"{group}.safetensors"
+        try:
+            return load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"it cannot be read as safetensors: {error}", where=str(file)) from None
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], notes: Mapping[str, Any]) -> Checkpoint:
-    """Write the checkpoint of `step` into `folder`, replacing one of the same step."""
-    path = folder / f"step-{step:08}"
+    """Write the checkpoint of `step` into `folder`, replacing one of the same step; raises `RunError` if it cannot."""
+    path = path_of(folder, step)
+    try:
+        _write(path, step, tensors, notes)
+    except (Interrupted, RunError):
+        raise
+    except MinilmError as error:  # a folder that became read-only is no mistake of the user's
+        raise RunError(error.message, where=error.where, hint=error.hint) from None
+    return Checkpoint(path, step, notes)
+
+
+def _write(path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], notes: Mapping[str, Any]) -> None:
     with staged(path, force=True) as built:
         built.mkdir()
         for group, members in tensors.items():
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in members.items()}
             save_file(contiguous, built / f"{group}.safetensors")
-        checksums = {file.name: sha256(file) for file in sorted(built.iterdir())}
-        manifest = {"format_version": FORMAT_VERSION, "step": step, "sha256": checksums, "notes": dict(notes)}
-        write_json(built / _MANIFEST, manifest)
-    return Checkpoint(path, step, notes)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "written_by": __version__,
+            "step": step,
+            "sha256": {file.name: sha256(file) for file in sorted(built.iterdir())},
+            "notes": dict(notes),
+        }
+        write_json(built / _MANIFEST, manifest | {"seal": _seal(manifest)})
 
 
 def load(path: Path) -> Checkpoint:
-    """Open one checkpoint after comparing its checksums; raises `RunError` saying which file failed which check."""
-    try:
-        manifest = read_json(path / _MANIFEST, kind="checkpoint manifest")
-    except MinilmError as error:
-        raise RunError(error.message, where=error.where) from None
-    try:
-        if manifest["format_version"] > FORMAT_VERSION:
-            raise RunError(f"this checkpoint has format {manifest['format_version']}: upgrade minilm", where=str(path))
-        step, checksums, notes = int(manifest["step"]), dict(manifest["sha256"]), dict(manifest["notes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"an entry is missing or wrong: {error}", where=str(path / _MANIFEST)) from None
-    if path.name != path_of(path.parent, step).name or not checksums:
-        raise RunError("this is the manifest of another step, or of no files", where=str(path / _MANIFEST))
-    for name, expected in checksums.items():
-        file = path / Path(name).name
+    """Open one checkpoint after comparing its checksums; raises `RunError` saying which file failed which check.
+
+    One of a later format is no damage: it raises `MinilmError`.
+    """
+    manifest = _read_manifest(path / _MANIFEST)
+    if path.name != path_of(path.parent, manifest.step).name:
+        raise RunError("this is the manifest of another step", where=str(path / _MANIFEST))
+    for name, expected in manifest.sha256.items():
+        file = path / name
         if not file.is_file():
             raise RunError("the file is missing", where=str(file))
-        if sha256(file) != expected:
+        try:
+            found = sha256(file)
+        except OSError as error:
+            raise RunError(f"the file cannot be read: {error.strerror}", where=str(file)) from None
+        if found != expected:
             raise RunError("its bytes are not those that were written (checksum)", where=str(file))
-    return Checkpoint(path, step, notes)
+    return Checkpoint(path, manifest.step, manifest.notes)
+
+
+def _read_manifest(file: Path) -> _Manifest:
+    try:
+        value = read_json(file, kind="checkpoint manifest")
+    except MinilmError as error:
+        raise RunError(error.message, where=error.where) from None
+    if not isinstance(value, dict):
+        raise RunError("this is no checkpoint manifest", where=str(file))
+    seal = value.pop("seal", None)
+    if seal != _seal(value):  # of whatever format: a flipped bit makes no later version
+        raise RunError("its entries are not those that were written (checksum)", where=str(file))
+    version = value.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise newer("checkpoint", version, value.get("written_by"), FORMAT_VERSION, where=str(file.parent))
+    try:
+        return _Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RunError(f"an entry is missing or wrong: {where}: {first['msg']}", where=str(file)) from None
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """A checksum of what the manifest says, whatever the order and spacing of its entries."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def steps(folder: Path) -> list[int]:
@@ -92,17 +147,16 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08}"
 
 
-def latest(folder: Path, *, up_to: int | None = None) -> Checkpoint | None:
-    """The newest sound checkpoint (of at most step `up_to`), warning of each one passed over.
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest sound checkpoint, warning of each one passed over.
 
     `None` if there is none at all; raises `RunError` if there are some and none is sound.
     """
-    found = [step for step in steps(folder) if up_to is None or step <= up_to]
     problems = []
-    for step in reversed(found):
+    for step in reversed(steps(folder)):
         try:
             return load(path_of(folder, step))
-        except (RunError, SafetensorError) as error:
+        except RunError as error:
             logger.warning("Passing over a damaged checkpoint: %s", error)
             problems.append(str(error))
     if problems:
@@ -111,12 +165,16 @@ def latest(folder: Path, *, up_to: int | None = None) -> Checkpoint | None:
 
 
 def prune(folder: Path, *, newest: int, keep: int, best: int | None = None) -> None:
-    """Remove all but the `keep` checkpoints up to step `newest` and the one of step `best`.
+    """Remove all but the `keep` checkpoints up to step `newest`, which is sound, and the one of step `best`.
 
-    Later ones are those that a run which went back passed over as damaged: they go too.
+    Later ones are those that a run which went back passed over as damaged: they go too. What cannot be removed stays,
+    with a warning.
     """
     found = steps(folder)
     kept = {*[step for step in found if step <= newest][-keep:], best}
     for step in found:
         if step not in kept:
-            shutil.rmtree(path_of(folder, step), ignore_errors=True)
+            try:
+                discard(path_of(folder, step))
+            except OSError as error:
+                logger.warning("%s cannot be removed: %s", path_of(folder, step), error.strerror)

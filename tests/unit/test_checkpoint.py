@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from minilm_cli import checkpoint
-from minilm_cli.errors import RunError
+from minilm_cli.errors import MinilmError, RunError
 
 TENSORS = {
     "student": {"layer.weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.5, float("inf")])},
@@ -69,8 +70,9 @@ def test_a_save_that_fails_leaves_the_older_one_whole(tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match="could not be written: No space left") as caught:
         save(tmp_path, 1)
+    assert caught.value.where == str(tmp_path / "step-00000001")
     assert checkpoint.load(tmp_path / "step-00000001").notes["of"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
@@ -81,10 +83,7 @@ def test_the_latest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
     newest = checkpoint.latest(tmp_path)
     assert newest is not None
     assert newest.step == 100_000_000
-    older = checkpoint.latest(tmp_path, up_to=99)
-    assert older is not None
-    assert (older.step, older.notes["of"]) == (20, 20)
-    assert checkpoint.latest(tmp_path, up_to=2) is None
+    assert newest.notes["of"] == 100_000_000
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
@@ -112,10 +111,22 @@ def flip(folder: Path, name: str) -> None:
     (folder / name).write_bytes(content)
 
 
-def change(**values: Any) -> Callable[[Path], None]:
+def change(*, sealed: bool = True, **values: Any) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         file = folder / "checkpoint.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+        manifest = json.loads(file.read_text()) | values
+        if sealed:
+            del manifest["seal"]
+            manifest["seal"] = checkpoint._seal(manifest)
+        file.write_text(json.dumps(manifest))
+
+    return damage
+
+
+def replaced_by_folder(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
 
     return damage
 
@@ -137,9 +148,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another step than the folder's": (change(step=4), "checkpoint.json"),
     "no checksums": (change(sha256=None), "checkpoint.json"),
     "checksums of nothing": (change(sha256={}), "checkpoint.json|safetensors"),
-    "checksum of a file elsewhere": (change(sha256={"../../secret": "0" * 64}), "missing"),
-    "newer format": (change(format_version=2), "upgrade minilm"),
+    "checksum of a file elsewhere": (change(sha256={"../../secret": "0" * 64}), "sha256.*pattern"),
     "format is text": (change(format_version="2"), "checkpoint.json"),
+    "notes that are text": (change(notes="x"), "notes"),
+    "an entry too many": (change(colour="red"), "colour"),
+    "another step than was sealed": (change(sealed=False, step=5, format_version=3), "entries.*checksum"),
+    "other notes than were sealed": (change(sealed=False, notes={}), "entries.*checksum"),
+    "no seal": (change(sealed=False, seal=None), "entries.*checksum"),
+    "manifest is a folder": (replaced_by_folder("checkpoint.json"), "checkpoint.json"),
+    "weights are a folder": (replaced_by_folder("student.safetensors"), "the file is missing"),
 }
 
 
@@ -153,6 +170,41 @@ def test_a_damaged_checkpoint_is_refused_with_the_file_and_the_check(
         checkpoint.load(tmp_path / "step-00000005")
     assert caught.value.exit_status == 1
     assert str(tmp_path / "step-00000005") in str(caught.value)
+
+
+def test_one_of_a_later_format_is_no_damage_and_not_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1, 5)
+    change(format_version=2, written_by="7.8.9", more={})(tmp_path / "step-00000005")
+    with pytest.raises(
+        MinilmError, match=r"format 2, written by minilm 7.8.9; this minilm, .*, reads up to 1"
+    ) as caught:
+        checkpoint.latest(tmp_path)
+    assert (caught.value.exit_status, caught.value.hint) == (2, "Upgrade minilm.")
+    assert checkpoint.steps(tmp_path) == [1, 5]
+
+
+def test_no_flipped_bit_of_the_manifest_goes_unseen(tmp_path: Path) -> None:
+    save(tmp_path, 1, 5)
+    file = tmp_path / "step-00000005" / "checkpoint.json"
+    content = file.read_bytes()
+    for place in range(len(content)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 7]) + content[place + 1 :])
+        newest = checkpoint.latest(tmp_path)
+        same = file.read_bytes().split() == content.split()  # spaces say nothing
+        assert newest is not None
+        assert newest.step == 1 or same or content[place : place + 1] in b" \n"
+
+
+def test_tensors_that_are_none_are_refused_though_their_checksum_is_right(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    folder = tmp_path / "step-00000005"
+    (folder / "student.safetensors").write_bytes(b"\xff" * 100)
+    digest = hashlib.sha256(b"\xff" * 100).hexdigest()
+    change(sha256={"student.safetensors": digest})(folder)
+    with pytest.raises(RunError, match=r"student.safetensors: it cannot be read as safetensors"):
+        checkpoint.load(folder).tensors("student")
+    with pytest.raises(RunError, match="cannot be read as safetensors"):
+        checkpoint.load(folder).tensors("colours")
 
 
 @pytest.mark.parametrize("damage", [damage for damage, _ in DAMAGE.values()], ids=DAMAGE)
@@ -211,3 +263,18 @@ def test_checkpoints_later_than_the_newest_of_a_run_that_went_back_take_no_place
     save(tmp_path, 50, 60, 100)
     checkpoint.prune(tmp_path, newest=60, keep=1)
     assert checkpoint.steps(tmp_path) == [60]
+
+
+def test_what_cannot_be_removed_stays_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, 2)
+
+    def refuse(_: Path) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    monkeypatch.setattr(checkpoint, "discard", refuse)
+    with caplog.at_level(logging.WARNING, logger="minilm_cli"):
+        checkpoint.prune(tmp_path, newest=2, keep=1)
+    assert "step-00000001 cannot be removed: Device or resource busy" in caplog.text
+    assert checkpoint.steps(tmp_path) == [1, 2]
