@@ -30,6 +30,7 @@ TYPES = {str: "text", int: "integer", float: "number", Path: "path", bool: ""}
 #: The meaning of what the manifest of a token store holds. A field that is missing here is an error.
 MANIFEST = {
     "format_version": "Version of this layout. A reader refuses a newer one.",
+    "written_by": "Version of minilm that wrote it.",
     "tokenizer.name": "Hub name or folder of the tokenizer.",
     "tokenizer.revision": "Branch, tag or commit that was asked for.",
     "tokenizer.vocabulary_sha256": "SHA-256 of the sorted vocabulary; `distill` compares it with the teacher's.",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minilm_cli.seeding import derive
-from minilm_cli.tokens import Indices, TokenStore
+from minilm_cli.tokens import Indices, TokenIds, TokenStore
 
 #: What a micro-batch costs besides its tokens, in tokens: what padding is weighed against.
 MICRO_BATCH_COST = 64
@@ -157,6 +157,10 @@ class BatchStream:
             imbalance=float(loads.max() / loads.mean() - 1),
         )
 
+    def sequence(self, index: int) -> TokenIds:
+        """Token ids of one sequence of the store, as the models see it."""
+        return self._store.sequence(index, self._max_length)
+
     def held_out(self) -> Iterator[MicroBatch]:
         """Micro-batches of this process's share of the held-out sequences, always the same ones."""
         places = np.arange(self.held_out_sequences, dtype=np.int64)
@@ -201,7 +205,7 @@ class BatchStream:
             begin += int(sizes[begin])
 
     def _collate(self, indices: Indices, lengths: Indices) -> MicroBatch:
-        sequences = [self._store.sequence(int(index), self._max_length) for index in indices]
+        sequences = [self.sequence(int(index)) for index in indices]
         if self._pack:
             arrays = {
                 "input_ids": np.concatenate(sequences)[None],

@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import signal
+import stat
 import time
 import zlib
 from collections import deque
@@ -21,7 +22,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 from typing import IO, Protocol, cast
 
 import numpy as np
@@ -38,8 +40,26 @@ from minilm_cli.tokens import Indices, TokenIds, TokenizerInfo, TokenStoreWriter
 #: Bytes of input that make up for the second or so that starting a worker takes.
 WORTH_A_WORKER = 2**20
 
+#: Bytes of a line of token ids: half a million of ids, far more than is learnt on at once. Parsing takes 20 times that.
+LONGEST_LIST = 2**22
+
+#: Bytes of a line of text; the tokenizer takes a hundred times that in memory.
+LONGEST_LINE = 2**25
+
+#: Bytes after which lines are handed to a worker, however few they are.
+_BATCH_BYTES = 2**24
+
 #: What would be taken for text, and is none.
-_NOT_READ = frozenset({".bz2", ".xz", ".zst", ".zip", ".csv", ".tsv", ".parquet", ".arrow", ".npy"})
+_NOT_READ = frozenset(
+    {".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".csv", ".tsv", ".parquet", ".arrow", ".npy", ".npz"}
+)
+
+#: What begins with these bytes is no UTF-8, and what to do then.
+_BEGINNINGS = {
+    b"\x1f\x8b": ("compressed with gzip", "Give it a name that ends in .gz."),
+    b"\xff\xfe": ("UTF-16", "Convert it: iconv -f utf-16 -t utf-8"),
+    b"\xfe\xff": ("UTF-16", "Convert it: iconv -f utf-16 -t utf-8"),
+}
 
 BOM = b"\xef\xbb\xbf"
 
@@ -104,6 +124,7 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
     refuse_existing(settings.output, force=settings.force)
     total = sum(_size(file) for file in settings.inputs)
     tokenizer, info = _load_tokenizer(settings)
+    _refuse_input(settings)
     if settings.max_length <= tokenizer.num_special_tokens_to_add(False):
         raise MinilmError(f"--max-length {settings.max_length} leaves no room beside the tokenizer's special tokens")
     started = time.monotonic()
@@ -150,36 +171,64 @@ def _load_tokenizer(settings: TokenizeSettings) -> tuple[Tokenizer, TokenizerInf
 
 
 def _size(file: Path) -> int:
-    if file.is_dir():
-        raise MinilmError("this is a folder; a text file is wanted", where=str(file))
-    if file.suffix.lower() in _NOT_READ:
-        raise MinilmError(
-            f"{file.suffix} files are not read", where=str(file), hint="Text and JSON lines are, plain or as .gz."
-        )
+    """The bytes of an input on disk; raises `MinilmError` if they cannot be read, or are known to be no text."""
     try:
-        with file.open("rb"):
-            return file.stat().st_size
+        found = file.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise MinilmError("this is a folder; a text file is wanted", where=str(file))
+        if not stat.S_ISREG(found.st_mode):
+            raise MinilmError(
+                "this is no file, but a pipe or a device", where=str(file), hint="Write the text to a file first."
+            )
+        with file.open("rb") as raw:
+            beginning = raw.read(2)
     except FileNotFoundError:
         raise MinilmError("there is no such file", where=str(file)) from None
     except OSError as error:
         raise MinilmError(f"the file cannot be read: {error.strerror}", where=str(file)) from None
+    kind = PurePath(file.name.lower().removesuffix(".gz")).suffix
+    if kind in _NOT_READ:
+        raise MinilmError(
+            f"{kind} files are not read", where=str(file), hint="Text and JSON lines are, plain or as .gz."
+        )
+    if beginning in _BEGINNINGS and not _is_gzip(file):
+        what, hint = _BEGINNINGS[beginning]
+        raise MinilmError(f"this file is {what}, and plain UTF-8 is wanted", where=str(file), hint=hint)
+    return found.st_size
+
+
+def _refuse_input(settings: TokenizeSettings) -> None:
+    """Raise `MinilmError` if the output would replace what it is made from."""
+    output = settings.output
+    if output.is_symlink():  # then the link is replaced, and not what it points to
+        return
+    for given in (*map(str, settings.inputs), settings.tokenizer):
+        if PurePath(os.path.realpath(given)).is_relative_to(os.path.realpath(output)):
+            raise MinilmError(
+                f"this output would replace {given}, which is read", where=str(output), hint="Name another --output."
+            )
 
 
 def _batches(files: Iterable[Path], batch_size: int) -> Iterator[_Lines]:
-    """The lines of the files, in order, `batch_size` at a time; no batch spans two files."""
+    """The lines of the files, in order, `batch_size` at a time or fewer; no batch spans two files."""
     behind = 0
     for file in files:
         with file.open("rb") as raw:
-            lines = _without_bom(_decompressed(file, raw))
+            # A small gzip file may hold a line of gigabytes, and one that a crash left is all zeros.
+            lines = _without_bom(iter(partial(_decompressed(file, raw).readline, LONGEST_LINE + 1), b""))
             number = 1
-            while batch := _take(lines, batch_size, file):
+            while batch := _take(lines, batch_size, file, number):
                 yield _Lines(file, number, batch, behind + raw.tell())
                 number += len(batch)
             behind += raw.tell()
 
 
+def _is_gzip(file: Path) -> bool:
+    return file.name.lower().endswith(".gz")
+
+
 def _decompressed(file: Path, raw: IO[bytes]) -> IO[bytes]:
-    return cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if file.suffix == ".gz" else raw
+    return cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if _is_gzip(file) else raw
 
 
 def _without_bom(lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -187,9 +236,29 @@ def _without_bom(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield line.removeprefix(BOM) if number == 0 else line
 
 
-def _take(lines: Iterator[bytes], count: int, file: Path) -> list[bytes]:
+def _take(lines: Iterator[bytes], count: int, file: Path, number: int) -> list[bytes]:
+    """The next lines, from line `number` on: `count` of them, or as many as make up 16 MiB."""
+    batch: list[bytes] = []
+    size = 0
+    with _telling_of_damage(file):
+        for line in itertools.islice(lines, count):
+            if len(line) > LONGEST_LINE:
+                raise MinilmError(
+                    f"this line is longer than {LONGEST_LINE >> 20} MiB",
+                    where=f"{file}, line {number + len(batch)}",
+                    hint="A line is a sample. Is it text? Then break it into lines (fold -s -w 10000).",
+                )
+            batch.append(line)
+            size += len(line)
+            if size >= _BATCH_BYTES:
+                break
+    return batch
+
+
+@contextmanager
+def _telling_of_damage(file: Path) -> Iterator[None]:
     try:
-        return list(itertools.islice(lines, count))
+        yield
     except (EOFError, OSError, zlib.error) as error:
         raise MinilmError(f"the file is damaged or cut short: {error}", where=str(file)) from None
 
@@ -209,7 +278,7 @@ class _Encoder:
         self._dtype = id_dtype(vocabulary_size)
 
     def __call__(self, batch: _Lines) -> _Tokenized:
-        is_json = batch.file.name.removesuffix(".gz").endswith(".jsonl")
+        is_json = batch.file.name.lower().removesuffix(".gz").endswith(".jsonl")
         texts = []
         for number, line in enumerate(batch.lines, start=batch.first):
             text = self._decode(line, batch.file, number)
@@ -352,8 +421,10 @@ class JsonlWriter:
 
     def close(self) -> None:
         """Finish the file."""
-        self._file.close()
-        self._raw.close()
+        try:
+            self._file.close()
+        finally:
+            self._raw.close()
 
 
 @contextmanager
@@ -375,16 +446,42 @@ def convert_token_lists(file: Path, output: Path, info: TokenizerInfo) -> None:
     """
     _size(file)
     writer = TokenStoreWriter(output, info, max_length=2**31)
-    dtype, found = id_dtype(info.vocabulary_size), 0
-    for batch in _batches([file], 1000):
-        sequences = [_id_list(line, info, f"{file}, line {n}") for n, line in enumerate(batch.lines, batch.first)]
-        lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
-        flat = itertools.chain.from_iterable(sequences)
-        writer.add(np.fromiter(flat, dtype=dtype, count=int(lengths.sum())), lengths)
-        found += len(lengths)
+    found = 0
+    for sequences in _id_arrays(file, info):
+        writer.add(np.concatenate(sequences), np.array([len(ids) for ids in sequences], dtype=np.int64))
+        found += len(sequences)
     if not found:
         raise MinilmError("the file holds no sequence", where=str(file))
     writer.close()
+
+
+def _id_arrays(file: Path, info: TokenizerInfo) -> Iterator[list[TokenIds]]:
+    """The lists of a file in order, as many at a time as make up a megabyte."""
+    dtype = id_dtype(info.vocabulary_size)
+    batch: list[TokenIds] = []
+    size = 0
+    for number, line in enumerate(_lines_of_ids(file), 1):
+        batch.append(np.array(_id_list(line, info, f"{file}, line {number}"), dtype=dtype))
+        size += len(line)
+        if size >= 2**20:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _lines_of_ids(file: Path) -> Iterator[bytes]:
+    """The lines of a file of token-id lists; raises `MinilmError` for one too long to be read at once."""
+    with file.open("rb") as raw, _telling_of_damage(file):
+        lines = iter(partial(_decompressed(file, raw).readline, LONGEST_LIST + 1), b"")
+        for number, line in enumerate(_without_bom(lines), 1):
+            if len(line) > LONGEST_LIST:  # a small gzip file may hold a line of gigabytes
+                raise MinilmError(
+                    f"this line is longer than {LONGEST_LIST >> 20} MiB",
+                    where=f"{file}, line {number}",
+                    hint="A list of token ids is wanted on each line, a sequence each.",
+                )
+            yield line
 
 
 def _id_list(line: bytes, info: TokenizerInfo, where: str) -> list[int]:

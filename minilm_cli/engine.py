@@ -20,8 +20,9 @@ from minilm_cli.batches import Batch, BatchStream, MicroBatch
 from minilm_cli.distributed import World
 from minilm_cli.dropout import replace_dropout
 from minilm_cli.errors import Dismissed, MinilmError, RunError
+from minilm_cli.health import Finding, NotFinite
 from minilm_cli.ragged import moved
-from minilm_cli.relations import relation_loss
+from minilm_cli.relations import Projections, relation_loss
 from minilm_cli.seeding import derive
 from minilm_cli.settings import DistillSettings, OptimizerSettings, ScheduleSettings
 from minilm_cli.taps import RelationTap, untrained_parameters
@@ -31,12 +32,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimiser step did. Losses and norm stay on the device until `metrics` is asked for."""
+    """What one optimiser step did."""
 
     step: int
-    loss: Tensor
+    loss: float
     relation_losses: Tensor
-    grad_norm: Tensor
+    """Stay on the device until `metrics` is asked for."""
+    grad_norm: float
     lr: float
     sequences: int
     tokens: int
@@ -48,7 +50,7 @@ class StepReport:
     def metrics(self, relations: Iterable[str]) -> dict[str, float]:
         """Losses, gradient norm and learning rate as numbers; `relations` names the relation losses."""
         named = zip((f"loss_{pair}" for pair in relations), self.relation_losses.tolist(), strict=True)
-        return {"loss": self.loss.item(), **dict(named), "lr": self.lr, "grad_norm": self.grad_norm.item()}
+        return {"loss": self.loss, **dict(named), "lr": self.lr, "grad_norm": self.grad_norm}
 
 
 class Distiller:
@@ -155,16 +157,18 @@ class Distiller:
 
     def _update(self, step: int, batch: Batch, losses: Tensor, padded_tokens: int) -> StepReport:
         """Move the optimiser along the gradient, unless it is not finite."""
-        norm = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._clip_norm)
-        if not torch.isfinite(losses[0] + norm).item():
-            raise self._not_finite(step, losses[0], norm, batch)
+        found = torch.nn.utils.clip_grad_norm_(self._trained.values(), self._clip_norm)
+        loss, norm = torch.stack([losses[0], found]).tolist()  # the one wait for the device in a step
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            finding = self.examine(step, batch)
+            raise NotFinite(finding, loss, norm) if self._world.leads else Dismissed(RunError.exit_status)
         lr = self.learning_rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         return StepReport(
             step=step,
-            loss=losses[0],
+            loss=loss,
             relation_losses=losses[1:],
             grad_norm=norm,
             lr=lr,
@@ -172,6 +176,45 @@ class Distiller:
             tokens=batch.tokens,
             padded_tokens=padded_tokens,
             imbalance=batch.imbalance,
+        )
+
+    def examine(self, step: int, batch: Batch) -> Finding:
+        """Where a loss or gradient of `step` that is not finite comes from, found by going through it once more.
+
+        All processes look at their share and tell each other. Leaves no gradient behind.
+        """
+        relations, names = list(self._weights), list(self._trained)
+        sequences: list[int] = []
+        culprits: set[int] = set()
+        gradients: set[int] = set()
+        teacher_fails = False
+        torch.manual_seed(derive(self._seed, "dropout", step, self._world.rank))  # the very passes that failed
+        for micro_batch in batch.micro_batches:
+            teacher, student = self._outputs(micro_batch)
+            bad = []
+            for index, span in zip(micro_batch.indices.tolist(), micro_batch.spans, strict=True):
+                with torch.no_grad():
+                    loss, parts = relation_loss(teacher, student, [span], heads=self._heads, weights=self._weights)
+                if not torch.isfinite(loss).item():
+                    bad.append(index)
+                    culprits.update((~torch.isfinite(parts)).nonzero().flatten().tolist())
+                    teacher_fails |= not all(torch.isfinite(side[span[0] : sum(span)]).all() for side in teacher)
+            if not bad:
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(self._compare(teacher, student, micro_batch)[0])
+                wrong = {n for n, name in enumerate(names) if not _is_finite(self._trained[name].grad)}
+                gradients |= wrong
+                bad = micro_batch.indices.tolist() if wrong else []
+            sequences += bad
+        self.optimizer.zero_grad(set_to_none=True)
+        gather = self._world.gather
+        return Finding(
+            step=step,
+            sequences=gather(sequences),
+            relations=[relations[number] for number in sorted(set(gather(sorted(culprits))))],
+            teacher=any(gather([int(teacher_fails)])),
+            weights=[name for name in names if not _is_finite(self._trained[name])],
+            gradients=[names[number] for number in sorted(set(gather(sorted(gradients))))],
         )
 
     def rehearse(self, batch: MicroBatch) -> None:
@@ -231,7 +274,8 @@ class Distiller:
         return {"student": _unshared(self.student.model), "optimizer": moments}
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what `state` gave."""
+        """Take over what `state` gave; raises `MinilmError` if it is that of another student."""
+        self._refuse_others(state)
         self.student.model.load_state_dict(dict(state["student"]), strict=False)
         for name, parameter in self._trained.items():
             moments: dict[str, Any] = {}
@@ -242,12 +286,34 @@ class Distiller:
             if moments:
                 self.optimizer.state[parameter] = moments
 
+    def _refuse_others(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        weights = {name: tensor.shape for name, tensor in _unshared(self.student.model).items()}
+        moments = {
+            f"{name}.{key}": parameter.shape
+            for name, parameter in self._trained.items()
+            for key in ("exp_avg", "exp_avg_sq")
+        } | {f"{name}.step": torch.Size() for name in self._trained}
+        for group, ours, optional in (("student", weights, False), ("optimizer", moments, True)):
+            theirs = {name: tensor.shape for name, tensor in state[group].items()}
+            if theirs != ours and not (optional and not theirs):
+                name = min(dict(theirs.items() ^ ours.items()))
+                raise MinilmError(
+                    f"the checkpoint is of another student: {name} is {_shape(theirs, name)} there and"
+                    f" {_shape(ours, name)} in the student"
+                )
+
     def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        return self._compare(*self._outputs(batch), batch)
+
+    def _outputs(self, batch: MicroBatch) -> tuple[Projections, Projections]:
+        """Queries, keys and values of teacher and student."""
         inputs = batch.inputs(self.device)
         with torch.inference_mode():
             teacher = self.teacher(**inputs)
         with self._autocast():
-            student = self.student(**inputs)
+            return teacher, self.student(**inputs)
+
+    def _compare(self, teacher: Projections, student: Projections, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         return relation_loss(teacher, student, batch.spans, heads=self._heads, weights=self._weights)
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -270,23 +336,15 @@ class Distiller:
             "Step %d: out of memory; going on with micro-batches of %s tokens.", step, f"{stream.micro_batch_tokens:,}"
         )
 
-    def _not_finite(self, step: int, loss: Tensor, norm: Tensor, batch: Batch) -> MinilmError:
-        culprits: list[int] = []
-        torch.manual_seed(derive(self._seed, "dropout", step, self._world.rank))  # the very pass that failed
-        with torch.no_grad():
-            for micro_batch in batch.micro_batches:
-                if not torch.isfinite(self._loss(micro_batch)[0]).item():
-                    culprits.extend(micro_batch.indices.tolist())
-        culprits = self._world.gather(culprits)
-        if not self._world.leads:
-            return Dismissed(RunError.exit_status)
-        named = f" The loss is not finite for some of the sequences {culprits[:20]}." if culprits else ""
-        return RunError(
-            f"step {step}: the loss is {loss.item():g} and its gradient's norm {norm.item():g}; the step was not taken."
-            + named,
-            hint="Resuming would meet it again. Start a new run with a lower --lr, a longer --warmup-steps, or"
-            " --precision fp32.",
-        )
+
+def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
+    return str(tuple(shapes[name])) if name in shapes else "absent"
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
+    if tensor is None:
+        return True
+    return bool(torch.isfinite(tensor._values() if tensor.is_sparse else tensor).all())
 
 
 class _Exchange:

@@ -5,6 +5,8 @@ What is cheap to check comes first, so that a mistake is told before the teacher
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import os
@@ -72,6 +74,8 @@ class Names:
     teacher_config: PreTrainedConfig
     student_config: PreTrainedConfig
     output: Path
+    student_config_sha256: str | None = None
+    """Of the file that the configuration was read from, where a run was begun."""
 
 
 def load_names(settings: DistillSettings) -> Names:
@@ -96,6 +100,21 @@ def load_config(teacher: TeacherSettings) -> PreTrainedConfig:
     return config
 
 
+def refuse_changes(settings: DistillSettings, before: Plan, now: Plan) -> None:
+    """Raise `MinilmError` if tokens, teacher or student are not those that the run began with."""
+    checks = {
+        "the token store": (settings.data.path, before.data.manifest_sha256, now.data.manifest_sha256),
+        "the teacher's config.json": (settings.teacher.name, before.teacher.config_sha256, now.teacher.config_sha256),
+        "the teacher's weights": (settings.teacher.name, before.teacher.weights_sha256, now.teacher.weights_sha256),
+        "the student's configuration": ("student-config.json", before.student.config_sha256, now.student.config_sha256),
+    }
+    for what, (where, then, found) in checks.items():
+        if then != found:
+            raise MinilmError(
+                f"{what} changed since the run began", where=str(where), hint="Put it back, or start a new run."
+            )
+
+
 def prepare(settings: DistillSettings, names: Names, *, converted: Path, world: World) -> Job:
     """Load teacher, student and tokens, check them against each other and resolve every `auto`.
 
@@ -111,6 +130,7 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path, world: 
     if world.leads:  # once is enough, for it reads everything
         store.verify()
     teacher, teacher_parameters = _teacher(settings)
+    teacher_weights = _weights_sha256(teacher.model)  # before they are moved, and rounded
     student = _student(settings, names.student_config, teacher)
     max_length = _max_length(settings, store, {"teacher": teacher.model, "student": student.model})
     widths = [_widths(tap, settings.relations.weights) for tap in (teacher, student)]
@@ -173,8 +193,14 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path, world: 
         },
     )
     plan = Plan(
-        teacher=_teacher_facts(settings.teacher.name, teacher, teacher_parameters),
-        student=_student_facts(settings, student, teacher.layer, distiller.untrained),
+        teacher=_teacher_facts(settings.teacher, teacher, teacher_parameters, teacher_weights),
+        student=_student_facts(
+            settings,
+            student,
+            teacher.layer,
+            distiller.untrained,
+            names.student_config_sha256 or _sha256(names.student_config.to_json_string(use_diff=False)),
+        ),
         relations=RelationFacts(
             weights=settings.relations.weights,
             heads=heads,
@@ -312,8 +338,8 @@ def _public_name(name: str | None) -> str | None:
     return name if name is None or (name.count("/") == 1 and not Path(name).is_dir()) else Path(name).name
 
 
-def _teacher_facts(name: str, tap: RelationTap, parameters: int) -> TeacherFacts:
-    config = tap.model.config
+def _teacher_facts(wanted: TeacherSettings, tap: RelationTap, parameters: int, weights_sha256: str) -> TeacherFacts:
+    config, name = tap.model.config, wanted.name
     return TeacherFacts(
         name=_public_name(name) or name,
         on_hub=not Path(name).is_dir(),
@@ -322,11 +348,13 @@ def _teacher_facts(name: str, tap: RelationTap, parameters: int) -> TeacherFacts
         layer=tap.layer,
         width=config.hidden_size,
         parameters=parameters,
+        config_sha256=_config_sha256(wanted),
+        weights_sha256=weights_sha256,
     )
 
 
 def _student_facts(
-    settings: DistillSettings, tap: RelationTap, teacher_layer: int, untrained: list[str]
+    settings: DistillSettings, tap: RelationTap, teacher_layer: int, untrained: list[str], config_sha256: str
 ) -> StudentFacts:
     config, named = tap.model.config, dict(tap.model.named_parameters())
     return StudentFacts(
@@ -340,7 +368,30 @@ def _student_facts(
         tensors=len(named),
         untrained=untrained,
         untrained_parameters=sum(named[name].numel() for name in untrained),
+        config_sha256=config_sha256,
     )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _config_sha256(teacher: TeacherSettings) -> str:
+    """Of what the teacher's config.json says of the model; not of who wrote it when."""
+    with loading("teacher", teacher.name):
+        values, _ = PreTrainedConfig.get_config_dict(teacher.name, revision=teacher.revision)
+    says_nothing = {"_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    return _sha256(json.dumps({key: value for key, value in values.items() if key not in says_nothing}, sort_keys=True))
+
+
+def _weights_sha256(model: PreTrainedModel) -> str:
+    """Of the weights that are kept; without the pooler's, which a teacher may lack and are then random."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if "pooler" not in name:
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _findable(name: str) -> str:

@@ -1,16 +1,17 @@
-"""Where the numbers of a run go. Standard library only; optional sinks load their package when they are asked for."""
+"""Where the numbers of a run go. No torch; optional sinks load their package when they are asked for."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from minilm_cli.errors import MinilmError
+from minilm_cli.files import replace_text
 
 logger = logging.getLogger(__name__)
 
@@ -54,47 +55,71 @@ class NoProgress:
 
 
 class JsonlSink:
-    """Appends each record as a line of JSON, flushed at once so that a reader may follow the file."""
+    """Appends each record as a line of JSON, at once, so that a reader may follow the file.
 
-    def __init__(self, path: Path, *, keep_steps: int) -> None:
-        """Open `path`, dropping the lines of steps after `keep_steps`: a resumed run writes those again."""
-        self._drop_after(path, keep_steps)
-        self._file = path.open("a", encoding="utf-8")
+    Lines that cannot be written (a full disk, a file system that is gone) are told of, kept, and written as soon as
+    they can be.
+    """
 
-    @staticmethod
-    def _drop_after(path: Path, step: int) -> None:
-        if not path.exists():
-            return
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    def __init__(self, path: Path, keep: Callable[[Record], bool] = lambda _: True) -> None:
+        """Go on with `path`, dropping the records that are not to be kept: a resumed run writes those again."""
+        self._path = path
+        self._waiting: list[str] = []
+        self._told = False
+        self._drop(keep)
+
+    def _drop(self, keep: Callable[[Record], bool]) -> None:
+        before = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else None
         kept = []
-        for line in lines:
+        for line in (before or "").splitlines(keepends=True):
             # A line cut short by a crash does not parse, and belongs to a step after the checkpoint's anyway.
             with suppress(ValueError, KeyError, TypeError):
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                if line.endswith("\n") and keep(json.loads(line)):
                     kept.append(line)
-        if len(kept) != len(lines):
-            temporary = path.with_name(f".tmp-{path.name}")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.replace(path)
+        if before != "".join(kept):
+            replace_text(self._path, "".join(kept))
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._waiting.append(json.dumps(record) + "\n")
+        try:
+            self._append_waiting()
+        except OSError as error:
+            if not self._told:
+                logger.warning("%s cannot be written for now: %s", self._path, error.strerror)
+            self._told = True
+
+    def _append_waiting(self) -> None:
+        lines = "".join(self._waiting).encode()
+        # Opened each time: a file system that was gone may be back. Not created: its folder may be another one.
+        with self._path.open("r+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while lines:  # a disk that fills up takes a part of them first
+                    lines = lines[file.write(lines) :]
+            except OSError:
+                file.truncate(end)
+                raise
+        self._waiting.clear()
+        self._told = False
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._append_waiting()
+        except OSError as error:
+            logger.warning("%s lacks its last %d lines: %s", self._path, len(self._waiting), error.strerror)
 
 
 class TensorBoardSink:
     """Scalars for TensorBoard, in the run's `tensorboard/` folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """`first_step`: what was written of it and later, before the run was resumed, is void."""
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise _missing("tensorboard") from None
-        self._writer = SummaryWriter(log_dir=str(folder / "tensorboard"))
+        self._writer = SummaryWriter(log_dir=str(folder / "tensorboard"), purge_step=first_step)
 
     def write(self, record: Record) -> None:
         for name, value in record.items():
@@ -108,15 +133,15 @@ class TensorBoardSink:
 class WandbSink:
     """Weights & Biases; it is set up by its own environment variables (`WANDB_PROJECT`, `WANDB_MODE` …)."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, run_id: str, settings: Mapping[str, Any]) -> None:
+        """`run_id`: always the same for a run, so that it goes on in the same chart when it is resumed."""
         try:
             import wandb
         except ImportError:
             raise _missing("wandb") from None
-        # The id is the folder's name, so that a resumed run goes on in the same chart.
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "minilm"),
-            id=folder.name,
+            id=run_id,
             name=folder.name,
             dir=str(folder),
             config=dict(settings),
@@ -145,10 +170,15 @@ def check_sinks(names: Iterable[str]) -> None:
             raise _missing(name)
 
 
-def open_sinks(names: Sequence[str], folder: Path, settings: Mapping[str, Any]) -> list[Sink]:
-    """The optional sinks of these names, writing beside or about the run in `folder`."""
+def open_sinks(
+    names: Sequence[str], folder: Path, *, run_id: str, first_step: int, settings: Mapping[str, Any]
+) -> list[Sink]:
+    """The optional sinks of these names, writing beside or about the run in `folder` from step `first_step` on."""
     try:
-        return [TensorBoardSink(folder) if name == "tensorboard" else WandbSink(folder, settings) for name in names]
+        return [
+            TensorBoardSink(folder, first_step) if name == "tensorboard" else WandbSink(folder, run_id, settings)
+            for name in names
+        ]
     except MinilmError:
         raise
     except Exception as error:  # whatever a service's own package raises where there is no login or network

@@ -1,4 +1,7 @@
-"""What a run trains on what, in numbers: shown by a dry run, kept in the run folder, told by the model card."""
+"""What a run trains on what, in numbers: shown by a dry run, kept in the run folder, told by the model card.
+
+What ends in `_sha256` is for the program: a resumed run must find the same.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ class TeacherFacts(_Facts):
     layer: int
     width: int
     parameters: int
+    config_sha256: str
+    weights_sha256: str
 
 
 class StudentFacts(_Facts):
@@ -36,6 +41,7 @@ class StudentFacts(_Facts):
     tensors: int
     untrained: list[str]
     untrained_parameters: int
+    config_sha256: str
 
 
 class RelationFacts(_Facts):
@@ -96,7 +102,11 @@ class Plan(_Facts):
         """Rows of names and values for a person, by section."""
         sections = {name: getattr(self, name) for name in type(self).model_fields}
         return {
-            name: [(key.replace("_", " "), _shown(value)) for key, value in facts if value not in (None, [])]
+            name: [
+                (key.replace("_", " "), _shown(value))
+                for key, value in facts
+                if value not in (None, []) and not key.endswith("_sha256")
+            ]
             for name, facts in sections.items()
             if facts is not None
         }

@@ -1,4 +1,4 @@
-"""A distillation from settings to a finished run folder: what is saved, reported and stopped, and when.
+"""A distillation from settings to a finished run folder.
 
 `distill` validates everything, writes the run's folder and trains; `resume` reads the folder and trains on; `follow` is
 what all processes but the first do. They meet in `_train`, so an interrupted run and an uninterrupted one go the same
@@ -10,32 +10,34 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-import signal
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from transformers import __version__ as transformers_version
 
-from minilm_cli import __version__, checkpoint
-from minilm_cli.distributed import Lost, World, launch, same_launch
-from minilm_cli.engine import StepReport
-from minilm_cli.errors import Dismissed, Interrupted, MinilmError, RunError
+from minilm_cli import __version__, checkpoint, evidence
+from minilm_cli.distributed import World, launch, same_launch
+from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.export import write_hf
-from minilm_cli.files import read_json, refuse_existing, staged, write_json
+from minilm_cli.files import refuse_existing, sha256, staged, write_json
+from minilm_cli.health import Finding
 from minilm_cli.hub import load_tokenizer, quiet
-from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare
-from minilm_cli.metrics import Fanout, JsonlSink, NoProgress, Progress, Sink, check_sinks, open_sinks
+from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare, refuse_changes
+from minilm_cli.locks import Lock
+from minilm_cli.metrics import NoProgress, Progress, check_sinks
 from minilm_cli.models import saved_config
 from minilm_cli.plan import Plan
-from minilm_cli.runfolder import RunFolder, final_losses, find_run
+from minilm_cli.runfolder import FORMAT_VERSION, RunFolder, final_losses, find_run
 from minilm_cli.settings import DistillSettings, change_mid_run
+from minilm_cli.signals import Signals
+from minilm_cli.training import Training, mended
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,8 @@ def distill(
     with staged(names.output, force=force) as built:
         job = prepare(settings, names, converted=RunFolder(built).tokens, world=world)
         _write_folder(RunFolder(built), job, _environment(job.distiller.device, world, settings))
-    return _train(job, RunFolder(names.output), progress, world)
+    with (run := RunFolder(names.output)).locked() as lock:
+        return _train(job, run, progress, world, lock)
 
 
 def dry_run(settings: DistillSettings, *, force: bool = False) -> Plan:
@@ -88,9 +91,13 @@ def resume(
     changes: settings that may change mid-run, by dotted path; `training.steps` is a new total.
     Raises what `distill` raises.
     """
-    world = world or World()
+    with run.locked() as lock:
+        return _go_on(run, progress, changes or {}, world or World(), lock)
+
+
+def _go_on(run: RunFolder, progress: Progress, changes: Mapping[str, Any], world: World, lock: Lock) -> RunReport:
     before = run.settings()
-    settings = change_mid_run(before, changes or {})
+    settings = change_mid_run(before, changes)
     check_sinks(settings.reporting.sinks)
     newest = checkpoint.latest(run.checkpoints)
     total = settings.training.steps
@@ -102,16 +109,11 @@ def resume(
     if newest is not None and newest.step == total and run.student.exists() and settings == before:
         return RunReport(run.path, total, final_losses(run.metrics()), finished_before=True)
     job = prepare(settings, _names_of(run, settings), converted=run.tokens, world=world)
-    if job.plan.data.manifest_sha256 != run.plan().data.manifest_sha256:
-        raise MinilmError(
-            "the token store is not the one that the run began with",
-            where=str(settings.data.path),
-            hint="Put that one back, or start a new run.",
-        )
+    refuse_changes(settings, run.plan(), job.plan)
     if settings != before:
         run.write_settings(job.settings)
         write_json(run.plan_file, job.plan.model_dump())
-    return _train(job, run, progress, world, newest)
+    return _train(job, run, progress, world, lock, newest)
 
 
 def follow(world: World) -> None:
@@ -131,7 +133,23 @@ def follow(world: World) -> None:
         _wait_for(path := checkpoint.path_of(run.checkpoints, told["step"]), world)
         newest = checkpoint.load(path)
     job = prepare(settings, _names_of(run, settings), converted=run.tokens, world=world)
-    _train(job, run, NoProgress(), world, newest)
+    refuse_changes(settings, run.plan(), job.plan)
+    _train(job, run, NoProgress(), world, None, newest)
+
+
+def replay(file: Path) -> Finding:
+    """Do the step again that a `not-finite-step-….safetensors` was left of, and say where it is not finite.
+
+    In this process, from the weights that are in the file, with the run's settings, teacher and tokens; nothing is
+    trained. Raises `MinilmError` if these are not what they were.
+    """
+    step, weights = evidence.read(file)
+    run = find_run(file.parent)
+    settings = run.settings()
+    job = prepare(settings, _names_of(run, settings), converted=run.tokens, world=World())
+    refuse_changes(settings, run.plan(), job.plan)
+    job.distiller.load_state({"student": weights, "optimizer": {}})
+    return job.distiller.examine(step, job.stream.step(step))
 
 
 def _begin(settings: DistillSettings, *, force: bool) -> Names:
@@ -144,7 +162,8 @@ def _begin(settings: DistillSettings, *, force: bool) -> Names:
 def _names_of(run: RunFolder, settings: DistillSettings) -> Names:
     """What the settings of a run that was begun name."""
     tokenizer = load_tokenizer(str(run.tokenizer.absolute()))
-    return Names(tokenizer, load_config(settings.teacher), saved_config(run.student_config_file), run.path)
+    config = saved_config(run.student_config_file)
+    return Names(tokenizer, load_config(settings.teacher), config, run.path, sha256(run.student_config_file))
 
 
 def _begun_by_this_launch(settings: DistillSettings) -> RunFolder | None:
@@ -153,7 +172,7 @@ def _begun_by_this_launch(settings: DistillSettings) -> RunFolder | None:
         return None
     try:
         run = find_run(settings.output)
-        environment = read_json(run.environment_file, kind="environment")
+        environment = run.environment()
     except MinilmError:
         return None
     same = same_launch(ours, environment.get("launch"), finished=run.student.exists())
@@ -189,6 +208,8 @@ def _write_folder(run: RunFolder, job: Job, environment: dict[str, Any]) -> None
 
 def _environment(device: torch.device, world: World, asked_for: DistillSettings) -> dict[str, Any]:
     return {
+        "format_version": FORMAT_VERSION,
+        "id": secrets.token_hex(4),
         "minilm": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -206,37 +227,21 @@ def _environment(device: torch.device, world: World, asked_for: DistillSettings)
 # --- Training ----------------------------------------------------------------------------------------------------
 
 
-class _Signals:
-    """Ctrl-C and SIGTERM ask the run to stop after what it is doing; a second one stops it at once."""
+class _LogFile(logging.FileHandler):
+    """A log that a full disk does not make more noise than its lines are worth."""
 
-    def __init__(self) -> None:
-        self.received: int | None = None
+    failed = False
 
-    def pending(self) -> int:
-        """The number of the one that came, or 0."""
-        return self.received or 0
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Handle the signals inside the block."""
-        handled = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._handle) for number in handled}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise Interrupted("at once, without saving.", number, hint="Resuming starts from the last checkpoint.")
-        self.received = number
-        logger.info("%s: saving a checkpoint, then stopping; once more stops at once.", signal.Signals(number).name)
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802  # logging's name
+        """Tell the person once."""
+        if not self.failed:
+            self.failed = True
+            logger.warning("%s cannot be written: lines are missing from now on.", self.baseFilename)
 
 
 @contextmanager
 def _logging_to(file: Path) -> Iterator[None]:
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger("minilm_cli")
     root.addHandler(handler)
@@ -244,14 +249,20 @@ def _logging_to(file: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):  # what is still unwritten
+            handler.close()
 
 
 def _train(
-    job: Job, run: RunFolder, progress: Progress, world: World, newest: checkpoint.Checkpoint | None = None
+    job: Job,
+    run: RunFolder,
+    progress: Progress,
+    world: World,
+    lock: Lock | None,
+    newest: checkpoint.Checkpoint | None = None,
 ) -> RunReport:
-    """Train from `newest`, or the beginning, to the last step; rank 0 writes the student."""
-    signals = _Signals()
+    """Train from `newest`, or the beginning, to the last step; rank 0, who has the lock, writes the student."""
+    signals = Signals()
     log = run.log_file if world.leads else run.path / f"log-rank-{world.rank:05}.txt"
     logs = world.leads or job.settings.reporting.log_ranks
     if world.leads:
@@ -260,7 +271,7 @@ def _train(
         world.tell({"run": str(run.path.absolute()), "step": step, "settings": settings})
     world.meet(job.distiller.device)
     with _logging_to(log) if logs else nullcontext(), signals.caught():
-        training = _Training(job, run, progress, signals, newest, world)
+        training = Training(job, run, progress, signals, newest, world, lock)
         try:
             training.go()
         finally:
@@ -268,161 +279,12 @@ def _train(
         if not world.leads:
             return RunReport(run.path, job.total_steps, {})
         final = checkpoint.load(checkpoint.path_of(run.checkpoints, job.total_steps))
-        with staged(run.student, force=True) as built:
-            write_hf(run, final, built)
+        try:
+            with staged(run.student, force=True) as built:
+                write_hf(run, final, built)
+        except RunError as error:
+            error.hint = mended(error, run, "Training is done and saved.")
+            raise
         losses = final_losses(run.metrics())
         logger.debug("Done: the student is in %s", run.student)
     return RunReport(run.path, job.total_steps, losses)
-
-
-class _Training:
-    """The loop around the engine: evaluation, checkpoints, metrics, progress, signals."""
-
-    def __init__(
-        self,
-        job: Job,
-        run: RunFolder,
-        progress: Progress,
-        signals: _Signals,
-        newest: checkpoint.Checkpoint | None,
-        world: World,
-    ) -> None:
-        self._world = world
-        self._job, self._run, self._progress, self._signals = job, run, progress, signals
-        self._settings, self._distiller = job.settings, job.distiller
-        notes: Mapping[str, Any] = {} if newest is None else newest.notes
-        self._step = 0 if newest is None else newest.step
-        self._saved: int | None = None if newest is None else newest.step
-        self._evaluated: int | None = notes.get("evaluated")
-        self._best: dict[str, float] | None = notes.get("best")
-        self._elapsed: float = notes.get("elapsed", 0.0)
-        # What was done since the last line of metrics, and the seconds it took.
-        self._since_seconds: float = notes.get("since_seconds", 0.0)
-        self._since: dict[str, int] = dict(notes.get("since") or {"sequences": 0, "tokens": 0, "padded_tokens": 0})
-        # A budget that memory was too small for before: as (what was set, what it came down to).
-        self._budget = job.stream.micro_batch_tokens
-        if (before := notes.get("backed_off")) and before[0] == self._budget:
-            job.stream.micro_batch_tokens = before[1]
-        if newest is not None:
-            self._distiller.load_state({group: newest.tensors(group) for group in ("student", "optimizer")})
-            logger.info("Going on from step %d.", newest.step)
-        self._distiller.copy_from_first()
-        self._sinks = Fanout(self._open_sinks(-1 if newest is None else newest.step) if world.leads else [])
-        self._last_save = time.monotonic()
-
-    def _open_sinks(self, keep_steps: int) -> list[Sink]:
-        extra = open_sinks(self._settings.reporting.sinks, self._run.path, self._settings.model_dump(mode="json"))
-        return [JsonlSink(self._run.metrics_file, keep_steps=keep_steps), *extra]
-
-    def close(self) -> None:
-        """End the progress display and the sinks."""
-        self._progress.stop()
-        self._sinks.close()
-
-    def go(self) -> None:
-        """Train to the last step; raises `Interrupted` after a signal."""
-        total = self._job.total_steps
-        self._progress.start("Distilling", total, done=self._step)
-        self._mark = time.monotonic() - self._since_seconds
-        try:
-            self._evaluate_if_due()
-            if not self._distiller.stopped_by:
-                self._take_steps()
-        except (Lost, Dismissed):
-            self._save_unless_saved()  # what this process has done is whole
-            raise
-        if number := self._distiller.stopped_by or self._signals.pending():
-            self._save_unless_saved()
-            if not self._world.leads:
-                raise Dismissed(128 + number)
-            raise Interrupted(
-                f"{signal.Signals(number).name} after step {self._step} of {total}; a checkpoint is saved.",
-                number,
-                hint=f"Go on with:\n    minilm resume {self._run.path}",
-            )
-
-    def _take_steps(self) -> None:
-        total = self._job.total_steps
-        steps = self._distiller.steps(self._job.stream, first=self._step + 1, last=total, stop=self._signals.pending)
-        for report in steps:
-            self._step = report.step
-            for name in self._since:
-                self._since[name] += getattr(report, name)
-            shown = None
-            if report.step in (1, total) or report.step % self._settings.reporting.log_every == 0:
-                shown = self._log(report)
-            self._progress.update(report.step, shown)
-            self._evaluate_if_due()
-            if self._distiller.stopped_by:
-                break
-            self._save_if_due()
-
-    def _log(self, report: StepReport) -> dict[str, float]:
-        """Write a line of metrics over the steps since the last one; returns it."""
-        now = time.monotonic()
-        seconds, self._mark = max(now - self._mark, 1e-9), now
-        self._elapsed += seconds
-        since, self._since = self._since, dict.fromkeys(self._since, 0)
-        record: dict[str, float] = {
-            "step": self._step,
-            **report.metrics(self._settings.relations.weights),
-            "sequences_per_second": since["sequences"] / seconds,
-            "tokens_per_second": since["tokens"] / seconds,
-            "padding_fraction": 1 - since["tokens"] / since["padded_tokens"],
-            "elapsed": self._elapsed,
-        }
-        if self._world.size > 1:
-            waited, self._world.waited = self._world.waited, 0.0
-            record |= {"work_imbalance": report.imbalance, "waiting_fraction": min(1.0, waited / seconds)}
-            logger.debug("Step %d: %.1f s, %.1f of them waiting for the others", self._step, seconds, waited)
-        self._sinks.write(record)
-        return record
-
-    def _evaluate_if_due(self) -> None:
-        due = self._step in (0, self._job.total_steps) or self._step % self._settings.evaluation.every == 0
-        if not due or self._evaluated == self._step or not self._job.stream.held_out_sequences:
-            return
-        started = time.monotonic()
-        losses = self._distiller.evaluate(self._job.stream.held_out(), stop=self._signals.pending)
-        if not losses:
-            return  # a signal came somewhere: the evaluation is made up for when the run goes on
-        self._mark += time.monotonic() - started  # rates are those of training
-        self._evaluated = self._step
-        self._sinks.write({"step": self._step, **losses})
-        self._progress.update(self._step, losses)
-        logger.debug("Step %d: held-out loss %.4f", self._step, losses["eval_loss"])
-        if self._step and (self._best is None or losses["eval_loss"] < self._best["eval_loss"]):
-            self._best = {"step": self._step, "eval_loss": losses["eval_loss"]}
-            self._save()
-
-    def _save_if_due(self) -> None:
-        saving = self._settings.checkpoint
-        late = time.monotonic() - self._last_save >= 60 * saving.minutes
-        due = self._step == self._job.total_steps or self._step % saving.every == 0
-        if due or late:
-            self._save_unless_saved()
-
-    def _save_unless_saved(self) -> None:
-        if self._saved != self._step:
-            self._save()
-
-    def _save(self) -> None:
-        if not self._world.leads:
-            return
-        started = time.monotonic()
-        notes = {
-            "evaluated": self._evaluated,
-            "best": self._best,
-            "elapsed": self._elapsed,
-            "since": self._since,
-            "since_seconds": started - self._mark,
-            "backed_off": [self._budget, self._job.stream.micro_batch_tokens],
-        }
-        checkpoint.save(self._run.checkpoints, self._step, self._distiller.state(), notes)
-        best = None if self._best is None else int(self._best["step"])
-        keep = self._settings.checkpoint.keep
-        checkpoint.prune(self._run.checkpoints, newest=self._step, keep=keep, best=best)
-        self._saved = self._step
-        self._last_save = time.monotonic()
-        self._mark += time.monotonic() - started
-        logger.debug("Step %d: checkpoint saved", self._step)

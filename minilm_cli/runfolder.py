@@ -1,4 +1,4 @@
-"""Where a run keeps what, and how it is found again. Ignores what is done with it.
+"""Where a run keeps what, how it is found again, and that only one process works on it. Ignores what is done with it.
 
 settings.json         the settings, all of them, with every `auto` resolved
 environment.json      versions and hardware
@@ -10,24 +10,89 @@ metrics.jsonl         a line a logged step
 log.txt               what was said
 checkpoints/          what to go on from
 student/              the trained student
+lock                  held by the process that trains, and who that is
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import logging
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minilm_cli import checkpoint
 from minilm_cli.checkpoint import Checkpoint
-from minilm_cli.errors import MinilmError
-from minilm_cli.files import read_json, write_json
+from minilm_cli.errors import MinilmError, RunError, newer
+from minilm_cli.files import LOCK, read_json, sweep, write_json
+from minilm_cli.locks import Held, Lock
 from minilm_cli.plan import Plan
 from minilm_cli.settings import DistillSettings, validate
 
+logger = logging.getLogger(__name__)
+
 RUNS = Path("runs")
+
+#: Version of this layout, in environment.json.
+FORMAT_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Best(_Part):
+    """The best evaluation so far."""
+
+    step: int
+    eval_loss: float
+
+
+class Since(_Part):
+    """What was done since the last line of metrics."""
+
+    sequences: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+
+class BackedOff(_Part):
+    """A budget of tokens that memory was too small for, and what it came down to."""
+
+    wanted: int
+    became: int
+
+
+class Notes(_Part):
+    """What a checkpoint keeps of a run beside weights and moments."""
+
+    evaluated: int | None = None
+    """Step of the last evaluation."""
+    best: Best | None = None
+    elapsed: float = 0.0
+    """Seconds of training until the last line of metrics."""
+    since: Since = Since()
+    since_seconds: float = 0.0
+    backed_off: BackedOff | None = None
+    first_loss: float | None = None
+    """Mean loss of the first steps, for `health.Watch`."""
+
+    @classmethod
+    def of(cls, chosen: Checkpoint) -> Notes:
+        """Those of a checkpoint; raises `RunError` if they are not what a run writes."""
+        try:
+            return cls.model_validate(chosen.notes)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RunError(
+                f"its notes are not those of a run: {where}: {first['msg']}", where=str(chosen.path)
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -86,6 +151,54 @@ class RunFolder:
         """The trained student."""
         return self.path / "student"
 
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that trains."""
+        return self.path / LOCK
+
+    def evidence_file(self, step: int) -> Path:
+        """What is left of a step that was not finite."""
+        return self.path / f"not-finite-step-{step:08}.safetensors"
+
+    def how_to_resume(self) -> str:
+        """The command that goes on with it."""
+        return f"minilm resume {shlex.quote(str(self.path))}"
+
+    @contextmanager
+    def locked(self) -> Iterator[Lock]:
+        """Keep others from training this run, and clear away what a killed process left of it.
+
+        Raises `MinilmError` if another process is at work on it, or nothing can be written.
+        """
+        try:
+            lock = Lock(self.lock_file)
+        except Held as held:
+            raise MinilmError(
+                f"{held} is at work on this run",
+                where=str(self.path),
+                hint="Wait for it to end, or end it: kill PROCESS",
+            ) from None
+        except OSError as error:
+            raise MinilmError(f"nothing can be written here: {error.strerror}", where=str(self.path)) from None
+        with lock:
+            if not lock.holds:
+                logger.warning("%s is on a file system without locks: let one process alone train it.", self.path)
+            for folder in (self.path, self.checkpoints):
+                sweep(folder, own=True)
+            yield lock
+
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware at the beginning, empty if there are none; raises `MinilmError` for a later layout."""
+        if not self.environment_file.exists():
+            return {}
+        values = read_json(self.environment_file, kind="environment")
+        if not isinstance(values, dict):
+            raise MinilmError("this is no environment of a run", where=str(self.environment_file))
+        version = values.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise newer("run", version, values.get("minilm"), FORMAT_VERSION, where=str(self.path))
+        return values
+
     def settings(self) -> DistillSettings:
         """The run's settings; raises `MinilmError` if they cannot be read."""
         return validate(DistillSettings, read_json(self.settings_file, kind="run"), where=str(self.settings_file))
@@ -99,21 +212,24 @@ class RunFolder:
         return validate(Plan, read_json(self.plan_file, kind="plan"), where=str(self.plan_file))
 
     def metrics(self) -> list[dict[str, float]]:
-        """The records written so far; a line cut short is left out."""
+        """The records written so far; a line that is none, such as one cut short, is left out."""
         records = []
         if self.metrics_file.exists():
             for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError):
-                    records.append(json.loads(line))
+                with suppress(ValueError, RecursionError):
+                    record = json.loads(line)
+                    if isinstance(record, dict) and isinstance(record.get("step"), int):
+                        records.append(record)
         return records
 
     def pick_checkpoint(self, wanted: str | int) -> Checkpoint:
         """The checkpoint `last`, `best` or of a step; raises `MinilmError` if there is none, `RunError` if damaged."""
         last = checkpoint.latest(self.checkpoints) if wanted in ("last", "best") else None
         if wanted == "best" and last is not None:
-            if not last.notes.get("best"):
+            best = Notes.of(last).best
+            if best is None:
                 raise MinilmError("no checkpoint was evaluated, so none is the best", where=str(self.path))
-            wanted = int(last.notes["best"]["step"])
+            wanted = best.step
         elif last is not None:
             return last
         found = checkpoint.steps(self.checkpoints)
@@ -140,7 +256,9 @@ def find_run(path: Path | None, runs: Path = RUNS) -> RunFolder:
         raise MinilmError(
             "this is not a run: it has no settings.json" if path.exists() else "there is no such run", where=str(path)
         )
-    return RunFolder(path)
+    run = RunFolder(path)
+    run.environment()  # of a layout that is known
+    return run
 
 
 def _is_run(folder: Path) -> bool:

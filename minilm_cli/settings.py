@@ -15,11 +15,37 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from minilm_cli.errors import MinilmError
 
 DEFAULT_STEPS = 400_000
+
+#: Characters of a settings file: thirty times what all settings take. Parsing YAML takes hundreds of times as much.
+LONGEST_FILE = 2**16
+
+#: Characters of a wrong value that are shown.
+LONGEST_SHOWN = 200
+
+#: What parsers raise. PyYAML takes a value to be what its tag says it is: `!!bool x` is a KeyError.
+_NOT_PARSED = (
+    yaml.YAMLError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def _no_bool(value: Any) -> Any:
@@ -80,6 +106,20 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_named(cls, value: Any) -> Any:
+        """Paths and names are given to the system, and written as UTF-8."""
+        if isinstance(value, str | Path):
+            text = str(value)
+            if "\0" in text:
+                raise ValueError("must have no null character")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError("must be Unicode text") from None
+        return value
 
 
 class TeacherSettings(Section):
@@ -240,12 +280,16 @@ class DistillSettings(Section):
 
 
 #: What `minilm resume --set` may change: nothing that alters which sequences a step sees or what is learnt from them.
+#: Rate, clipping and precision are for a run that would fail without: it becomes another than it would have been.
 CHANGEABLE_MID_RUN = frozenset(
     {
         "training.steps",
         "training.micro_batch_tokens",
         "training.compile",
         "training.device",
+        "training.precision",
+        "optimizer.lr",
+        "optimizer.clip_norm",
         "evaluation.every",
         "checkpoint.every",
         "checkpoint.minutes",
@@ -329,11 +373,25 @@ def setting_names(model: type[BaseModel] = DistillSettings, prefix: str = "") ->
     return names
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader without merging: a few lines that merge one another make mappings of billions of entries."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
+        super().flatten_mapping(node)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506  # it is a safe loader
+
+
 def read_settings_file(path: Path) -> dict[str, Any]:
     """Parse a `.yaml`, `.toml` or `.json` settings file into nested dictionaries; raises `MinilmError`."""
     parsers: dict[str, Callable[[str], Any]] = {
-        ".yaml": yaml.safe_load,
-        ".yml": yaml.safe_load,
+        ".yaml": _parse_yaml,
+        ".yml": _parse_yaml,
         ".toml": tomllib.loads,
         ".json": json.loads,
     }
@@ -341,12 +399,17 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if parser is None:
         raise MinilmError("a settings file ends in .yaml, .toml or .json", where=str(path))
     try:
-        value = parser(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST_FILE + 1)
     except FileNotFoundError:
         raise MinilmError("there is no such settings file", where=str(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise MinilmError(f"the settings file cannot be read: {error}", where=str(path)) from None
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    if len(text) > LONGEST_FILE:
+        raise MinilmError(f"the settings file is longer than {LONGEST_FILE:,} characters", where=str(path))
+    try:
+        value = parser(text)
+    except _NOT_PARSED as error:
         message = " ".join(str(error).split())
         raise MinilmError(f"the settings file cannot be parsed: {message}", where=str(path)) from None
     if value is None:
@@ -368,8 +431,8 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         if key in parsed:
             raise MinilmError(f"--set gives {key} twice")
         try:
-            parsed[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            parsed[key] = _parse_yaml(text)
+        except _NOT_PARSED:
             parsed[key] = text
     return parsed
 
@@ -474,5 +537,11 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str | None) 
     reasons = [reason.replace("Input should be", "must be") for reason in reasons]
     message = " or ".join(dict.fromkeys(reason[0].lower() + reason[1:] for reason in reasons))
     given = first["input"]
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    shown = f" (given: {_short(given)})" if isinstance(given, str | int | float | bool) else ""
     return MinilmError(f"{dotted}: {message}{shown}" if dotted else message, where=where)
+
+
+def _short(value: str | float | bool) -> str:
+    # Python writes no integer of thousands of digits, but in hexadecimal.
+    text = hex(value) if isinstance(value, int) and value.bit_length() > LONGEST_SHOWN else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from minilm_cli.errors import MinilmError
+from minilm_cli import __version__
+from minilm_cli.errors import MinilmError, newer
 from minilm_cli.files import read_json, sha256, write_json
 
 FORMAT_VERSION = 1
@@ -25,7 +27,12 @@ SHARD_TOKENS = 2**25
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 Indices = npt.NDArray[np.int64]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**62)]
+#: With a bound, which pydantic looks at only in what can be encoded: a lone surrogate, valid in JSON, is refused.
+Text = Annotated[str, Field(max_length=4096)]
+
+#: What a `.npy` file of format 1.0 begins with; the length of its header follows, in two bytes.
+_NPY = b"\x93NUMPY\x01\x00"
 
 
 class _Part(BaseModel):
@@ -35,9 +42,9 @@ class _Part(BaseModel):
 class TokenizerInfo(_Part):
     """What is known of the tokenizer that made the ids; empty for ids that came without one."""
 
-    name: str | None = None
-    revision: str | None = None
-    vocabulary_sha256: str | None = None
+    name: Text | None = None
+    revision: Text | None = None
+    vocabulary_sha256: Text | None = None
     vocabulary_size: Annotated[int, Field(gt=0, le=2**32)]
     special_ids: list[Count] = []
 
@@ -45,22 +52,29 @@ class TokenizerInfo(_Part):
 class Shard(_Part):
     """One pair of shard files."""
 
-    file: Annotated[str, Field(pattern=r"^shard-\d{5,}\.npy$")]
-    sequences: Count
-    tokens: Count
-    sha256: str
-    offsets_sha256: str
+    file: Text
+    sequences: Annotated[Count, Field(gt=0)]
+    tokens: Annotated[Count, Field(gt=0)]
+    sha256: Text
+    offsets_sha256: Text
 
     @property
     def offsets_file(self) -> str:
         """The name of the file of offsets."""
         return self.file.replace(".npy", ".offsets.npy")
 
+    @staticmethod
+    def file_name(number: int) -> str:
+        """The name of the file of ids of shard `number`, counted from 0."""
+        return f"shard-{number:05}.npy"
+
 
 class Manifest(_Part):
     """`manifest.json`: what the store holds and how to know it is whole."""
 
     format_version: Annotated[int, Field(gt=0)]
+    #: The version of minilm.
+    written_by: Text | None = None
     tokenizer: TokenizerInfo
     max_length: Annotated[int, Field(gt=0)]
     sequences: Count
@@ -94,11 +108,12 @@ class TokenStore:
         """Open the store in folder `path`; raises `MinilmError` if it is not one, or not whole."""
         self.path = path
         self.manifest = _read_manifest(path)
-        opened = [_open_shard(path, shard, self.manifest) for shard in self.manifest.shards]
+        self._check_counts()
+        opened = [_open_shard(path, number, self.manifest) for number in range(len(self.manifest.shards))]
         self._ids = [ids for ids, _ in opened]
         self._offsets = [offsets for _, offsets in opened]
         self._first = [0, *itertools.accumulate(shard.sequences for shard in self.manifest.shards)]
-        self._check_counts()
+        self._check_lengths()
         self._special = frozenset(self.manifest.tokenizer.special_ids)
 
     def __len__(self) -> int:
@@ -160,6 +175,21 @@ class TokenStore:
         if not manifest.sequences or not histogram[-1]:
             raise _corrupt(self.path / "manifest.json", "it has no sequence of its greatest length")
 
+    def _check_lengths(self) -> None:
+        """The histogram, by which memory and time are reckoned, must be that of the sequences that are there."""
+        longest = self.manifest.longest
+        counts = np.zeros(longest + 1, dtype=np.int64)
+        for shard, offsets in zip(self.manifest.shards, self._offsets, strict=True):
+            lengths = np.diff(offsets)
+            shortest, most = int(lengths.min()), int(lengths.max())
+            if shortest < 1 or most > longest:  # before they are counted, which takes the memory of `most` numbers
+                wrong = shortest if shortest < 1 else most
+                what = f"its offsets give a sequence {wrong} tokens, and the manifest has lengths of 1 to {longest}"
+                raise _corrupt(self.path / shard.offsets_file, what)
+            counts = count_lengths(counts, lengths)
+        if counts.tolist() != self.manifest.length_histogram:
+            raise _corrupt(self.path / "manifest.json", "its length_histogram is not that of the sequences")
+
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -208,6 +238,7 @@ class TokenStoreWriter:
             self._write_shard()
         manifest = Manifest(
             format_version=FORMAT_VERSION,
+            written_by=__version__,
             tokenizer=self._tokenizer,
             max_length=self._max_length,
             sequences=sum(shard.sequences for shard in self._shards),
@@ -221,10 +252,10 @@ class TokenStoreWriter:
     def _write_shard(self) -> None:
         ids = np.concatenate([ids for ids, _ in self._pending])
         lengths = np.concatenate([lengths for _, lengths in self._pending])
-        file = self._path / f"shard-{len(self._shards):05}.npy"
+        file = self._path / Shard.file_name(len(self._shards))
         offsets_file = file.with_suffix(".offsets.npy")
-        np.save(file, ids, allow_pickle=False)
-        np.save(offsets_file, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), allow_pickle=False)
+        _save(file, ids)
+        _save(offsets_file, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         self._shards.append(
             Shard(
                 file=file.name,
@@ -235,6 +266,12 @@ class TokenStoreWriter:
             )
         )
         self._pending, self._pending_tokens = [], 0
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    # Opened for reading too: numpy's short cut for files that are only written loses the reason why one cannot be.
+    with path.open("w+b") as file:
+        np.save(file, array, allow_pickle=False)
 
 
 def _corrupt(path: Path, what: str) -> MinilmError:
@@ -252,11 +289,7 @@ def _read_manifest(path: Path) -> Manifest:
     value = read_json(file, kind="manifest")
     version = value.get("format_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise MinilmError(
-            f"this token store has format {version}, and this minilm reads up to {FORMAT_VERSION}",
-            where=str(file),
-            hint="Upgrade minilm.",
-        )
+        raise newer("token store", version, value.get("written_by"), FORMAT_VERSION, where=str(file))
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
@@ -265,21 +298,34 @@ def _read_manifest(path: Path) -> Manifest:
         raise _corrupt(file, f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
-def _open_shard(path: Path, shard: Shard, manifest: Manifest) -> tuple[TokenIds, Indices]:
+def _open_shard(path: Path, number: int, manifest: Manifest) -> tuple[TokenIds, Indices]:
+    shard = manifest.shards[number]
+    if shard.file != Shard.file_name(number):
+        raise _corrupt(path / "manifest.json", f"the file of shard {number} is not {Shard.file_name(number)}")
     ids: TokenIds = _map(path / shard.file, id_dtype(manifest.tokenizer.vocabulary_size), shard.tokens)
     offsets: Indices = _map(path / shard.offsets_file, np.dtype(np.int64), shard.sequences + 1)
-    if offsets[0] != 0 or offsets[-1] != shard.tokens or not (offsets[1:] > offsets[:-1]).all():
-        raise _corrupt(path / shard.offsets_file, "its offsets do not rise from 0 to the number of tokens")
+    if offsets[0] != 0 or offsets[-1] != shard.tokens:
+        raise _corrupt(path / shard.offsets_file, "its offsets do not go from 0 to the number of tokens")
     return ids, offsets
 
 
 def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[Any]:
+    """Map a `.npy` file of `size` values. Its header is compared with the one wanted, not evaluated as Python is."""
+    wanted = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({size},), }}".encode()
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            begin = file.read(len(_NPY) + 2)
+            if not begin.startswith(_NPY):
+                raise _corrupt(path, "it is no .npy file (format 1.0)")
+            header = file.read(int.from_bytes(begin[len(_NPY) :], "little"))
+            if header.rstrip() != wanted:
+                shown = header[:200].decode("latin-1").strip()
+                raise _corrupt(path, f"{size} values of type {dtype} are wanted; its header is {shown!r}")
+            there, all_there = os.fstat(file.fileno()).st_size, file.tell() + size * dtype.itemsize
+            if there != all_there:
+                raise _corrupt(path, f"it has {there} bytes; with {size} values of type {dtype} it has {all_there}")
+            return np.memmap(file, dtype, "r", file.tell(), (size,))
     except FileNotFoundError:
         raise _corrupt(path, "the file is missing") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise _corrupt(path, str(error)) from None
-    if array.dtype != dtype or array.shape != (size,):
-        raise _corrupt(path, f"{size} values of type {dtype} are wanted; it has {array.dtype}, shape {array.shape}")
-    return array
+    except OSError as error:
+        raise _corrupt(path, f"it cannot be read: {error.strerror}") from None

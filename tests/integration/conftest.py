@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,63 +13,21 @@ import pytest
 from minilm_cli import run
 from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import load_distill_settings
+from tests.runs import CLOCKED, PATIENCE, Commands, lasting_files, lasting_metrics, metrics
 
-#: Only a guard against hanging.
-PATIENCE = 300
+__all__ = [
+    "CLOCKED",
+    "PATIENCE",
+    "Commands",
+    "Settings",
+    "is_the_same",
+    "lasting_files",
+    "lasting_metrics",
+    "metrics",
+    "wait_until",
+]
 
 Settings = Callable[..., Any]
-
-
-class Commands:
-    """Runs `minilm` in a folder; whatever still runs at the end is ended."""
-
-    def __init__(self, folder: Path) -> None:
-        """`folder` is the current one of every command."""
-        self.folder = folder
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(
-        self, *words: str | os.PathLike[str], launcher: tuple[str, ...] = (), **environment: str
-    ) -> subprocess.Popen[str]:
-        """Start `minilm WORDS...`, as a launcher would if one is given, and go on at once."""
-        env = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "200",
-            "TMPDIR": str(self.folder),
-            **environment,
-        }
-        process = subprocess.Popen(
-            [sys.executable, *launcher, "-m", "minilm_cli", *map(os.fspath, words)],
-            cwd=self.folder,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def end(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-        """Wait for a process."""
-        out, err = process.communicate(timeout=PATIENCE)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def __call__(
-        self, *words: str | os.PathLike[str], launcher: tuple[str, ...] = (), **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run `minilm WORDS...` to its end."""
-        return self.end(self.start(*words, launcher=launcher, **environment))
-
-    def close(self) -> None:
-        """End what still runs."""
-        for process in self.started:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
 
 
 @pytest.fixture
@@ -124,25 +78,9 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
         time.sleep(0.005)
 
 
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's `metrics.jsonl`."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-#: What a clock says in a line of metrics.
-CLOCKED = {"elapsed", "sequences_per_second", "tokens_per_second", "waiting_fraction"}
-
-
-def lasting_metrics(folder: Path) -> str:
-    """The bytes of `metrics.jsonl` but for what a clock says."""
-    return "\n".join(json.dumps({k: v for k, v in record.items() if k not in CLOCKED}) for record in metrics(folder))
-
-
-def lasting_files(folder: Path, step: int) -> dict[str, bytes]:
-    """The bytes that a run ends with: its student, and the tensors of its last checkpoint."""
-    names = (
-        "student/model.safetensors",
-        f"checkpoints/step-{step:08}/student.safetensors",
-        f"checkpoints/step-{step:08}/optimizer.safetensors",
-    )
-    return {name: (folder / name).read_bytes() for name in names}
+def is_the_same(folder: Path, other: Path) -> None:
+    """Both runs ended with the same weights, moments and metrics."""
+    assert lasting_metrics(folder) == lasting_metrics(other)
+    last = max(int(path.name.removeprefix("step-")) for path in (other / "checkpoints").iterdir())
+    ours, theirs = lasting_files(folder, last), lasting_files(other, last)
+    assert [name for name in ours if ours[name] != theirs[name]] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from minilm_cli import run
+from minilm_cli import checkpoint, run
 from minilm_cli.metrics import NoProgress
 
 from .conftest import CLOCKED, Commands, Settings, lasting_files, lasting_metrics, metrics, wait_until
@@ -172,6 +173,40 @@ def test_after_a_kill_torchrun_starts_them_anew_and_they_end_where_they_would_ha
     assert ended.stderr.count("Started anew: going on with") == 2
     assert lasting_metrics(folder) == lasting_metrics(minilm.folder / "undisturbed")
     assert lasting_files(folder, STEPS) == lasting_files(minilm.folder / "undisturbed", STEPS)
+
+
+def test_sigusr1_saves_and_ctrl_c_ends_all_with_a_checkpoint(minilm: Commands, distill: tuple[str, ...]) -> None:
+    words = ("--batch-size", "8", "--steps", "4000", "--save-every", "100000", "--eval-fraction", "0")
+    process = minilm.start(*distill, *words, launcher=torchrun(2))
+    folder = minilm.folder / "run"
+    wait_until((folder / "metrics.jsonl").exists, process)
+    os.kill(rank(1, minilm.folder), signal.SIGUSR1)  # does no harm
+    os.kill(int((folder / "lock").read_text(encoding="utf-8").splitlines()[0]), signal.SIGUSR1)
+    wait_until(lambda: checkpoint.steps(folder / "checkpoints"), process)
+    process.send_signal(signal.SIGINT)
+    ended = minilm.end(process)
+    assert ended.returncode != 0
+    assert ended.stderr.count("Stopped: SIGINT after step") == 1
+    assert re.search(r"SIGUSR1: the checkpoint of step \d+ is saved\.", ended.stderr)
+    last = checkpoint.latest(folder / "checkpoints")
+    assert last is not None
+    assert f"SIGINT after step {last.step} of 4000; a checkpoint is saved." in ended.stderr
+
+
+def test_a_second_signal_ends_all_at_once(minilm: Commands, distill: tuple[str, ...]) -> None:
+    # A single micro-batch that takes longer than the second signal is away.
+    words = ("--batch-size", "40000", "--micro-batch-tokens", "10000000", "--eval-fraction", "0")
+    process = minilm.start(*distill, *words, launcher=torchrun(2))
+    folder = minilm.folder / "run"
+    wait_until((folder / "metrics.jsonl").exists, process)
+    first = int((folder / "lock").read_text(encoding="utf-8").splitlines()[0])
+    os.kill(first, signal.SIGTERM)
+    wait_until(lambda: "once more stops" in (folder / "log.txt").read_text(encoding="utf-8"), process)
+    os.kill(first, signal.SIGTERM)
+    ended = minilm.end(process)
+    assert ended.returncode != 0
+    assert "Stopped: at once, without saving." in ended.stderr
+    assert checkpoint.steps(folder / "checkpoints") == []
 
 
 def test_a_process_that_is_lost_is_named_and_the_work_of_the_others_is_kept(

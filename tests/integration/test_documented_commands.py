@@ -52,6 +52,10 @@ NOT_RUN = {
     "python -m tests.benchmarks --output docs/figures/figures.json": "measures for half an hour",
     "python -m tests.benchmarks.page": REPOSITORY,
     "bash .ci/run": "runs these tests",
+    'kill -USR1 "$(head -n 1 my-run/lock)"': "needs a run under way",
+    "minilm resume my-run --set optimizer.lr=3e-4 --set training.precision=fp32": "needs a run that failed",
+    "python -m tests.soak --kills 50": "takes minutes",
+    "python -m tests.fuzz --minutes 60": "takes an hour",
     "torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-id distil-1 --rdzv-backend c10d"
     " --rdzv-endpoint node0:29500 -m minilm_cli distill --config distil.yaml --output /shared/runs/distil-1": (
         "needs two machines"

@@ -18,7 +18,7 @@ from minilm_cli.engine import Distiller
 from minilm_cli.metrics import NoProgress
 from minilm_cli.runfolder import RunFolder
 
-from .conftest import Commands, Settings, lasting_files, lasting_metrics, metrics, wait_until
+from .conftest import Commands, Settings, is_the_same, lasting_files, lasting_metrics, metrics, wait_until
 
 STEPS = 60
 
@@ -62,13 +62,6 @@ def distill(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path) -> 
         *("--data", str(tiny_store), "--steps", str(STEPS), "--batch-size", "16", "--warmup-steps", "1"),
         *("--eval-fraction", "0.05", "--eval-every", "20", "--save-every", "10", "--log-every", "3", "--output", "run"),
     )
-
-
-def is_the_same(folder: Path, other: Path, steps: int = STEPS) -> None:
-    """Both runs ended with the same weights, moments and metrics."""
-    assert lasting_metrics(folder) == lasting_metrics(other)
-    ours, theirs = lasting_files(folder, steps), lasting_files(other, steps)
-    assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
 def test_a_run_that_is_killed_twice_ends_as_one_that_was_not(
@@ -153,7 +146,7 @@ def test_a_run_that_fails_after_any_step_ends_as_one_that_did_not(
         with pytest.raises(Fault):
             run.distill(small_settings(folder, **same), Fails(step))
         run.resume(RunFolder(folder), NoProgress())
-        is_the_same(folder, whole, steps=6)
+        is_the_same(folder, whole)
 
 
 @pytest.mark.usefixtures("no_packing")
@@ -165,7 +158,7 @@ def test_a_padded_run_says_the_same_of_its_padding(tmp_path: Path, small_setting
     with pytest.raises(Fault):
         run.distill(small_settings(folder, **same), Fails(5))
     run.resume(RunFolder(folder), NoProgress())
-    is_the_same(folder, whole, steps=6)
+    is_the_same(folder, whole)
 
 
 @pytest.fixture
@@ -264,7 +257,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
         run.resume(RunFolder(folder), NoProgress())
     assert "Passing over a damaged checkpoint" in caplog.text
     assert f"step-00000006/{file}" in caplog.text
-    is_the_same(folder, finished_run, steps=6)
+    is_the_same(folder, finished_run)
 
 
 def test_a_run_whose_every_checkpoint_is_gone_begins_anew(tmp_path: Path, finished_run: Path) -> None:
@@ -272,7 +265,7 @@ def test_a_run_whose_every_checkpoint_is_gone_begins_anew(tmp_path: Path, finish
     shutil.copytree(finished_run, folder)
     shutil.rmtree(folder / "checkpoints")
     assert not run.resume(RunFolder(folder), NoProgress()).finished_before
-    is_the_same(folder, finished_run, steps=6)
+    is_the_same(folder, finished_run)
 
 
 def test_a_run_can_be_resumed_from_elsewhere_and_after_it_was_moved(

@@ -70,7 +70,8 @@ def test_wandb_gets_every_metric(minilm: Commands, distill: tuple[str, ...], sta
     done = minilm(*distill, "--report-to", "wandb", **stand_in)
     assert done.returncode == 0, done.stderr
     first, *logged, last = notes(stand_in)
-    assert (first["what"], first["id"], first["lr"]) == ("init", "run", 6e-4)
+    environment = json.loads((minilm.folder / "run" / "environment.json").read_text(encoding="utf-8"))
+    assert (first["what"], first["id"], first["lr"]) == ("init", f"run-{environment['id']}", 6e-4)
     assert last == {"what": "finish"}
     assert [{"step": note["step"], **note["values"]} for note in logged] == metrics(minilm.folder / "run")
 

@@ -19,7 +19,15 @@ from minilm_cli.settings import DistillSettings, load_distill_settings
 SVG = "{http://www.w3.org/2000/svg}"
 PLAN = Plan(
     teacher=TeacherFacts(
-        name="big/teacher", on_hub=True, family="bert", layers=12, layer=11, width=768, parameters=85_054_464
+        name="big/teacher",
+        on_hub=True,
+        family="bert",
+        layers=12,
+        layer=11,
+        width=768,
+        parameters=85_054_464,
+        config_sha256="1",
+        weights_sha256="2",
     ),
     student=StudentFacts(
         name="l3-h384",
@@ -32,6 +40,7 @@ PLAN = Plan(
         tensors=55,
         untrained=["encoder.layer.2.output.dense.weight", "pooler.dense.bias"],
         untrained_parameters=1_234_567,
+        config_sha256="3",
     ),
     relations=RelationFacts(weights={"qk": 2.0, "vv": 0.5}, heads=48, teacher_head_width=16, student_head_width=8),
     data=DataFacts(

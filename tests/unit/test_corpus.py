@@ -345,6 +345,9 @@ def test_what_was_tokenised_as_lists_is_the_store_that_was_tokenised_at_once(
         ("[180]", "the token id 180 is outside the teacher's vocabulary of 180"),
         ("[3, -1]", "the token id -1 is outside"),
         ("[18446744073709551616]", "the token id 18446744073709551616 is outside"),
+        pytest.param(f"[{'9' * 5000}]", "not JSON", id="a number of thousands of digits"),
+        ("[NaN]", "a list of token ids is wanted"),
+        ("", "not JSON"),
         pytest.param("[" * 100_000, "not JSON", id="nested too deeply"),
     ],
 )
@@ -352,6 +355,24 @@ def test_a_line_that_is_no_list_of_ids_is_refused_with_its_number(tmp_path: Path
     with pytest.raises(MinilmError, match=message) as caught:
         converted(tmp_path, b"[1]\n" * 1500 + line.encode() + b"\n[2]\n")
     assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 1501"
+
+
+def test_a_line_longer_than_may_be_read_at_once_is_refused_with_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "LONGEST_LIST", 20)
+    fits = b"[1, 2, 3, 4, 5, 66]\n"
+    assert sequences(converted(tmp_path, fits)) == [[1, 2, 3, 4, 5, 66]]
+    with pytest.raises(MinilmError, match="this line is longer than") as caught:
+        converted(tmp_path, b"[1]\n" + b"[1, 2, 3, 4, 5, 666]\n")
+    assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 2"
+
+
+def test_lists_of_more_than_a_batch_are_all_read(tmp_path: Path) -> None:
+    lists = [[n % 180] * 100 for n in range(5000)]
+    content = "".join(json.dumps(ids) + "\n" for ids in lists).encode()
+    assert len(content) > 2**20
+    assert sequences(converted(tmp_path, content)) == lists
 
 
 def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:

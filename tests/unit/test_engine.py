@@ -21,7 +21,8 @@ from minilm_cli.engine import (
     pick_device,
     schedule_factor,
 )
-from minilm_cli.errors import Dismissed, RunError
+from minilm_cli.errors import Dismissed, MinilmError, RunError
+from minilm_cli.health import Finding, NotFinite
 from minilm_cli.models import build_student, load_teacher, student_config
 from minilm_cli.settings import DistillSettings, ScheduleSettings, load_distill_settings
 from minilm_cli.taps import RelationTap
@@ -151,8 +152,8 @@ def test_steps_are_those_of_a_plain_loop(setting: Setting, pack: bool) -> None:
         for group in optimizer.param_groups:
             group["lr"] = report.lr
         optimizer.step()
-        assert math.isclose(report.loss.item(), loss.item(), rel_tol=2e-5)
-        assert math.isclose(report.grad_norm.item(), norm.item(), rel_tol=1e-3)
+        assert math.isclose(report.loss, loss.item(), rel_tol=2e-5)
+        assert math.isclose(report.grad_norm, norm.item(), rel_tol=1e-3)
     ours, theirs = weights(distiller), student.state_dict()
     # Adam divides by the root of the second moment, so where a gradient is rounding, a step of it is not: a key's bias
     # shifts all scores of a query alike, and has none.
@@ -228,7 +229,7 @@ def test_the_student_trains_with_dropout_and_is_evaluated_without(setting: Setti
     dry = setting.distiller(dropout=0.0)
     assert dry.evaluate(stream.held_out()) == first
     [wet], [dropless] = train(distiller, stream, last=1), train(dry, stream, last=1)
-    assert wet.loss.item() != dropless.loss.item()
+    assert wet.loss != dropless.loss
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -277,7 +278,7 @@ def test_the_gradient_is_scaled_down_to_the_clip_norm_and_never_up(setting: Sett
         distiller = setting.distiller(f"optimizer.clip_norm={clip_norm}")
         [report] = train(distiller, setting.stream(), last=1)
         given = [state["exp_avg"] / (1 - 0.9) for state in distiller.optimizer.state.values()]
-        return report.grad_norm.item(), torch.cat([tensor.flatten() for tensor in given]).norm().item()
+        return report.grad_norm, torch.cat([tensor.flatten() for tensor in given]).norm().item()
 
     norm, given = moments(1e6)
     assert math.isclose(given, norm, rel_tol=1e-4)
@@ -348,10 +349,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_moves(setting: Set
     with torch.no_grad():
         distiller.student.model.embeddings.word_embeddings.weight[word] = value
     poisoned = weights(distiller)
-    with pytest.raises(RunError, match=r"step 2: the loss is .*; the step was not taken") as caught:
+    with pytest.raises(NotFinite, match=r"step 2: the loss is .*; the step was not taken") as caught:
         train(distiller, stream, first=2, last=2)
-    assert str(culprit) in caught.value.message
-    assert caught.value.hint is not None
+    with_it = [index for index in stream.step_indices(2).tolist() if word in setting.store.sequence(index, 24)]
+    finding = caught.value.finding
+    assert culprit in with_it
+    assert sorted(finding.sequences) == sorted(with_it)
+    assert list(finding.relations) == ["qq", "kk", "vv"]
+    assert list(finding.weights) == ["embeddings.word_embeddings.weight"]
+    assert not finding.teacher
+    assert not finding.gradients
     assert before.keys() == poisoned.keys()
     after = weights(distiller)
     for name, tensor in poisoned.items():
@@ -364,9 +371,59 @@ def test_a_gradient_that_is_not_finite_stops_too(setting: Setting) -> None:
     before = weights(distiller)
     name = "encoder.layer.0.attention.self.query.weight"
     distiller.student.model.get_parameter(name).register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(RunError, match=r"step 1: the loss is .* and its gradient's norm (nan|inf)"):
+    with pytest.raises(NotFinite, match=r"step 1: the loss is .* and its gradient's norm (nan|inf)") as caught:
         train(distiller, stream, last=1)
     assert_same(before, weights(distiller))
+    finding = caught.value.finding
+    assert list(finding.gradients) == [name]
+    assert sorted(finding.sequences) == sorted(stream.step_indices(1).tolist())
+    assert not finding.relations
+    assert not finding.weights
+
+
+def test_only_the_relations_that_are_not_finite_are_named(setting: Setting) -> None:
+    distiller, stream = setting.distiller(), setting.stream()
+    with torch.no_grad():
+        distiller.student.model.get_parameter("encoder.layer.1.attention.self.value.bias")[0] = math.nan
+    with pytest.raises(NotFinite) as caught:
+        train(distiller, stream, last=1)
+    assert list(caught.value.finding.relations) == ["vv"]
+
+
+def test_a_teacher_that_is_not_finite_is_named_as_the_cause(setting: Setting) -> None:
+    distiller, stream = setting.distiller(), setting.stream()
+    word = int(setting.store.sequence(int(stream.step_indices(1)[0]), 24)[1])
+    distiller.teacher.model.embeddings.word_embeddings.weight[word] = math.inf
+    with pytest.raises(NotFinite, match="The teacher's own queries, keys or values are not finite") as caught:
+        train(distiller, stream, last=1)
+    assert caught.value.finding.teacher
+    assert all(word in setting.store.sequence(index, 24) for index in caught.value.finding.sequences)
+
+
+def test_a_step_that_is_sound_is_found_so_and_leaves_no_trace(setting: Setting) -> None:
+    distiller, stream = setting.distiller(), setting.stream()
+    assert distiller.examine(1, stream.step(1)) == Finding(1, sequences=[], relations=[], weights=[], gradients=[])
+    assert all(parameter.grad is None for parameter in distiller.student.parameters())
+
+
+@pytest.mark.parametrize("change", ["shape", "missing", "unknown"])
+@pytest.mark.parametrize("group", ["student", "optimizer"])
+def test_the_state_of_another_student_is_refused_by_the_name_of_a_weight(
+    setting: Setting, group: str, change: str
+) -> None:
+    distiller, stream = setting.distiller(), setting.stream()
+    train(distiller, stream, last=1)
+    state = {name: dict(members) for name, members in distiller.state().items()}
+    name = next(iter(state[group]))
+    if change == "shape":
+        state[group][name] = torch.zeros(1, 2, 3)
+    elif change == "missing":
+        del state[group][name]
+    else:
+        name = "colour"
+        state[group][name] = torch.zeros(1)
+    with pytest.raises(MinilmError, match=f"the checkpoint is of another student: {name} is "):
+        setting.distiller().load_state(state)
 
 
 # --- Stopping, state, repeating ----------------------------------------------------------------------------------
@@ -444,7 +501,7 @@ def test_going_on_from_a_state_is_bit_for_bit_what_going_on_would_have_been(sett
     resumed.load_state(state)
     assert_same(weights(straight), weights(resumed))
     one, other = train(straight, stream, first=4, last=6), train(resumed, stream, first=4, last=6)
-    assert [report.loss.item() for report in one] == [report.loss.item() for report in other]
+    assert [report.loss for report in one] == [report.loss for report in other]
     assert_same(weights(straight), weights(resumed))
     assert_same(straight.state()["optimizer"], resumed.state()["optimizer"])
 
@@ -477,7 +534,7 @@ def test_the_same_seed_gives_the_same_training_whatever_was_drawn_before(setting
         torch.manual_seed(disturbance)
         distiller = setting.distiller(dropout=0.1)
         reports = train(distiller, setting.stream(), last=3)
-        results.append(([report.loss.item() for report in reports], weights(distiller)))
+        results.append(([report.loss for report in reports], weights(distiller)))
     assert results[0][0] == results[1][0]
     assert_same(results[0][1], results[1][1])
 
@@ -487,7 +544,7 @@ def test_another_seed_drops_out_other_units(setting: Setting) -> None:
     for seed in (1, 2):
         distiller = setting.distiller(f"training.seed={seed}", dropout=0.5)
         [report] = train(distiller, setting.stream(), last=1)
-        losses.append(report.loss.item())
+        losses.append(report.loss)
     assert losses[0] != losses[1]
 
 
@@ -530,9 +587,9 @@ def test_bf16_is_close_to_fp32_and_keeps_the_weights_in_fp32(setting: Setting) -
     assert {parameter.dtype for parameter in half.student.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in half.teacher.parameters()} == {torch.bfloat16}
     for one, other in zip(train(half, setting.stream(), last=3), train(full, setting.stream(), last=3), strict=True):
-        assert one.loss.dtype == torch.float32
-        assert math.isclose(one.loss.item(), other.loss.item(), rel_tol=0.03)
-        assert one.loss.item() != other.loss.item()
+        assert one.relation_losses.dtype == torch.float32
+        assert math.isclose(one.loss, other.loss, rel_tol=0.03)
+        assert one.loss != other.loss
     assert {parameter.dtype for parameter in half.student.parameters()} == {torch.float32}
 
 
@@ -579,8 +636,8 @@ def test_two_halves_of_a_step_are_the_step(setting: Setting) -> None:
     train(setting.distiller(world=first), setting.stream(rank=1, ranks=2), last=1)
     both = setting.distiller(world=InTurn(0, first))
     theirs = train(both, setting.stream(rank=0, ranks=2), last=1)
-    assert theirs[0].loss.item() == pytest.approx(ours[0].loss.item(), rel=1e-6)
-    assert theirs[0].grad_norm.item() == pytest.approx(ours[0].grad_norm.item(), rel=1e-5)
+    assert theirs[0].loss == pytest.approx(ours[0].loss, rel=1e-6)
+    assert theirs[0].grad_norm == pytest.approx(ours[0].grad_norm, rel=1e-5)
     assert (theirs[0].sequences, theirs[0].tokens) == (ours[0].sequences, ours[0].tokens)
     assert theirs[0].padded_tokens == ours[0].padded_tokens
     assert_close(weights(alone), weights(both), atol=2e-4)  # AdamW's first step is as long as the learning rate

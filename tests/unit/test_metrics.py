@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Failing(Collecting):
 
 
 def test_each_record_is_a_line_that_is_there_at_once(tmp_path: Path) -> None:
-    sink = JsonlSink(tmp_path / "metrics.jsonl", keep_steps=0)
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
     sink.write({"step": 1, "loss": 0.5})
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
     sink.write({"step": 2, "loss": 0.25})
@@ -57,7 +58,7 @@ def test_each_record_is_a_line_that_is_there_at_once(tmp_path: Path) -> None:
 def test_a_resumed_run_drops_the_lines_of_later_steps(tmp_path: Path, keep: int, left: list[int]) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}, "loss": 1.5}}\n' for step in range(4)))
-    sink = JsonlSink(path, keep_steps=keep)
+    sink = JsonlSink(path, lambda record: record["step"] <= keep)
     sink.write({"step": 7})
     sink.close()
     assert [record["step"] for record in lines(path)] == [*left, 7]
@@ -70,7 +71,7 @@ def test_a_resumed_run_drops_the_lines_of_later_steps(tmp_path: Path, keep: int,
 def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 1.5}\n' + torn)
-    sink = JsonlSink(path, keep_steps=5)
+    sink = JsonlSink(path, lambda record: record["step"] <= 5)
     sink.write({"step": 6})
     sink.close()
     assert lines(path) == [{"step": 1, "loss": 1.5}, {"step": 6}]
@@ -79,7 +80,7 @@ def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path, torn: str) -> No
 def test_bytes_that_are_no_text_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n\xff\xfe\x80\n{"step": 2}\n')
-    JsonlSink(path, keep_steps=5).close()
+    JsonlSink(path).close()
     assert lines(path) == [{"step": 1}, {"step": 2}]
 
 
@@ -117,7 +118,7 @@ def test_a_sink_that_cannot_be_closed_is_told_and_the_others_are_closed(caplog: 
 
 
 def test_tensorboard_gets_every_number_but_the_step(tmp_path: Path) -> None:
-    sink = TensorBoardSink(tmp_path)
+    sink = TensorBoardSink(tmp_path, 0)
     sink.write({"step": 3, "loss": 0.5, "lr": 0.25})
     sink.write({"step": 4, "loss": 0.75})
     sink.close()
@@ -129,8 +130,9 @@ def test_tensorboard_gets_every_number_but_the_step(tmp_path: Path) -> None:
 
 
 def test_sinks_are_opened_by_name(tmp_path: Path) -> None:
-    assert open_sinks([], tmp_path, {}) == []
-    [sink] = open_sinks(["tensorboard"], tmp_path, {})
+    about = {"run_id": "x", "first_step": 0, "settings": {}}
+    assert open_sinks([], tmp_path, **about) == []
+    [sink] = open_sinks(["tensorboard"], tmp_path, **about)
     assert isinstance(sink, TensorBoardSink)
     sink.close()
 
@@ -147,9 +149,9 @@ def test_a_sink_whose_package_cannot_be_imported_is_refused(tmp_path: Path, monk
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MinilmError, match="needs the package tensorboard"):
-        TensorBoardSink(tmp_path)
+        TensorBoardSink(tmp_path, 0)
     with pytest.raises(MinilmError, match="needs the package wandb"):
-        WandbSink(tmp_path, {})
+        WandbSink(tmp_path, "x", {})
 
 
 def test_wandb_gets_the_runs_name_settings_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,16 +167,90 @@ def test_wandb_gets_the_runs_name_settings_and_numbers(tmp_path: Path, monkeypat
     class Wandb:
         @staticmethod
         def init(**options: Any) -> Run:
-            calls.append(("init", (options["id"], options["config"], options["resume"], options["dir"])))
+            calls.append(("init", {name: options[name] for name in ("id", "name", "config", "resume", "dir")}))
             return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", Wandb)
     folder = tmp_path / "my-run"
-    [sink] = open_sinks(["wandb"], folder, {"seed": 42})
+    [sink] = open_sinks(["wandb"], folder, run_id="my-run-1a2b", first_step=0, settings={"seed": 42})
     sink.write({"step": 3, "loss": 0.5})
     sink.close()
     assert calls == [
-        ("init", ("my-run", {"seed": 42}, "allow", str(folder))),
+        (
+            "init",
+            {"id": "my-run-1a2b", "name": "my-run", "config": {"seed": 42}, "resume": "allow", "dir": str(folder)},
+        ),
         ("log", ({"loss": 0.5}, 3)),
         ("finish", None),
     ]
+
+
+class Full:
+    """A file that takes a few bytes and then no more."""
+
+    def __init__(self, file: FileIO, room: int) -> None:
+        self.file, self.room = file, room
+
+    def __enter__(self) -> Full:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, content: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken, self.room = content[: self.room], 0
+        return self.file.write(taken)
+
+
+def test_lines_that_find_no_room_are_told_of_once_and_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path)
+    sink.write({"step": 1})
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, logger="minilm_cli"):
+        patched.setattr(Path, "open", lambda self, *_, **__: Full(FileIO(self, "r+"), room=5))
+        sink.write({"step": 2})
+        sink.write({"step": 3})
+    assert [record.message for record in caplog.records] == [
+        f"{path} cannot be written for now: No space left on device"
+    ]
+    assert path.read_text() == '{"step": 1}\n'  # and no part of a line
+    sink.write({"step": 4})
+    sink.close()
+    assert lines(path) == [{"step": step} for step in (1, 2, 3, 4)]
+    assert len(caplog.records) == 1
+
+
+def test_lines_that_were_never_written_are_counted_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "folder" / "metrics.jsonl"
+    path.parent.mkdir()
+    sink = JsonlSink(path)
+    path.unlink()
+    path.parent.rmdir()
+    with caplog.at_level(logging.WARNING, logger="minilm_cli"):
+        sink.write({"step": 1})
+        sink.write({"step": 2})
+        sink.close()
+    assert [record.message for record in caplog.records] == [
+        f"{path} cannot be written for now: No such file or directory",
+        f"{path} lacks its last 2 lines: No such file or directory",
+    ]
+    assert not path.parent.exists()
+
+
+def test_tensorboard_takes_back_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, steps in ((0, (1, 2, 3)), (2, (2, 3, 4))):
+        sink = TensorBoardSink(tmp_path, first)
+        for step in steps:
+            sink.write({"step": step, "loss": float(step)})
+        sink.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]

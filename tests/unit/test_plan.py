@@ -8,11 +8,13 @@ from minilm_cli.plan import DataFacts, Measured, Plan, RelationFacts, StudentFac
 def plan(**sections: Any) -> Plan:
     return Plan(
         teacher=TeacherFacts(
-            name="big/teacher", on_hub=True, family="bert", layers=12, layer=11, width=768, parameters=85_054_464
+            name="big/teacher", on_hub=True, family="bert", layers=12, layer=11, width=768, parameters=85_054_464,
+            config_sha256="1", weights_sha256="2",
         ),
         student=StudentFacts(
             name="l3-h384", family="bert", layers=3, layer=3, width=384, parameters=17_000_000,
             init_from_teacher_layers=[], tensors=55, untrained=["a", "b"], untrained_parameters=12,
+            config_sha256="3",
         ),
         relations=RelationFacts(weights={"qk": 2.0, "vv": 0.5}, heads=48, teacher_head_width=16, student_head_width=8),
         data=DataFacts(
@@ -40,6 +42,7 @@ def test_a_plan_is_shown_in_tables_without_what_is_not_known() -> None:
     assert tables["training"]["epochs"] == "1.235"
     assert "tokenizer" not in tables["data"]
     assert "init from teacher layers" not in tables["student"]
+    assert not [name for rows in tables.values() for name in rows if "sha256" in name]
 
 
 def test_what_was_measured_is_shown_if_it_was() -> None:

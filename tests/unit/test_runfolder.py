@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from minilm_cli import checkpoint
 from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.runfolder import RunFolder, final_losses, find_run
+from minilm_cli.runfolder import BackedOff, Best, Notes, RunFolder, final_losses, find_run
 from minilm_cli.settings import DistillSettings, load_distill_settings
 
 
@@ -129,3 +130,79 @@ def test_the_final_losses_are_the_last_of_each() -> None:
         {"step": 2, "loss": 1.0, "elapsed": 3.0},
     ]
     assert final_losses(records) == {"loss": 1.0, "eval_loss": 2.5, "eval_loss_qq": 2.0}
+
+
+def test_a_run_is_locked_against_a_second_process(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    with run.locked() as lock:
+        assert lock.in_place()
+        with pytest.raises(MinilmError, match=r"process \d+ on .* is at work on this run") as caught, run.locked():
+            pass
+        assert (caught.value.exit_status, caught.value.where) == (2, str(run.path))
+    with run.locked():
+        pass
+
+
+def test_taking_the_lock_clears_away_what_a_killed_process_left(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    save(run, 1)
+    (run.path / ".tmp-settings.json").write_text("{")
+    (run.checkpoints / ".tmp-gone-step-00000009").mkdir()
+    (run.checkpoints / ".tmp-gone-step-00000009" / "student.safetensors").write_text("x")
+    with run.locked():
+        assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "lock", "settings.json"]
+        assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000001"]
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with caplog.at_level("WARNING", logger="minilm_cli"), made(tmp_path / "run").locked():
+        pass
+    assert "on a file system without locks" in caplog.text
+
+
+def test_a_run_of_a_later_layout_is_refused_with_the_version_that_wrote_it(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    assert run.environment() == {}
+    run.environment_file.write_text('{"format_version": 9, "minilm": "7.8.9"}')
+    with pytest.raises(MinilmError, match=r"this run has format 9, written by minilm 7\.8\.9; .* reads up to 1"):
+        find_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"best": 5},
+        {"best": {"step": "2", "eval_loss": 1.0}},
+        {"evaluated": "x"},
+        {"since": {"sequences": 1, "colour": 2}},
+        {"colour": 1},
+    ],
+)
+def test_notes_that_are_not_those_of_a_run_are_refused(tmp_path: Path, notes: dict[str, Any]) -> None:
+    run = made(tmp_path / "run")
+    chosen = checkpoint.save(run.checkpoints, 1, {"student": {"weight": torch.zeros(1)}}, notes)
+    with pytest.raises(RunError, match="its notes are not those of a run") as caught:
+        Notes.of(chosen)
+    assert caught.value.where == str(chosen.path)
+
+
+def test_notes_are_read_back_as_they_were_saved(tmp_path: Path) -> None:
+    notes = Notes(evaluated=3, best=Best(step=2, eval_loss=0.25), elapsed=1.5, backed_off=BackedOff(wanted=9, became=4))
+    checkpoint.save(tmp_path, 4, {"student": {}}, notes.model_dump())
+    assert Notes.of(checkpoint.load(checkpoint.path_of(tmp_path, 4))) == notes
+
+
+def test_lines_of_metrics_that_are_no_records_are_left_out(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    run.metrics_file.write_text('[1]\n3\n"x"\n{"loss": 1.0}\n{"step": "1"}\n{"step": 1}\n')
+    assert run.metrics() == [{"step": 1}]
+
+
+def test_the_command_that_goes_on_can_be_copied() -> None:
+    assert RunFolder(Path("runs/my run")).how_to_resume() == "minilm resume 'runs/my run'"

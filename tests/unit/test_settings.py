@@ -185,7 +185,16 @@ def test_a_section_of_which_all_is_commented_out_sets_nothing(tmp_path: Path) ->
         ("settings.yaml", "!!python/object/apply:os.getcwd []", "cannot be parsed"),
         ("settings.toml", "a = ", "cannot be parsed"),
         ("settings.json", "{", "cannot be parsed"),
-        pytest.param("settings.json", "[" * 100_000, "cannot be parsed", id="nested too deeply"),
+        pytest.param("settings.json", "[" * 60_000, "cannot be parsed", id="nested too deeply"),
+        pytest.param("settings.yaml", "[" * 60_000, "cannot be parsed", id="nested too deeply in YAML"),
+        pytest.param("settings.yaml", "a: 1\n" * 20_000, "longer than 65,536 characters", id="too long"),
+        pytest.param("settings.json", '{"a": ' + "9" * 5000 + "}", "cannot be parsed", id="too many digits"),
+        ("settings.yaml", "a: !!bool x", "cannot be parsed"),
+        ("settings.yaml", "a: !!int ''", "cannot be parsed"),
+        ("settings.yaml", "a: !!timestamp x", "cannot be parsed"),
+        ("settings.yaml", "a: 2001-99-99", "cannot be parsed"),
+        pytest.param("settings.yaml", "a: 1" + ":59" * 400 + ".5", "cannot be parsed", id="beyond all floats"),
+        ("settings.yaml", "a: &a {lr: 1}\noptimizer: {<<: *a}", "merge keys"),
         ("settings.json", "3", "holds a mapping"),
         ("settings.ini", "a = 1", "ends in .yaml, .toml or .json"),
         ("settings", "a: 1", "ends in .yaml, .toml or .json"),
@@ -196,6 +205,18 @@ def test_a_file_that_is_no_settings_file_is_refused_by_name(tmp_path: Path, name
     with pytest.raises(MinilmError, match=message) as caught:
         read_settings_file(path)
     assert caught.value.where == str(path)
+
+
+def test_an_alias_stands_for_the_value_that_has_its_name(tmp_path: Path) -> None:
+    assert load(file=written(tmp_path, "evaluation: {every: &n 70}\ncheckpoint: {every: *n}\n")).checkpoint.every == 70
+
+
+@pytest.mark.parametrize(
+    "text", ["&a {training: *a}", "training: &a {steps: *a}", "relations: {weights: &a {qq: *a}}", "? &a [*a]\n: 1\n"]
+)
+def test_a_value_that_holds_itself_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(MinilmError):
+        load(file=written(tmp_path, text), **{"training.batch_size": 3})
 
 
 def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
@@ -231,6 +252,11 @@ def test_a_setting_given_by_flag_and_by_set_is_refused() -> None:
 def test_a_setting_given_twice_by_set_is_refused() -> None:
     with pytest.raises(MinilmError, match=r"--set gives optimizer\.lr twice"):
         load("optimizer.lr=1", "optimizer.lr=1")
+
+
+@pytest.mark.parametrize("text", ["!!bool x", "2001-99-99", "9" * 5000, "[" * 5000, "a: b: c"])
+def test_what_cannot_be_read_as_yaml_is_text(text: str) -> None:
+    assert parse_assignments([f"data.path={text}"]) == {"data.path": text}
 
 
 @pytest.mark.parametrize("assignment", ["optimizer.lr", "=3", "", "optimizer.lr 3"])
@@ -375,6 +401,22 @@ def test_a_wrong_value_is_refused_with_the_name_of_its_setting(name: str, value:
     assert "literal[" not in message
 
 
+@pytest.mark.parametrize("name", ["data.path", "output", "teacher.name", "student.config", "training.device"])
+@pytest.mark.parametrize("value", ["a\0b", "\udcff"], ids=["null", "not Unicode"])
+def test_what_can_be_no_name_of_a_file_is_refused(name: str, value: str) -> None:
+    as_given = Path(value) if name in ("data.path", "output") else value
+    with pytest.raises(MinilmError, match=f"^{name}: ") as caught:
+        load(**{name: as_given})
+    assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["0x" + "f" * 50_000, "x" * 50_000, "9" * 4000])
+def test_a_wrong_value_of_thousands_of_characters_is_cut_short(value: str) -> None:
+    with pytest.raises(MinilmError, match=r"training\.batch_size: .*given: .*…") as caught:
+        load(f"training.batch_size={value}")
+    assert len(str(caught.value)) < 500
+
+
 @pytest.mark.parametrize("name", ["optimizer.lr", "training.batch_size", "training.seed", "checkpoint.keep"])
 def test_true_is_not_a_number(name: str) -> None:
     with pytest.raises(MinilmError, match=name):
@@ -441,6 +483,9 @@ NEW_VALUES = {
     "training.micro_batch_tokens": 99,
     "training.compile": True,
     "training.device": "cuda",
+    "training.precision": "fp32",
+    "optimizer.lr": 7e-5,
+    "optimizer.clip_norm": 7.5,
     "evaluation.every": 7,
     "checkpoint.every": 7,
     "checkpoint.minutes": 7.5,

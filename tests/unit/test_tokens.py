@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minilm_cli import __version__
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import sha256
 from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter, id_dtype
@@ -144,6 +146,16 @@ def replace(name: str, array: Any) -> Callable[[Path], None]:
     return lambda folder: np.save(folder / name, array, allow_pickle=array.dtype == object)
 
 
+def archive(name: str) -> Callable[[Path], None]:
+    """What NumPy takes for several arrays, whatever its name."""
+
+    def write_archive(folder: Path) -> None:
+        with (folder / name).open("wb") as file:
+            np.savez(file, np.zeros(8, dtype=np.uint16))
+
+    return write_archive
+
+
 def cut(name: str, size: int) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
@@ -171,16 +183,28 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "count of tokens": set_at("tokens", value=13),
     "histogram too short": set_at("length_histogram", value=[]),
     "histogram of other lengths": set_at("length_histogram", value=[0, 5]),
+    # Of as many sequences and tokens as there are, and as long, but of 4 and 3 tokens not the numbers there are.
+    "histogram of the same counts": set_at("length_histogram", value=[0, 1, 0, 3, 1]),
+    "histogram of shorter sequences": set_at("length_histogram", value=[0, 0, 1, 4]),
+    "count beyond all machine words": set_at("length_histogram", 2, value=10**4299),
+    "count that is not finite": set_at("tokens", value=float("inf")),
     "no vocabulary": set_at("tokenizer", "vocabulary_size", value=0),
     "vocabulary beyond all types": set_at("tokenizer", "vocabulary_size", value=2**65),
     "vocabulary of another type": set_at("tokenizer", "vocabulary_size", value=70_000),
     "shard left out": lambda folder: change_manifest(folder, lambda manifest: manifest["shards"].pop()),
     "shard twice": lambda folder: change_manifest(folder, lambda m: m["shards"].append(m["shards"][0])),
+    "no shards": set_at("shards", value=[]),
+    "shards in another order": lambda folder: change_manifest(folder, lambda m: m["shards"].reverse()),
+    "shard of no sequence": lambda folder: change_manifest(
+        folder, lambda m: m["shards"].append({**m["shards"][0], "file": "shard-00002.npy", "sequences": 0, "tokens": 0})
+    ),
     "path upwards": set_at("shards", 0, "file", value="../shard-00000.npy"),
     "path absolute": set_at("shards", 0, "file", value="/etc/shard-00000.npy"),
     "path with a line break": set_at("shards", 0, "file", value="shard-00000.npy\n"),
     "path with a null": set_at("shards", 0, "file", value="shard-00000.npy\0"),
     "another name": set_at("shards", 0, "file", value="x.npy"),
+    "digits of another script": set_at("shards", 0, "file", value="shard-٠٠٠٠٠.npy"),
+    "a surrogate": set_at("shards", 0, "sha256", value="\ud800"),
     "ids missing": lambda folder: (folder / "shard-00001.npy").unlink(),
     "offsets missing": lambda folder: (folder / "shard-00001.offsets.npy").unlink(),
     "ids are a folder": lambda folder: ((folder / "shard-00000.npy").unlink(), (folder / "shard-00000.npy").mkdir()),
@@ -192,6 +216,11 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "ids a pickle": replace("shard-00000.npy", np.array([{}] * 8)),
     "ids of another type": replace("shard-00000.npy", np.zeros(8, dtype=np.int64)),
     "ids of another shape": replace("shard-00000.npy", np.zeros((2, 4), dtype=np.uint16)),
+    "ids an archive": archive("shard-00000.npy"),
+    "ids of the other byte order": replace("shard-00000.npy", np.zeros(8, dtype=np.dtype(np.uint16).newbyteorder())),
+    "ids with a byte more": lambda folder: (folder / "shard-00000.npy").write_bytes(
+        (folder / "shard-00000.npy").read_bytes() + b"x"
+    ),
     "ids too few": replace("shard-00000.npy", np.zeros(7, dtype=np.uint16)),
     "offsets of another type": replace("shard-00000.offsets.npy", np.array([0.0, 3, 4, 8])),
     "offsets from 1": replace("shard-00000.offsets.npy", np.array([1, 3, 4, 8])),
@@ -218,8 +247,54 @@ def test_a_store_of_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
     write(tmp_path, SEQUENCES)
     set_at("format_version", value=2)(tmp_path)
     set_at("entry_of_the_future", value={})(tmp_path)
-    with pytest.raises(MinilmError, match="has format 2, and this minilm reads up to 1"):
+    set_at("written_by", value="1.4")(tmp_path)
+    message = f"has format 2, written by minilm 1.4; this minilm, {__version__}, reads up to 1"
+    with pytest.raises(MinilmError, match=re.escape(message)):
         TokenStore(tmp_path)
+
+
+def test_a_store_says_which_version_wrote_it_and_one_that_does_not_is_read_too(tmp_path: Path) -> None:
+    assert write(tmp_path, SEQUENCES).manifest.written_by == __version__
+    change_manifest(tmp_path, lambda manifest: manifest.pop("written_by"))
+    assert TokenStore(tmp_path).manifest.written_by is None
+
+
+def npy(header: str, *, version: int = 1, length: int | None = None) -> bytes:
+    """A `.npy` file of this header and of eight values of two bytes."""
+    announced = len(header) if length is None else length
+    return b"\x93NUMPY" + bytes([version, 0]) + announced.to_bytes(2 * version, "little") + header.encode() + bytes(16)
+
+
+HEADER = "{'descr': '<u2', 'fortran_order': False, 'shape': (8,), }"
+
+HEADERS = {
+    "of another format": npy(HEADER, version=2),
+    "longer than the file": npy(HEADER, length=2**16 - 1),
+    "longer than memory": npy(HEADER, version=2, length=2**32 - 1),
+    "shorter than it is": npy(HEADER, length=30),
+    "empty": npy(""),
+    "of more values than the file has": npy(HEADER.replace("8", str(2**60))),
+    "of less than no value": npy(HEADER.replace("8", "-1")),
+    "of a number of thousands of digits": npy(HEADER.replace("8", "9" * 5000)),
+    "of no literal": npy(HEADER.replace("8", "2**3")),
+    "nested too deeply": npy("(" * 60_000),
+    "of keys that cannot be compared": npy("{1: 2, 'a': 3}"),
+    "of objects": npy(HEADER.replace("<u2", "|O")),
+    "of columns": npy(HEADER.replace("'<u2'", "[('a', '<u2')]")),
+    "as Python 2 wrote it": npy(HEADER.replace("8", "8L")),
+}
+
+
+@pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
+def test_a_header_is_compared_and_nothing_in_it_is_believed(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, SEQUENCES)
+    (tmp_path / "shard-00000.npy").write_bytes(npy(HEADER + " " * 70 + "\n"))
+    assert TokenStore(tmp_path)[0].tolist() == [0, 0, 0]
+    (tmp_path / "shard-00000.npy").write_bytes(content)
+    with pytest.raises(MinilmError) as caught:
+        TokenStore(tmp_path)
+    assert caught.value.where == str(tmp_path / "shard-00000.npy")
+    assert len(caught.value.message) < 500
 
 
 @pytest.mark.parametrize("name", ["shard-00000.npy", "shard-00001.npy", "shard-00001.offsets.npy"])

@@ -1,0 +1,137 @@
+"""Numbers gone wrong: what is said of a step that is not finite, and of a run that has most likely failed.
+
+Ignores how the numbers came about.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from minilm_cli.errors import RunError
+
+#: Steps that are looked at, and those before them that they are compared with.
+RECENT, BEFORE = 20, 200
+
+#: Exploding: the norm has become this many times what it was, and the loss this many times.
+NORM_GROWTH, LOSS_GROWTH = 10.0, 1.2
+
+#: Dead: the loss is still this share of the first, after the warm-up; or it is this share, and the norm that share of
+#: the largest that it was.
+NOTHING_LEARNT, LITTLE_LEARNT, NORM_LEFT = 0.98, 0.5, 1e-3
+
+#: As many names are shown.
+_FEW = 10
+
+#: Steps after which the same is said again.
+AGAIN = 5000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a loss or gradient that is not finite comes from."""
+
+    step: int
+    sequences: Sequence[int] = ()
+    """Indices in the token store of the sequences whose loss or gradient is not finite."""
+    relations: Sequence[str] = ()
+    """The relations whose loss is not finite."""
+    teacher: bool = False
+    """Whether the teacher's own queries, keys or values are not, for one of them."""
+    weights: Sequence[str] = ()
+    """Weights of the student that are not."""
+    gradients: Sequence[str] = ()
+    """Weights whose gradient is not, where every loss is."""
+
+    def told(self) -> str:
+        """In a few sentences."""
+        parts = [
+            (self.relations, "Relations: {}."),
+            (self.sequences, "Sequences of the token store: {}."),
+            (self.weights, "Weights of the student that are not finite themselves: {}."),
+            (self.gradients, "The losses are finite, and the gradients of these weights are not: {}."),
+        ]
+        told = [form.format(_few(names)) for names, form in parts if names]
+        if self.teacher:
+            told.append("The teacher's own queries, keys or values are not finite for them.")
+        return " ".join(told)
+
+
+class NotFinite(RunError):
+    """A step's loss or gradient is not finite; the optimiser has not moved."""
+
+    def __init__(self, finding: Finding, loss: float, grad_norm: float) -> None:
+        self.finding = finding
+        super().__init__(
+            f"step {finding.step}: the loss is {loss:g} and its gradient's norm {grad_norm:g}; the step was not taken."
+            f" {finding.told()}".rstrip(),
+            hint="Resuming would meet it again. A lower --lr, a longer --warmup-steps or --precision fp32 may help.",
+        )
+
+
+def _few(names: Sequence[object]) -> str:
+    shown = ", ".join(map(str, names[:_FEW]))
+    return shown if len(names) <= _FEW else f"{shown} … ({len(names)} in all)"
+
+
+class Watch:
+    """Looks at every step's loss and gradient norm, and says when a run has most likely failed.
+
+    It would rather miss a failure than be wrong: a norm that grows while the loss falls is learning, and a small one
+    with a small loss is success.
+    """
+
+    def __init__(self, *, warmup_steps: int, first_loss: float | None = None) -> None:
+        """first_loss: what `first_loss` was when the run was interrupted."""
+        self.first_loss = first_loss
+        """The mean loss of the first steps, once they are done."""
+        self._warmup_steps = warmup_steps
+        self._losses: deque[float] = deque(maxlen=BEFORE + RECENT)
+        self._norms: deque[float] = deque(maxlen=BEFORE + RECENT)
+        self._largest_norm = 0.0
+        self._told: dict[str, int] = {}
+
+    def look(self, step: int, loss: float, grad_norm: float) -> list[str]:
+        """Take the numbers of a step; returns what is to be said of the run now."""
+        self._losses.append(loss)
+        self._norms.append(grad_norm)
+        if step == RECENT == len(self._losses):
+            self.first_loss = fmean(self._losses)
+        if len(self._losses) < 2 * RECENT or step % RECENT:
+            return []
+        norm = median(list(self._norms)[-RECENT:])
+        self._largest_norm = max(self._largest_norm, norm)
+        found = {"exploding": self._exploding(norm), "dead": self._dead(step, norm)}
+        return [text for what, text in found.items() if text and self._is_news(step, what)]
+
+    def _exploding(self, norm: float) -> str | None:
+        before = median(list(self._norms)[:-RECENT])
+        loss, loss_before = fmean(list(self._losses)[-RECENT:]), fmean(list(self._losses)[:-RECENT])
+        if norm <= NORM_GROWTH * before or loss <= LOSS_GROWTH * loss_before:
+            return None
+        return (
+            f"The gradient is exploding: over the last {RECENT} steps its norm was {norm:.3g}, after {before:.3g}, and"
+            f" the loss {loss:.3g}, after {loss_before:.3g}. A lower learning rate may save the run."
+        )
+
+    def _dead(self, step: int, norm: float) -> str | None:
+        loss, first = fmean(self._losses), self.first_loss
+        if not first:
+            return None
+        warm = len(self._losses) == BEFORE + RECENT and step >= self._warmup_steps + BEFORE + RECENT
+        still = norm <= NORM_LEFT * self._largest_norm
+        if not (warm and loss > NOTHING_LEARNT * first) and not (still and loss > LITTLE_LEARNT * first):
+            return None
+        return (
+            f"The student seems dead: over the last {len(self._losses)} steps the loss was {loss:.3g}, at first it was"
+            f" {first:.3g}, and the gradient's norm is {norm:.3g}. Another learning rate, in a new run, may help."
+        )
+
+    def _is_news(self, step: int, what: str) -> bool:
+        told = self._told.get(what)
+        if told is not None and step - told < AGAIN:
+            return False
+        self._told[what] = step
+        return True

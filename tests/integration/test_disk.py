@@ -1,0 +1,290 @@
+"""A disk that fills up, turns read-only or goes away under a command: a clear error, and the earlier state whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minilm_cli import checkpoint, run
+from minilm_cli.corpus import tokenize
+from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.export import export
+from minilm_cli.metrics import NoProgress
+from minilm_cli.runfolder import RunFolder
+from minilm_cli.settings import ExportSettings, TokenizeSettings
+
+from .conftest import Settings, is_the_same
+
+
+class Disk:
+    """A file system of a few megabytes, mounted at `path`."""
+
+    def __init__(self, place: Path) -> None:
+        self.path, self._real = place / "disk", place / "real"
+        for folder in (self.path, self._real):
+            folder.mkdir()
+        self._mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", self._real)
+        self.come_back()
+
+    def _mount(self, *words: str | Path) -> None:
+        done = subprocess.run(["mount", *words], check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+
+    def fill(self, *, leave: int = 0) -> None:
+        """Have no room left but for so many bytes."""
+        with (self._real / "filler").open("ab", buffering=0) as file:
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * 4096)
+            file.truncate(file.tell() - leave)
+
+    def empty(self) -> None:
+        """Have room again."""
+        (self._real / "filler").unlink()
+
+    def turn_read_only(self) -> None:
+        """Refuse to be written to."""
+        self._mount("-o", "remount,bind,ro", self.path)
+
+    def vanish(self) -> None:
+        """Be gone, with an empty folder in its place."""
+        subprocess.run(["umount", "--lazy", self.path], check=True)
+
+    def come_back(self) -> None:
+        """Be there again, as it was."""
+        self._mount("--bind", self._real, self.path)
+
+    def close(self) -> None:
+        for folder in (self.path, self._real):
+            subprocess.run(["umount", "--lazy", folder], check=False, capture_output=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    disk = Disk(tmp_path)
+    yield disk
+    disk.close()
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What the package warns of."""
+    monkeypatch.setattr(logging.getLogger("minilm_cli"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="minilm_cli")
+    return caplog
+
+
+class At(NoProgress):
+    """Progress that does something when certain steps are shown."""
+
+    def __init__(self, **steps: Callable[[], object]) -> None:
+        """`step_3=disk.fill` and the like."""
+        self.steps = {int(name.removeprefix("step_")): action for name, action in steps.items()}
+
+    def update(self, done: float, shown: object = None) -> None:  # noqa: ARG002
+        """Do it, once."""
+        if action := self.steps.pop(int(done), None):
+            action()
+
+
+LONG = {"training__steps": 12, "evaluation__every": 6, "reporting__log_every": 1}
+
+#: Metrics of more than a page, so that some find no room.
+LONGER = LONG | {"training__steps": 60, "evaluation__every": 60, "checkpoint__every": 60}
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, small_settings: Settings) -> Path:
+    """The same run on a disk that is sound."""
+    return run.distill(small_settings(tmp_path / "undisturbed", **LONG), NoProgress()).path
+
+
+@pytest.fixture
+def longer(tmp_path: Path, small_settings: Settings) -> Path:
+    """The longer run, on a disk that is sound."""
+    return run.distill(small_settings(tmp_path / "longer", **LONGER), NoProgress()).path
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps whose checkpoints are there; all of them are sound, and nothing half there is beside them."""
+    found = checkpoint.steps(folder / "checkpoints")
+    assert [checkpoint.load(checkpoint.path_of(folder / "checkpoints", step)).step for step in found] == found
+    assert not list(folder.rglob(".tmp-*"))
+    return found
+
+
+@pytest.mark.parametrize("name", ["tokens", "ids.jsonl.gz"])
+@pytest.mark.parametrize("leave", [0, 8192])
+def test_tokenising_onto_a_full_disk_leaves_nothing(
+    disk: Disk, tiny_corpus: Path, tiny_teacher: Path, name: str, leave: int
+) -> None:
+    text = disk.path.parent / "text.txt"
+    text.write_text(tiny_corpus.read_text(encoding="utf-8") * 20, encoding="utf-8")
+    settings = TokenizeSettings(inputs=(text,), tokenizer=str(tiny_teacher), output=disk.path / name, workers=1)
+    disk.fill(leave=leave)
+    with pytest.raises(RunError, match="No space left on device") as caught:
+        tokenize(settings, NoProgress())
+    assert str(disk.path) in str(caught.value)
+    assert "MB free in" in str(caught.value)
+    assert [path.name for path in disk.path.iterdir()] == ["filler"]
+    disk.empty()
+    assert tokenize(settings, NoProgress()).tokens
+
+
+def test_a_checkpoint_that_finds_no_room_is_saved_after_older_ones_made_some(
+    disk: Disk, small_settings: Settings, undisturbed: Path, said: pytest.LogCaptureFixture
+) -> None:
+    at = At(step_7=lambda: disk.fill(leave=16384), step_9=disk.empty)
+    done = run.distill(small_settings(disk.path / "run", checkpoint__keep=4, **LONG), at)
+    assert "Step 8: no checkpoint: it could not be written: " in said.text
+    assert "Trying once more, with fewer kept" in said.text
+    assert "metrics.jsonl cannot be written" not in said.text
+    assert set(steps(done.path)) >= {12}
+    is_the_same(done.path, undisturbed)
+
+
+def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
+    disk: Disk, small_settings: Settings, undisturbed: Path
+) -> None:
+    folder = disk.path / "run"
+    with pytest.raises(RunError, match=r"step 8: the checkpoint cannot be saved: .*No space left") as caught:
+        run.distill(small_settings(folder, checkpoint__keep=1, **LONG), At(step_7=disk.fill))
+    assert caught.value.exit_status == 1
+    assert "That of step 6 is whole." in str(caught.value)
+    assert f"minilm resume {folder}" in str(caught.value)
+    assert steps(folder) == [6]
+    disk.empty()
+    is_the_same(run.resume(RunFolder(folder), NoProgress()).path, undisturbed)
+
+
+def test_metrics_that_cannot_be_written_are_written_when_they_can_be(
+    disk: Disk, small_settings: Settings, longer: Path, said: pytest.LogCaptureFixture
+) -> None:
+    done = run.distill(small_settings(disk.path / "run", **LONGER), At(step_7=disk.fill, step_50=disk.empty))
+    assert said.text.count("metrics.jsonl cannot be written for now: No space left on device") == 1
+    is_the_same(done.path, longer)
+
+
+# TensorBoard's own thread ends with the error that its sink is told of.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_report_that_finds_no_room_is_left_out_and_the_run_goes_on(
+    disk: Disk, small_settings: Settings, longer: Path, said: pytest.LogCaptureFixture
+) -> None:
+    settings = small_settings(disk.path / "run", reporting__sinks=("tensorboard",), **LONGER)
+    done = run.distill(settings, At(step_7=disk.fill, step_50=disk.empty))
+    assert said.text.count("TensorBoardSink failed and is left out from now on: [Errno 28] No space left") == 1
+    is_the_same(done.path, longer)
+
+
+def test_a_student_that_finds_no_room_is_written_by_a_resumed_run(
+    disk: Disk, small_settings: Settings, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_hf = run.write_hf
+
+    def without_room(*words: Any, **options: Any) -> float:
+        disk.fill(leave=32768)
+        return write_hf(*words, **options)
+
+    monkeypatch.setattr(run, "write_hf", without_room)
+    with pytest.raises(RunError, match=r"could not be written: .*No space left") as caught:
+        run.distill(small_settings(disk.path / "run", **LONG), NoProgress())
+    assert "Training is done and saved." in str(caught.value)
+    assert not (disk.path / "run" / "student").exists()
+    assert steps(disk.path / "run")[-1] == 12
+    monkeypatch.undo()
+    disk.empty()
+    is_the_same(run.resume(RunFolder(disk.path / "run"), NoProgress()).path, undisturbed)
+
+
+def test_a_run_that_cannot_begin_for_want_of_room_leaves_nothing(disk: Disk, small_settings: Settings) -> None:
+    disk.fill(leave=8192)
+    with pytest.raises(RunError, match=r"could not be written: .*No space left"):
+        run.distill(small_settings(disk.path / "runs" / "run", **LONG), NoProgress())
+    assert [path.name for path in disk.path.iterdir()] == ["filler"]
+
+
+def test_an_export_onto_a_full_disk_leaves_nothing_and_the_run_as_it_was(disk: Disk, finished_run: Path) -> None:
+    folder = disk.path / "run"
+    shutil.copytree(finished_run, folder)
+    before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+    disk.fill(leave=32768)
+    with pytest.raises(RunError, match=r"could not be written: .*No space left") as caught:
+        export(ExportSettings(run=folder))
+    assert caught.value.where == str(folder / "export" / "hf")
+    assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
+    disk.empty()
+    assert export(ExportSettings(run=folder)).path.is_dir()
+
+
+def test_where_all_is_read_only_that_is_said_at_once(
+    disk: Disk, tiny_corpus: Path, tiny_teacher: Path, small_settings: Settings, finished_run: Path
+) -> None:
+    folder = disk.path / "run"
+    shutil.copytree(finished_run, folder)
+    before = {path: path.is_file() and path.read_bytes() for path in disk.path.rglob("*")}
+    disk.turn_read_only()
+    text = TokenizeSettings(inputs=(tiny_corpus,), tokenizer=str(tiny_teacher), output=disk.path / "tokens", workers=1)
+    commands: dict[str, Callable[[], object]] = {
+        "tokenize": lambda: tokenize(text, NoProgress()),
+        "distill": lambda: run.distill(small_settings(disk.path / "new"), NoProgress()),
+        "resume": lambda: run.resume(RunFolder(folder), NoProgress(), {"training.steps": 9}),
+        "export": lambda: export(ExportSettings(run=folder)),
+    }
+    for name, command in commands.items():
+        with pytest.raises(MinilmError, match="Read-only file system") as caught:
+            command()
+        assert caught.value.exit_status == 2, name
+        assert str(disk.path) in str(caught.value)
+    assert {path: path.is_file() and path.read_bytes() for path in disk.path.rglob("*")} == before
+
+
+def test_a_disk_that_turns_read_only_stops_the_run_at_its_next_checkpoint(
+    tmp_path: Path, small_settings: Settings, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    def turn_read_only() -> None:  # as the kernel does; nobody else may while files are open
+        monkeypatch.setattr("tempfile.mkdtemp", refuse)
+
+    def refuse(**_: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(RunError, match=r"step 8: the checkpoint cannot be saved: .*Read-only file system") as caught:
+        run.distill(small_settings(folder, **LONG), At(step_7=turn_read_only))
+    assert caught.value.exit_status == 1
+    assert "That of step 6 is whole." in str(caught.value)
+    monkeypatch.undo()
+    assert steps(folder)[-1] == 6
+    is_the_same(run.resume(RunFolder(folder), NoProgress()).path, undisturbed)
+
+
+def test_a_disk_that_goes_away_stops_the_run_which_writes_nothing_in_its_place(
+    disk: Disk, small_settings: Settings, undisturbed: Path, said: pytest.LogCaptureFixture
+) -> None:
+    folder = disk.path / "run"
+    with pytest.raises(RunError, match="step 8: the checkpoint cannot be saved") as caught:
+        run.distill(small_settings(folder, **LONG), At(step_7=disk.vanish))
+    assert "not there any more" in str(caught.value)
+    assert "metrics.jsonl cannot be written for now: No such file or directory" in said.text
+    assert list(disk.path.iterdir()) == []
+    disk.come_back()
+    assert steps(folder)[-1] == 6
+    is_the_same(run.resume(RunFolder(folder), NoProgress()).path, undisturbed)
+
+
+def test_a_disk_that_is_back_in_time_does_no_harm(
+    disk: Disk, small_settings: Settings, undisturbed: Path, said: pytest.LogCaptureFixture
+) -> None:
+    at = At(step_7=disk.vanish, step_9=disk.come_back)
+    done = run.distill(small_settings(disk.path / "run", checkpoint__every=6, **LONG), at)
+    assert "metrics.jsonl cannot be written for now" in said.text
+    is_the_same(done.path, undisturbed)

@@ -1,0 +1,250 @@
+"""A run is one process's at a time, and goes on with what it began with."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from minilm_cli import checkpoint, run
+from minilm_cli.errors import MinilmError
+from minilm_cli.metrics import NoProgress
+from minilm_cli.runfolder import RunFolder
+from minilm_cli.training import Training
+
+from .conftest import Commands, Settings, is_the_same, metrics, wait_until
+
+
+@pytest.fixture
+def long(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path) -> tuple[str, ...]:
+    """The words of a run that does not end by itself, in the folder `run`."""
+    return (
+        *("distill", "--teacher", str(tiny_teacher), "--student-config", str(tiny_student_config)),
+        *("--data", str(tiny_store), "--steps", "100000", "--batch-size", "4", "--warmup-steps", "1"),
+        *("--eval-fraction", "0", "--save-every", "1000000", "--log-every", "1", "--output", "run"),
+    )
+
+
+def under_way(folder: Path) -> Callable[[], bool]:
+    """Whether the run in `folder` has done a step."""
+    return lambda: (folder / "metrics.jsonl").exists() and bool((folder / "metrics.jsonl").read_text(encoding="utf-8"))
+
+
+def test_a_second_process_is_refused_while_the_first_lives(minilm: Commands, long: tuple[str, ...]) -> None:
+    folder = minilm.folder / "run"
+    process = minilm.start(*long)
+    wait_until(under_way(folder), process)
+    pid = (folder / "lock").read_text(encoding="utf-8").splitlines()[0]
+    assert int(pid) == process.pid
+    for words in (("resume", "run"), (*long, "--force")):
+        refused = minilm(*words)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"process {pid} on " in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    minilm.end(process)
+    # The lock died with it: this one is let in, and stops because it is asked to.
+    process = minilm.start("resume", "run")
+    wait_until(lambda: (folder / "lock").read_text(encoding="utf-8").startswith(f"{process.pid}\n"), process)
+    wait_until(under_way(folder), process)
+    process.send_signal(signal.SIGINT)
+    assert minilm.end(process).returncode == 130
+    assert (folder / "lock").read_text(encoding="utf-8") == ""
+
+
+def test_sigusr1_saves_and_the_run_goes_on(minilm: Commands, long: tuple[str, ...]) -> None:
+    folder = minilm.folder / "run"
+    process = minilm.start(*long)
+    os.kill(process.pid, 0)
+    wait_until(under_way(folder), process)
+    for _ in range(2):
+        before = checkpoint.steps(folder / "checkpoints")
+        os.kill(int((folder / "lock").read_text(encoding="utf-8").splitlines()[0]), signal.SIGUSR1)
+        wait_until(lambda before=before: checkpoint.steps(folder / "checkpoints") != before, process)  # type: ignore[misc]
+    saved = checkpoint.latest(folder / "checkpoints")
+    assert saved is not None
+    written = (folder / "metrics.jsonl").read_text(encoding="utf-8").count("\n")
+    wait_until(lambda: (folder / "metrics.jsonl").read_text(encoding="utf-8").count("\n") > written, process)
+    process.send_signal(signal.SIGTERM)
+    ended = minilm.end(process)
+    assert ended.returncode == 143
+    assert f"SIGUSR1: the checkpoint of step {saved.step} is saved." in ended.stderr
+
+
+def test_sigusr1_before_there_is_anything_to_save_ends_nothing(minilm: Commands, long: tuple[str, ...]) -> None:
+    process = minilm.start(*long)
+    wait_until(lambda: list(minilm.folder.glob(".tmp-run-*")), process)
+    process.send_signal(signal.SIGUSR1)
+    wait_until(under_way(minilm.folder / "run"), process)
+    process.send_signal(signal.SIGHUP)
+    ended = minilm.end(process)
+    assert ended.returncode == 129
+    assert "SIGHUP after step " in ended.stderr
+    assert checkpoint.latest(minilm.folder / "run" / "checkpoints") is not None
+
+
+def test_a_second_signal_stops_at_once_with_what_was_saved_before(minilm: Commands, long: tuple[str, ...]) -> None:
+    # A single micro-batch that takes longer than the second signal is away.
+    process = minilm.start(*long, "--batch-size", "20000", "--micro-batch-tokens", "10000000", "--log-every", "1")
+    folder = minilm.folder / "run"
+    wait_until((folder / "log.txt").exists, process)
+    wait_until((folder / "metrics.jsonl").exists, process)
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "once more stops at once" in (folder / "log.txt").read_text(encoding="utf-8"), process)
+    process.send_signal(signal.SIGINT)
+    ended = minilm.end(process)
+    assert ended.returncode == 130
+    assert "Stopped: at once, without saving." in ended.stderr
+    assert checkpoint.steps(folder / "checkpoints") == []
+    assert not list(folder.rglob(".tmp-*"))
+
+
+# --- What a run began with ---------------------------------------------------------------------------------------
+
+
+def edit(path: Path, **values: object) -> None:
+    """Change entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+
+
+def other_weights(teacher: Path) -> None:
+    """One weight is another by a little."""
+    weights = load_file(teacher / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"][0] += 1e-3
+    save_file(weights, teacher / "model.safetensors", {"format": "pt"})
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "teacher's weights": (lambda place: other_weights(place / "teacher"), "the teacher's weights"),
+    "teacher's config": (
+        lambda place: edit(place / "teacher" / "config.json", layer_norm_eps=1e-5),
+        "the teacher's config.json",
+    ),
+    "student's config": (
+        lambda place: edit(place / "run" / "student-config.json", layer_norm_eps=1e-5),
+        "the student's configuration",
+    ),
+    "tokens": (lambda place: edit(place / "tokens" / "manifest.json", max_length=77), "the token store"),
+}
+
+
+@pytest.mark.parametrize(("change", "named"), CHANGES.values(), ids=CHANGES)
+def test_what_has_changed_since_the_run_began_is_refused_by_name(
+    tmp_path: Path,
+    small_settings: Settings,
+    tiny_teacher: Path,
+    tiny_store: Path,
+    change: Callable[[Path], object],
+    named: str,
+) -> None:
+    shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    shutil.copytree(tiny_store, tmp_path / "tokens")
+    same = {"teacher__name": str(tmp_path / "teacher"), "data__path": tmp_path / "tokens"}
+    folder = run.distill(small_settings(tmp_path / "run", **same), NoProgress()).path
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    change(tmp_path)
+    with pytest.raises(MinilmError, match=f"{named} changed since the run began") as caught:
+        run.resume(RunFolder(folder), NoProgress(), {"training.steps": 9})
+    assert caught.value.exit_status == 2
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert [path.name for path in after if after[path] != before[path]] in ([], ["student-config.json"])
+
+
+def test_a_teacher_that_was_only_saved_again_is_the_same(
+    tmp_path: Path, small_settings: Settings, tiny_teacher: Path
+) -> None:
+    shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    folder = run.distill(small_settings(tmp_path / "run", teacher__name=str(tmp_path / "teacher")), NoProgress()).path
+    edit(tmp_path / "teacher" / "config.json", transformers_version="99.0", architectures=["Other"], _name_or_path="x")
+    assert run.resume(RunFolder(folder), NoProgress(), {"training.steps": 8}).step == 8
+
+
+# --- What may change ---------------------------------------------------------------------------------------------
+
+
+def test_another_budget_and_cadence_change_no_sequence_and_no_loss_beyond_rounding(
+    tmp_path: Path, small_settings: Settings, make_teacher: Callable[..., Path]
+) -> None:
+    # Without dropout, whose masks depend on the cut.
+    teacher = make_teacher(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    same = {
+        "teacher__name": str(teacher),
+        "student__config": "l2-h24",
+        "training__steps": 12,
+        "reporting__log_every": 1,
+    }
+    whole = run.distill(small_settings(tmp_path / "whole", **same), NoProgress()).path
+    # Stopped at step 4 of 12, and gone on with another cut, evaluated, saved and logged at other steps.
+    stopped = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        run.distill(small_settings(stopped, **same), StopAt(4))
+    changes = {
+        "training.micro_batch_tokens": 33,
+        "reporting.log_every": 4,
+        "checkpoint.every": 5,
+        "evaluation.every": 6,
+    }
+    run.resume(RunFolder(stopped), NoProgress(), changes)
+    ours, theirs = losses_by_step(stopped), losses_by_step(whole)
+    assert list(ours) == [1, 2, 3, 4, 8, 12]
+    for step, losses in ours.items():
+        assert losses == pytest.approx(theirs[step], rel=1e-3)
+
+
+class StopAt(NoProgress):
+    """Progress that ends the run when a step is shown."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, done: float, shown: object = None) -> None:  # noqa: ARG002
+        """End it there."""
+        if done == self.step:
+            raise KeyboardInterrupt
+
+
+def losses_by_step(folder: Path) -> dict[int, list[float]]:
+    """The training losses of each logged step."""
+    return {
+        int(record["step"]): [value for name, value in record.items() if name.startswith("loss")]
+        for record in metrics(folder)
+        if "loss" in record
+    }
+
+
+def test_a_signal_before_an_evaluation_and_a_crash_after_it_write_no_line_twice(
+    tmp_path: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run.distill(small_settings(tmp_path / "whole"), NoProgress()).path
+    folder = tmp_path / "run"
+    evaluate = Training._evaluate_if_due
+
+    def saved_without(training: Training) -> None:
+        if training._step == 3:  # as after a signal
+            training._save()
+            stop()
+        evaluate(training)
+
+    monkeypatch.setattr(Training, "_evaluate_if_due", saved_without)
+    with pytest.raises(KeyboardInterrupt):
+        run.distill(small_settings(folder), NoProgress())
+    monkeypatch.undo()
+    monkeypatch.setattr(Training, "_save", lambda _: stop())
+    with pytest.raises(KeyboardInterrupt):
+        run.resume(RunFolder(folder), NoProgress())
+    monkeypatch.undo()
+    assert [record["step"] for record in metrics(folder) if "eval_loss" in record] == [0, 3]
+    run.resume(RunFolder(folder), NoProgress())
+    is_the_same(folder, whole)
+
+
+def stop() -> None:
+    """End the run."""
+    raise KeyboardInterrupt

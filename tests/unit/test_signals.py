@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from minilm_cli.errors import Interrupted
+from minilm_cli.signals import Signals
+
+ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Handlers are put back by the block; whatever a test set itself is put back here."""
+    before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_the_first_is_kept_for_later_and_the_second_ends_at_once(number: signal.Signals) -> None:
+    signals = Signals()
+    with signals.caught():
+        assert signals.pending() == 0
+        os.kill(os.getpid(), number)
+        assert signals.pending() == number
+        with pytest.raises(Interrupted, match="at once, without saving") as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.exit_status == 143
+
+
+def test_to_save_is_asked_for_once_at_a_time_and_ends_nothing() -> None:
+    signals = Signals()
+    with signals.caught():
+        assert not signals.take_save()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.pending() == 0
+        assert signals.take_save()
+        assert not signals.take_save()
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)]
+    with Signals().caught():
+        assert [signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)] != before
+    assert [signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)] == before
+
+
+def test_a_signal_that_is_ignored_stays_so_as_nohup_wants() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals = Signals()
+    with signals.caught():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.pending() == 0
