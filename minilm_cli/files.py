@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,7 +80,8 @@ def staged(path: Path, *, force: bool = False) -> Iterator[Path]:
         with _holder(path) as folder, writing(path, inside=folder):
             built = folder / path.name
             yield built
-            sync_tree(built)
+            # safetensors gives its files to their owner alone; an output is as open as any new file.
+            _sync_tree(built, mode=stat.S_IMODE((folder / _HOLDER_LOCK).stat().st_mode))
             refuse_existing(path, force=force)  # another process may have been faster
             _put(built, path, aside=folder / _REPLACED)
             sync(path.parent)
@@ -209,12 +211,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sync_tree(path: Path) -> None:
-    """Flush a file, or a folder and all that is in it, to disk."""
-    for child in path.rglob("*") if path.is_dir() else ():
+def _sync_tree(path: Path, *, mode: int) -> None:
+    """Flush a file, or a folder and all that is in it, to disk; files get this mode."""
+    for child in (*path.rglob("*"), path) if path.is_dir() else (path,):
         if not child.is_symlink():
+            if child.is_file():
+                child.chmod(mode)
             sync(child)
-    sync(path)
 
 
 def sha256(path: Path) -> str:

@@ -247,6 +247,10 @@ def _logging_to(file: Path) -> Iterator[None]:
     root.addHandler(handler)
     try:
         yield
+    except Exception as error:
+        # The person is told on another way; who looks here on the next day wants to know too.
+        logger.debug("Ended: %s", error, exc_info=not isinstance(error, MinilmError))
+        raise
     finally:
         root.removeHandler(handler)
         with suppress(OSError):  # what is still unwritten

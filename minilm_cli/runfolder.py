@@ -176,7 +176,7 @@ class RunFolder:
             raise MinilmError(
                 f"{held} is at work on this run",
                 where=str(self.path),
-                hint="Wait for it to end, or end it: kill PROCESS",
+                hint="Wait for it to end, or end it.",
             ) from None
         except OSError as error:
             raise MinilmError(f"nothing can be written here: {error.strerror}", where=str(self.path)) from None

@@ -96,6 +96,9 @@ def test_the_command_ends_with_one_and_without_a_traceback(
     assert "Traceback" not in done.stderr
     assert "Error: step " in done.stderr
     assert "    minilm resume " in done.stderr
+    log = (minilm.folder / "run" / "log.txt").read_text(encoding="utf-8")
+    assert "Ended: step " in log
+    assert "Traceback" not in log
 
 
 def test_a_teacher_that_cannot_read_a_token_is_named(

@@ -48,6 +48,21 @@ def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "output").read_text() == "x"
 
 
+def test_an_output_is_as_open_as_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with staged(tmp_path / "output") as built:
+            built.mkdir()
+            (built / "private").touch(mode=0o600)
+            (built / "link").symlink_to("nowhere")
+        with staged(tmp_path / "file") as built:
+            built.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("output", "output/private", "file")]
+    assert modes == [0o750, 0o640, 0o640]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_when_the_block_fails_nothing_is_left(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), staged(tmp_path / "a" / "b" / "output") as built:  # noqa: PT012
@@ -202,7 +217,7 @@ def killed_in(function: str, folder: Path) -> None:
     assert ended.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("function", ["Lock", "sync_tree", "_put", "sync"])
+@pytest.mark.parametrize("function", ["Lock", "_sync_tree", "_put", "sync"])
 def test_what_a_killed_process_left_is_cleared_away_by_the_next(tmp_path: Path, function: str) -> None:
     (tmp_path / "output").write_text("old")
     killed_in(function, tmp_path)
