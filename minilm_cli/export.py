@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from minilm_cli.card import CURVE_FILE, loss_curve, model_card
 from minilm_cli.checkpoint import Checkpoint
 from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.files import refuse_existing, staged
+from minilm_cli.files import refuse_existing, staged, sweep
 from minilm_cli.hub import loading, quiet, tokenizer_info
 from minilm_cli.models import build_student, longest_input, saved_config
 from minilm_cli.runfolder import RunFolder
@@ -51,6 +51,7 @@ def export(settings: ExportSettings) -> ExportReport:
     if not run.tokenizer.is_dir():
         raise MinilmError("the run's tokenizer is missing", where=str(run.tokenizer))
     chosen = run.pick_checkpoint(settings.checkpoint)
+    sweep(run.path)
     with staged(output, force=settings.force) as built:
         difference = write_hf(run, chosen, built, dtype=settings.dtype)
     url = _upload(output, settings.push_to_hub, private=settings.private) if settings.push_to_hub else None

@@ -144,7 +144,8 @@ def _holder(path: Path) -> Iterator[Path]:
         with lock:
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            _remove(folder)
 
 
 def _claim(folder: Path) -> Lock | None:
@@ -167,13 +168,23 @@ def sweep(folder: Path, *, own: bool = False) -> None:
                 with Lock(left / _HOLDER_LOCK) as lock:
                     if lock.holds:
                         _put_back(left / _REPLACED, folder)
-                        shutil.rmtree(left)
+                        _remove(left)
             elif not own:
                 left.rmdir()  # if it is empty: its process was killed before it could lock it
             elif left.is_dir():
                 shutil.rmtree(left)
             else:
                 left.unlink()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that outputs were built in; its lock last, by which it is known until then."""
+    for child in folder.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child.name != _HOLDER_LOCK:
+            child.unlink()
+    shutil.rmtree(folder)
 
 
 def _put_back(aside: Path, folder: Path) -> None:
@@ -231,11 +242,15 @@ def read_json(path: Path, *, kind: str) -> Any:
     try:
         if path.stat().st_size > _MOST_JSON:
             raise MinilmError(f"this {kind} is larger than any that minilm writes", where=str(path))
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half a character can be written so, and nowhere else
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise MinilmError(f"there is no such {kind}", where=str(path)) from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise MinilmError(f"this {kind} cannot be read as JSON: {error}", where=str(path)) from None
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

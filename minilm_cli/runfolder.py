@@ -21,6 +21,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,7 @@ class RunFolder:
         with lock:
             if not lock.holds:
                 logger.warning("%s is on a file system without locks: let one process alone train it.", self.path)
+            sweep(self.path.parent)
             for folder in (self.path, self.checkpoints):
                 sweep(folder, own=True)
             yield lock
@@ -216,9 +218,9 @@ class RunFolder:
         records = []
         if self.metrics_file.exists():
             for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
-                with suppress(ValueError, RecursionError):
+                with suppress(ValueError, RecursionError, OverflowError, TypeError, AttributeError):
                     record = json.loads(line)
-                    if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    if all(isfinite(value) for value in record.values()) and type(record.get("step")) is int:
                         records.append(record)
         return records
 

@@ -1,0 +1,126 @@
+"""A process of `minilm` that kills itself in the middle of something.
+
+python -m tests.soak.victim REGION N -- -m minilm_cli WORDS...    at the N-th event in a region
+python -m tests.soak.victim count FILE -- -m minilm_cli WORDS...  never; writes into FILE how many events each has
+
+An event is what Python's profiler sees. In a region that writes files only the calls of functions in C that may change
+one count, just before and just after: from one to the next, what a killed process leaves is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from io import IOBase
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+#: What a process may be in the middle of.
+REGIONS = ("begin", "checkpoint", "evaluation", "metrics", "student", "export")
+
+#: Functions of posix, safetensors and open files, by name, that may change a file.
+_CHANGES = (
+    *("open", "write", "flush", "truncate", "close", "__exit__", "fsync", "sendfile", "serialize_file", "mkdir"),
+    *("rename", "replace", "link", "symlink", "unlink", "remove", "rmdir", "chmod", "utime", "flock", "lockf"),
+)
+
+
+class Watch:
+    """Counts events while a region is on the stack."""
+
+    def __init__(self, region: str | None = None, last: int = 0) -> None:
+        """`region`: the one to be watched, if not all. last: which of its events is this process's last, if any is."""
+        self.region, self.last = region, last
+        self.counts: Counter[str] = Counter()
+
+    @contextmanager
+    def inside(self, region: str) -> Iterator[None]:
+        """The block belongs to a region."""
+        if self.region not in (None, region):
+            yield
+            return
+
+        def event(_frame: FrameType, kind: str, what: Any) -> None:
+            if region == "evaluation" or (kind in ("c_call", "c_return") and _may_change_a_file(what)):
+                self.counts[region] += 1
+                if self.counts[region] == self.last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(event)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+    def over(self, region: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, as a part of a region."""
+
+        @wraps(function)
+        def watched(*values: Any, **named: Any) -> Any:
+            with self.inside(region):
+                return function(*values, **named)
+
+        return watched
+
+    def everywhere(self) -> None:
+        """Put the regions where `minilm` finds them."""
+        from minilm_cli import checkpoint, engine, export, metrics, run
+
+        staged = run.staged
+
+        @contextmanager
+        def staged_and_watched(path: Path, **options: Any) -> Iterator[Path]:
+            # What writes the files is watched already; flushing and renaming them is what is left.
+            with ExitStack() as rest, staged(path, **options) as built:
+                yield built
+                rest.enter_context(self.inside("student" if path.name == "student" else "begin"))
+
+        run.staged = staged_and_watched
+        for region, owner, name in (
+            ("begin", run, "_write_folder"),
+            ("checkpoint", checkpoint, "save"),
+            ("checkpoint", checkpoint, "prune"),
+            ("evaluation", engine.Distiller, "evaluate"),
+            ("metrics", metrics.JsonlSink, "__init__"),
+            ("metrics", metrics.JsonlSink, "write"),
+            ("student", run, "write_hf"),
+            ("export", export, "export"),
+        ):
+            setattr(owner, name, self.over(region, getattr(owner, name)))
+
+
+def _may_change_a_file(function: Any) -> bool:
+    # Strings can be replaced too, and locks are left.
+    return function.__name__ in _CHANGES and (function.__module__ is not None or isinstance(function.__self__, IOBase))
+
+
+def main() -> None:
+    """Run the command; it ends as it would, or is killed."""
+    match sys.argv[1:]:
+        case ["count", file, "--", "-m", "minilm_cli", *words]:
+            watch, counts = Watch(), Path(file)
+        case [region, number, "--", "-m", "minilm_cli", *words] if region in REGIONS:
+            watch, counts = Watch(region, int(number)), None
+        case _:
+            raise SystemExit(__doc__)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `minilm` does before it imports torch
+    watch.everywhere()
+    from minilm_cli import cli
+
+    sys.argv = ["minilm", *words]
+    try:
+        cli.main()
+    finally:
+        if counts is not None:
+            counts.write_text(json.dumps(watch.counts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
