@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -53,7 +54,7 @@ def settle(distiller: Distiller, stream: BatchStream, *, run_tokens: float, fact
     ladder = _LADDERS.get(distiller.device.type, _LADDERS["cuda"])
     key = derive(0, json.dumps({**facts, **_machine(distiller.device)}, sort_keys=True))
     file = _cache_folder() / f"budget-{key:016x}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         if (remembered := json.loads(file.read_text(encoding="utf-8"))["micro_batch_tokens"]) in ladder:
             stream.micro_batch_tokens = remembered
             return
@@ -109,4 +110,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minilm"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minilm"
+    except RuntimeError:  # a user of a container may have no home
+        return Path(tempfile.gettempdir()) / "minilm"

@@ -1,13 +1,19 @@
 """Everything said to a person, on stderr: messages, progress, tables. The only importer of rich.
 
-On a terminal progress is drawn live; elsewhere it is plain lines, at most one every ten seconds.
+On a terminal progress is drawn live; elsewhere it is plain lines, at most one every ten seconds. Whoever listens may go
+away in the middle of a run of days: what cannot be said then is lost, and the work goes on.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import IO, Any, cast
 
 from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
@@ -43,11 +49,50 @@ _SHOWN = {
 }
 
 
-class Console:
-    """Talks to the person at the other end of stderr."""
+#: Columns of the narrowest screen; a smaller number is a mistake in COLUMNS.
+_NARROWEST = 20
+
+
+class _Stderr:
+    """stderr, as a stream that never fails: a terminal may hang up, a pipe close, the disk behind a file be full."""
 
     def __init__(self) -> None:
-        self._rich = RichConsole(stderr=True, highlight=False)
+        # While progress is drawn, rich has its own stream in the place of stderr.
+        self._stream: IO[str] | None = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:  # as it is where stderr was closed from the start
+            with suppress(OSError, ValueError):
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with suppress(OSError, ValueError):
+                self._stream.flush()
+
+
+@atexit.register
+def _let_go() -> None:
+    """Throw away what could not be written: Python would try again at the end, and exit with status 120 if it fails."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+class Console:
+    """Talks to the person at the other end of stderr, if there still is one."""
+
+    def __init__(self) -> None:
+        self._rich = RichConsole(file=cast(IO[str], _Stderr()), highlight=False)
+        if self._rich.width < _NARROWEST:  # noqa: PLR1730  # once set, it would not follow the terminal's
+            self._rich.width = _NARROWEST
         self.progress = ProgressSink(self._rich)
 
     def say(self, text: str) -> None:

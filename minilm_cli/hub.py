@@ -11,22 +11,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError  # only the error: nothing is unpickled
 from typing import TYPE_CHECKING, cast
-
-from safetensors import SafetensorError
 
 from minilm_cli.errors import MinilmError
 from minilm_cli.tokens import TokenizerInfo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-#: How transformers, safetensors and torch's weights-only loader say that a file is not what it should be.
-_FAILURES = (
-    *(AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError),
-    *(SafetensorError, UnpicklingError),
-)
 
 
 @contextmanager
@@ -45,10 +36,18 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def reason(error: Exception) -> str:
+    """What a library says went wrong, in one line."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing, or not known"
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{first} {rest[0]}" if first.endswith(":") and rest else first
+
+
 @contextmanager
 def loading(kind: str, name: str) -> Iterator[None]:
     """Turn transformers' and the Hub's ways to fail into one message."""
-    local = Path(name).is_dir()
+    local = _is_folder(kind, name)
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
         raise MinilmError(f"there is no such {kind} folder", where=name)
     try:
@@ -56,18 +55,44 @@ def loading(kind: str, name: str) -> Iterator[None]:
             yield
     except MinilmError:
         raise
-    except _FAILURES as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    except Exception as error:  # nothing of ours runs inside, and what libraries raise at a wrong file is anything
+        said = reason(error)
         if "trust_remote_code" in str(error):
             hint = "Its code comes with it and is not run unless you say --trust-remote-code."
+        elif local and (unreadable := _unreadable(Path(name))):
+            said, hint = f"{unreadable} cannot be read", "Do you have the right to read it?"
         elif local:
             files = "tokenizer.json" if kind == "tokenizer" else "config.json and model.safetensors"
             hint = f"Is it a folder made by save_pretrained, with its {files}?"
+            if "ignore_mismatched_sizes" in said:
+                said = "its weights have other shapes than its config.json describes"
         else:
             hint = (
                 "Is the name right, and the Hub in reach? A local folder works too. (HF_HUB_OFFLINE, HF_TOKEN, HF_HOME)"
             )
-        raise MinilmError(f"the {kind} cannot be loaded: {first}", where=name, hint=hint) from error
+        raise MinilmError(f"the {kind} cannot be loaded: {said}", where=name, hint=hint) from error
+
+
+def _is_folder(kind: str, name: str) -> bool:
+    """Whether this names a folder; raises `MinilmError` if it may not be looked into."""
+    try:
+        if not (folder := Path(name)).is_dir():
+            return False
+        next(folder.iterdir(), folder).lstat()
+    except OSError as error:
+        raise MinilmError(f"the {kind} folder cannot be read: {error.strerror}", where=name) from None
+    return True
+
+
+def _unreadable(folder: Path) -> str | None:
+    """The name of a file in the folder that may not be read: transformers often takes it for one that is missing."""
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.is_file():
+                file.open("rb").close()
+        except PermissionError:
+            return file.name
+    return None
 
 
 def load_tokenizer(

@@ -5,12 +5,14 @@ Ignores the tokens and the training. Everything a user can get wrong here is tol
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import gcd
+from math import gcd, isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +28,7 @@ from transformers import (
 
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import read_json
-from minilm_cli.hub import loading, quiet
+from minilm_cli.hub import loading, quiet, reason
 from minilm_cli.seeding import derive
 from minilm_cli.taps import ATTENTION, first_position, position_table
 
@@ -49,7 +51,10 @@ _FROM_TEACHER = (
     "type_vocab_size",
 )
 
-_PRESET = re.compile(r"l([1-9]\d*)-h([1-9]\d*)")
+#: What libraries make one by one: of a billion they would, until memory is gone.
+_AT_MOST = {"num_hidden_layers": 1000, "num_labels": 100_000}
+
+_PRESET = re.compile(r"l([1-9][0-9]{0,8})-h([1-9][0-9]{0,8})")
 
 
 def load_teacher(
@@ -58,8 +63,11 @@ def load_teacher(
     """The teacher in fp32 and evaluation mode, without the layers above the tapped one; and that layer, 1-based.
 
     name: Hub name or local folder. layer: 1-based, negative from the last, or `auto`.
-    Raises `MinilmError` if it cannot be loaded, lacks weights, or has no such layer.
+    Raises `MinilmError` if it cannot be loaded, lacks weights, computes no numbers, or has no such layer.
     """
+    with loading("teacher", name):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    _check_teacher(config, name)
     with loading("teacher", name):
         model, report = AutoModel.from_pretrained(
             name,
@@ -81,8 +89,55 @@ def load_teacher(
     if layer == "auto":
         layer = _BEST_LAYER.get((model.config.model_type, layers), layers)
     number = resolve_layer(int(layer), layers, setting="teacher.layer")
+    _check_weights(model, name)
+    _try_out(model, "teacher", name)
     drop_layers_above(model, number)
     return cast(PreTrainedModel, model.eval().requires_grad_(False)), number
+
+
+def _check_teacher(config: PreTrainedConfig, where: str) -> None:
+    _check_numbers(vars(config), where)
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value < 1:
+            raise MinilmError(f"{name} is {value} in the teacher's config.json", where=where)
+    padding, vocabulary = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if padding is not None and vocabulary is not None and not 0 <= padding < vocabulary:
+        raise MinilmError(
+            f"pad_token_id is {padding} in the teacher's config.json, and its vocab_size {vocabulary}",
+            where=where,
+            hint="Write the id of its tokenizer's padding token there.",
+        )
+
+
+def _check_weights(model: PreTrainedModel, where: str) -> None:
+    for name, tensor in model.state_dict().items():
+        # The sum is finite if they all are, and takes no memory.
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise MinilmError(
+                f"the teacher's weights are damaged: {name} has values that are not finite numbers",
+                where=where,
+                hint="Is it whole? Take another copy of it.",
+            )
+
+
+def _try_out(model: PreTrainedModel, side: str, where: str) -> None:
+    """Have a model read one token: a config may describe what can be built and cannot be computed."""
+    family = model.config.model_type
+    training = model.training
+    model.train(False)
+    try:
+        with quiet(), torch.no_grad():
+            found: torch.Tensor = model(input_ids=torch.ones((1, 1), dtype=torch.long))[0]
+    except Exception as error:  # whatever a family's own code raises at an odd entry
+        raise MinilmError(f"the {side} ({family}) cannot compute: {reason(error)}", where=where) from error
+    model.train(training)
+    if not found.isfinite().all():
+        raise MinilmError(
+            f"the {side} ({family}) computes what is not a finite number",
+            where=where,
+            hint="Look for odd values among the numbers of its config.json.",
+        )
 
 
 def resolve_layer(layer: int, layers: int, *, setting: str) -> int:
@@ -117,43 +172,83 @@ def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
     12 heads where they divide M, else heads 64 wide, and a feed-forward part of 4 M).
     Raises `MinilmError` for a file that is none, a misspelt or wrong entry, or a vocabulary that is not the teacher's.
     """
+    _check_teacher(teacher, teacher.name_or_path)
     if preset := _PRESET.fullmatch(source):
         values, where = _preset_values(int(preset[1]), int(preset[2]), teacher), source
     else:
-        path = Path(source)
-        if not path.exists():
-            hint = "Name a config.json, a folder that has one, or a preset such as l6-h384."
-            raise MinilmError("there is no such student config", where=source, hint=hint)
-        path = path / "config.json" if path.is_dir() else path
-        values, where = read_json(path, kind="student config"), str(path)
-        if not isinstance(values, dict):
-            raise MinilmError("a student config is a JSON object", where=where)
-    family = values.get("model_type", teacher.model_type)
-    if not isinstance(family, str) or family not in CONFIG_MAPPING:
-        raise MinilmError(f"model_type: there is no family {family!r} in transformers", where=where)
-    known = AutoConfig.for_model(family).to_dict().keys()
+        path = _find_config(source)
+        values, where = _read_config(path), str(path)
+    family = values.setdefault("model_type", teacher.model_type)
+    with _valid(values, where):
+        known = AutoConfig.for_model(family).to_dict().keys()
     _refuse_misspelt(values, known, where)
     for name in _FROM_TEACHER:
-        if values.get(name) is None and name in known and getattr(teacher, name, None) is not None:
-            values[name] = getattr(teacher, name)
-    try:
-        with quiet():
-            config = AutoConfig.for_model(
-                family, **{key: value for key, value in values.items() if key != "model_type"}
-            )
-    except Exception as error:  # whatever a family's own validation raises
-        message = " ".join(str(error).split())
-        raise MinilmError(f"this student config is not valid for {family}: {message}", where=where) from error
+        if values.get(name) is None and name in known and (theirs := _of_teacher(teacher, name)) is not None:
+            values[name] = theirs
+    with _valid(values, where):
+        config = AutoConfig.for_model(family, **{key: value for key, value in values.items() if key != "model_type"})
+        config.to_json_string(use_diff=False)  # as the run will keep it
     _check_student(config, teacher, where)
+    _check_size(config, where)
     return config
+
+
+def _of_teacher(teacher: PreTrainedConfig, name: str) -> int | None:
+    """An entry of the teacher's; a family without token types may say that it has 0 of them."""
+    value: int | None = getattr(teacher, name, None)
+    return None if name == "type_vocab_size" and value == 0 else value
+
+
+def _find_config(source: str) -> Path:
+    path = Path(source)
+    try:
+        if path.is_dir():
+            return path / "config.json"
+        if path.exists():
+            return path
+    except OSError as error:
+        raise MinilmError(f"this student config cannot be read: {error.strerror}", where=source) from None
+    hint = "Name a config.json, a folder that has one, or a preset such as l6-h384."
+    raise MinilmError("there is no such student config", where=source, hint=hint)
 
 
 def saved_config(path: Path) -> PreTrainedConfig:
     """A student's configuration from the file that a run keeps it in; raises `MinilmError` if that cannot be read."""
-    read_json(path, kind="student config")
-    with quiet():
+    with _valid(_read_config(path), str(path)):
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
     return config
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    values = read_json(path, kind="student config")
+    if not isinstance(values, dict):
+        raise MinilmError("a student config is a JSON object", where=str(path))
+    return values
+
+
+@contextmanager
+def _valid(values: Mapping[str, Any], where: str) -> Iterator[None]:
+    """Check what can be known of a student config before its family looks at it, and tell what that says of it."""
+    family = values.get("model_type")
+    if not isinstance(family, str) or family not in CONFIG_MAPPING:
+        raise MinilmError(f"model_type: there is no family {family!r} in transformers", where=where)
+    _check_numbers(values, where, CONFIG_MAPPING[family].attribute_map)
+    try:
+        with quiet():
+            yield
+    except Exception as error:  # whatever a family's own validation raises
+        raise MinilmError(f"this student config is not valid for {family}: {reason(error)}", where=where) from error
+
+
+def _check_numbers(values: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None) -> None:
+    """Refuse what no config has for good. names: what the family calls some entries."""
+    for name, value in values.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise MinilmError(f"{name} must be a finite number, not {value}", where=where)
+    for name, most in _AT_MOST.items():
+        value = values.get(name, values.get((names or {}).get(name, name)))
+        if isinstance(value, int) and value > most:
+            raise MinilmError(f"{name} is {value}, and must be at most {most}", where=where)
 
 
 def _preset_values(layers: int, width: int, teacher: PreTrainedConfig) -> dict[str, Any]:
@@ -189,6 +284,8 @@ def _refuse_misspelt(values: Mapping[str, Any], known: Any, where: str) -> None:
 
 
 def _check_student(config: PreTrainedConfig, teacher: PreTrainedConfig, where: str) -> None:
+    if not hasattr(config, "vocab_size"):
+        raise MinilmError(f"this is no text encoder, but a {config.model_type} model", where=where)
     if config.vocab_size != teacher.vocab_size:
         raise MinilmError(
             f"vocab_size is {config.vocab_size}, and the teacher's is {teacher.vocab_size}",
@@ -196,13 +293,13 @@ def _check_student(config: PreTrainedConfig, teacher: PreTrainedConfig, where: s
             hint="Teacher and student read the same tokens: leave vocab_size out, and it is taken from the teacher.",
         )
     for name in ("pad_token_id", "type_vocab_size"):
-        ours, theirs = getattr(config, name, None), getattr(teacher, name, None)
+        ours, theirs = getattr(config, name, None), _of_teacher(teacher, name)
         if ours is not None and theirs is not None and ours != theirs:
             raise MinilmError(
                 f"{name} is {ours}, and the teacher's is {theirs}", where=where, hint=f"Leave {name} out to take that."
             )
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"):
-        value = getattr(config, name, None)
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        value = getattr(config, name, 1 if name == "intermediate_size" else None)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise MinilmError(f"{name} must be a whole number above 0, not {value!r}", where=where)
     if config.hidden_size % config.num_attention_heads:
@@ -214,29 +311,47 @@ def _check_student(config: PreTrainedConfig, teacher: PreTrainedConfig, where: s
         raise MinilmError("the student has a decoder; only encoders can be trained", where=where)
 
 
+def _check_size(config: PreTrainedConfig, where: str) -> None:
+    """Count the student's parameters before there are any; raises `MinilmError` if memory is too small for them."""
+    with _building(config, where), torch.device("meta"):
+        model = AutoModel.from_config(copy.deepcopy(config), attn_implementation=ATTENTION, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    needed, memory = parameters * 4 / 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    if needed > memory:
+        raise MinilmError(
+            f"the student would have {parameters:,} parameters: {needed:,.0f} GiB, and this machine has {memory:,.0f}",
+            where=where,
+            hint="Lower its layers, its widths or its positions.",
+        )
+    if longest_input(model) in (0, 1):
+        raise MinilmError(
+            f"max_position_embeddings is {config.max_position_embeddings}, which leaves the student no room for text",
+            where=where,
+        )
+
+
 def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
     """A student in fp32 with the random weights that its family starts from, the same for the same seed.
 
-    Raises `MinilmError` if the family cannot build a model of this configuration.
+    Raises `MinilmError` if the family cannot build a model of this configuration, or such a model cannot compute.
     """
-    with torch.random.fork_rng(devices=[]), _loading_student(config):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "student"))
-        model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation=ATTENTION, dtype=torch.float32
-        )
+        with _building(config, "student.config"):
+            model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                config, attn_implementation=ATTENTION, dtype=torch.float32
+            )
+        _try_out(model, "student", "student.config")
     return model
 
 
 @contextmanager
-def _loading_student(config: PreTrainedConfig) -> Iterator[None]:
+def _building(config: PreTrainedConfig, where: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        message = " ".join(str(error).split())
-        raise MinilmError(
-            f"the student ({config.model_type}) cannot be built: {message}", where="student.config"
-        ) from error
+    except Exception as error:  # whatever a family's own code raises
+        raise MinilmError(f"the student ({config.model_type}) cannot be built: {reason(error)}", where=where) from error
 
 
 def init_from_teacher(student: PreTrainedModel, layer: int, teacher: PreTrainedModel, teacher_layer: int) -> None:

@@ -61,7 +61,7 @@ class Training:
         extra = open_sinks(
             self._settings.reporting.sinks,
             self._run.path,
-            run_id="-".join([self._run.path.name, *([given] if (given := self._run.environment().get("id")) else [])]),
+            run_id=f"{self._run.path.name}-{self._run.environment().get('id', '')}",
             first_step=self._step + 1 if resumed else 0,
             settings=self._settings.model_dump(mode="json"),
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -171,6 +174,73 @@ def test_a_command_to_copy_is_not_broken_into_lines(minilm: Minilm, monkeypatch:
     outcome = minilm(*DISTILL, "-o", folder)
     assert outcome.status == 0, outcome.err
     assert f"minilm export {folder}\n" in outcome.err
+
+
+class Leaving(io.StringIO):
+    """A stream that fails from the third text on, as one whose listener goes away; a terminal if that is wanted."""
+
+    def __init__(self, error: int, *, terminal: bool) -> None:
+        super().__init__()
+        self.error, self.terminal, self.left = error, terminal, 3
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> int:
+        self.flush()
+        self.left -= 1
+        return super().write(text)
+
+    def flush(self) -> None:
+        if not self.left:
+            raise OSError(self.error, "nobody listens")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("error", [errno.EIO, errno.EPIPE, errno.ENOSPC])
+@pytest.mark.usefixtures("workplace")
+def test_a_run_goes_on_to_its_end_when_nobody_listens_any_more(
+    minilm: Minilm, monkeypatch: pytest.MonkeyPatch, error: int, terminal: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
+    stream = Leaving(error, terminal=terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    outcome = minilm(*DISTILL, "-o", "run")
+    assert (outcome.status, outcome.out) == (0, "run\n")
+    assert Path("run/student/model.safetensors").is_file()
+    assert "Loading the teacher" in stream.getvalue()
+    assert stream.left == 0
+
+
+def test_drawing_goes_on_unseen_when_the_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Leaving(errno.EIO, terminal=True)
+    stream.left = 0
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = Console().progress
+    progress.start("Distilling", 10)
+    print("a warning of another library", file=sys.stderr)
+    progress.update(5, {"loss": 1.0})
+    time.sleep(0.6)  # the display refreshes itself four times a second, in a thread
+    progress.stop()
+    assert sys.stderr is stream
+
+
+def test_a_program_without_a_stderr_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    talks = Console()
+    talks.say("one")
+    talks.table("two", [("three", "four")])
+    assert talks.progress is not None
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "x", str(10**30)])
+def test_an_odd_width_of_the_screen_hides_no_message(
+    minilm: Minilm, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert outcome_line(minilm("export", "nowhere").err) == "Error: nowhere: there is no such run"
 
 
 def outcome_line(text: str) -> str:

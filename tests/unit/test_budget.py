@@ -114,7 +114,11 @@ def test_what_was_found_is_remembered_even_if_the_machine_is_busy_the_next_time(
     assert len(list(cache.iterdir())) == 2
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"micro_batch_tokens": 3}', '{"micro_batch_tokens": "x"}', "\0"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"micro_batch_tokens": 3}', '{"micro_batch_tokens": "x"}', "\0", "[" * 100_000],
+    ids=lambda content: content[:30],
+)
 def test_a_spoilt_memory_is_made_anew(
     stream: BatchStream, monkeypatch: pytest.MonkeyPatch, cache: Path, content: str
 ) -> None:
@@ -131,6 +135,19 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert settle(Clock(per_batch=300), stream, monkeypatch) == 4096
+
+
+def test_a_user_without_a_home_remembers_among_the_temporary_files(
+    stream: BatchStream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(budget.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert settle(Clock(per_batch=300), stream, monkeypatch) == 4096
+    assert len(list((tmp_path / "minilm").iterdir())) == 1
 
 
 def test_what_was_tried_is_told(

@@ -1,0 +1,41 @@
+"""Files that are damaged in hundreds of ways are read or refused, in bounded memory."""
+
+from __future__ import annotations
+
+import gzip
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from minilm_cli import corpus
+from tests.fuzz.targets import INFO, Files, Target, bounded_memory, targets
+
+
+@pytest.mark.parametrize("target", targets(), ids=lambda target: target.name)
+def test_whatever_is_in_the_files_they_are_opened_or_refused(target: Target) -> None:
+    outcomes = []
+
+    @settings(max_examples=400, suppress_health_check=list(HealthCheck))
+    @given(files=target.files)
+    def examples(files: Files) -> None:
+        outcomes.append(target.opens(files))
+
+    with bounded_memory():
+        examples()
+    assert set(outcomes) == {True, False}
+
+
+def test_an_allocation_beyond_the_bound_is_noticed() -> None:
+    with bounded_memory(), pytest.raises(MemoryError):
+        bytes(2**30)
+
+
+def test_the_longest_lists_are_read_in_bounded_memory() -> None:
+    ids = (corpus.LONGEST_LIST - len("[1]\n")) // len("1,")
+    longest = b"[" + b"1," * ids + b"1]\n"
+    with tempfile.TemporaryDirectory() as folder, bounded_memory():
+        file = Path(folder, "ids.jsonl.gz")
+        file.write_bytes(gzip.compress(longest, 1) * 20)
+        corpus.convert_token_lists(file, Path(folder, "store"), INFO)
