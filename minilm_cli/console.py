@@ -49,6 +49,9 @@ _SHOWN = {
 }
 
 
+#: Control characters, but for tabs and new lines.
+_CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
+
 #: Columns of the narrowest screen; a smaller number is a mistake in COLUMNS.
 _NARROWEST = 20
 
@@ -101,6 +104,7 @@ class Console:
             self._print(Text(line), copied=line.startswith("    "))
 
     def _print(self, text: Text, *, copied: bool = False) -> None:
+        text.plain = _harmless(text.plain)
         # Off a terminal a line is a line, whatever the width of whoever reads it later.
         self._rich.print(text, soft_wrap=copied or not self._rich.is_terminal)
 
@@ -122,7 +126,7 @@ class Console:
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
-            table.add_row(escape(name), escape(value))
+            table.add_row(escape(_harmless(name)), escape(_harmless(value)))
         self._rich.print(table)
 
     def listen(self) -> None:
@@ -133,6 +137,11 @@ class Console:
         for handler in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
             root.removeHandler(handler)
         root.addHandler(_Handler(self._print))
+
+
+def _harmless(text: str) -> str:
+    """Text without what a terminal obeys: names come from files, and from whoever wrote them."""
+    return text.translate(_CONTROLS)
 
 
 class _Handler(logging.Handler):

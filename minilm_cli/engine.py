@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from minilm_cli.batches import Batch, BatchStream, MicroBatch
 from minilm_cli.distributed import World
 from minilm_cli.dropout import replace_dropout
-from minilm_cli.errors import Dismissed, MinilmError, RunError
+from minilm_cli.errors import Dismissed, RunError
 from minilm_cli.health import Finding, NotFinite
+from minilm_cli.models import refuse_others, unshared_state
 from minilm_cli.ragged import moved
 from minilm_cli.relations import Projections, relation_loss
 from minilm_cli.seeding import derive
@@ -258,11 +259,18 @@ class Distiller:
 
     def copy_from_first(self) -> None:
         """Begin with the student's weights of rank 0, in all processes."""
-        self._world.copy_from_first(tensor for tensor in _unshared(self.student.model).values())
+        self._world.copy_from_first(tensor for tensor in unshared_state(self.student.model).values())
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of `step` (1-based)."""
         return self.peak_lr * schedule_factor(self._schedule, step, self._total_steps)
+
+    def _moments(self) -> dict[str, Tensor]:
+        """Tensors of the shapes of the optimiser's moments, by name."""
+        found: dict[str, Tensor] = {}
+        for name, parameter in self._trained.items():
+            found |= {f"{name}.step": torch.empty(()), f"{name}.exp_avg": parameter, f"{name}.exp_avg_sq": parameter}
+        return found
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The student's weights and the optimiser's moments, by name."""
@@ -271,11 +279,13 @@ class Distiller:
             for name, parameter in self._trained.items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
         }
-        return {"student": _unshared(self.student.model), "optimizer": moments}
+        return {"student": unshared_state(self.student.model), "optimizer": moments}
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over what `state` gave; raises `MinilmError` if it is that of another student."""
-        self._refuse_others(state)
+        refuse_others(state["student"], unshared_state(self.student.model))
+        if state["optimizer"]:  # there is none before the first step
+            refuse_others(state["optimizer"], self._moments())
         self.student.model.load_state_dict(dict(state["student"]), strict=False)
         for name, parameter in self._trained.items():
             moments: dict[str, Any] = {}
@@ -285,22 +295,6 @@ class Distiller:
                     moments[key] = value.to(self.device).clone()
             if moments:
                 self.optimizer.state[parameter] = moments
-
-    def _refuse_others(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        weights = {name: tensor.shape for name, tensor in _unshared(self.student.model).items()}
-        moments = {
-            f"{name}.{key}": parameter.shape
-            for name, parameter in self._trained.items()
-            for key in ("exp_avg", "exp_avg_sq")
-        } | {f"{name}.step": torch.Size() for name in self._trained}
-        for group, ours, optional in (("student", weights, False), ("optimizer", moments, True)):
-            theirs = {name: tensor.shape for name, tensor in state[group].items()}
-            if theirs != ours and not (optional and not theirs):
-                name = min(dict(theirs.items() ^ ours.items()))
-                raise MinilmError(
-                    f"the checkpoint is of another student: {name} is {_shape(theirs, name)} there and"
-                    f" {_shape(ours, name)} in the student"
-                )
 
     def _loss(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         return self._compare(*self._outputs(batch), batch)
@@ -335,10 +329,6 @@ class Distiller:
         logger.warning(
             "Step %d: out of memory; going on with micro-batches of %s tokens.", step, f"{stream.micro_batch_tokens:,}"
         )
-
-
-def _shape(shapes: Mapping[str, torch.Size], name: str) -> str:
-    return str(tuple(shapes[name])) if name in shapes else "absent"
 
 
 def _is_finite(tensor: Tensor | None) -> bool:
@@ -439,17 +429,6 @@ def _adamw(trained: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> 
     ]
     fused = all(parameter.device.type in {"cpu", "cuda"} for parameter in trained.values())
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
-
-
-def _unshared(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state without a second name for a tensor it shares."""
-    seen: set[int] = set()
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
-            state[name] = tensor
-    return state
 
 
 def pick_device(wanted: str) -> torch.device:

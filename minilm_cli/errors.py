@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from minilm_cli import __version__
 
+#: Characters of the name of a version.
+_LONGEST_VERSION = 50
+
 
 class MinilmError(Exception):
     """Something the user gave is wrong (exit status 2).
@@ -53,9 +56,9 @@ class Dismissed(MinilmError):
 
 def newer(what: str, version: int, written_by: object, readable: int, *, where: str) -> MinilmError:
     """What to raise for a file of a later format than this program reads."""
+    by = written_by if isinstance(written_by, str) and len(written_by) < _LONGEST_VERSION else "of a later version"
     return MinilmError(
-        f"this {what} has format {version}, written by minilm {written_by or 'of a later version'}; this minilm,"
-        f" {__version__}, reads up to {readable}",
+        f"this {what} has format {version}, written by minilm {by}; this minilm, {__version__}, reads up to {readable}",
         where=where,
         hint="Upgrade minilm.",
     )

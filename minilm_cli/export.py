@@ -15,7 +15,7 @@ from minilm_cli.checkpoint import Checkpoint
 from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.files import refuse_existing, staged, sweep
 from minilm_cli.hub import loading, quiet, tokenizer_info
-from minilm_cli.models import build_student, longest_input, saved_config
+from minilm_cli.models import build_student, longest_input, refuse_others, saved_config, unshared_state
 from minilm_cli.runfolder import RunFolder
 from minilm_cli.settings import ExportSettings
 
@@ -80,8 +80,9 @@ def write_hf(run: RunFolder, chosen: Checkpoint, folder: Path, *, dtype: str = "
 def load_student(run: RunFolder, chosen: Checkpoint) -> PreTrainedModel:
     """The student with a checkpoint's weights, in evaluation mode."""
     model = build_student(saved_config(run.student_config_file), seed=0)
-    _, unexpected = model.load_state_dict(chosen.tensors("student"), strict=False)
-    assert not unexpected
+    weights = chosen.tensors("student")
+    refuse_others(weights, unshared_state(model))
+    model.load_state_dict(weights, strict=False)
     model.train(False)
     return model
 

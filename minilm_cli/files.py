@@ -29,7 +29,7 @@ _HOLDER_LOCK = ".minilm-lock"
 _REPLACED = ".replaced"
 
 #: Bytes of a JSON file that is worth reading; the manifest of a store of terabytes has less.
-_MOST_JSON = 2**28
+_MOST_JSON = 2**26
 
 DEMO_MARK = ".minilm-demo"
 

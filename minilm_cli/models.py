@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -95,8 +95,8 @@ def load_teacher(
     return cast(PreTrainedModel, model.eval().requires_grad_(False)), number
 
 
-def _check_teacher(config: PreTrainedConfig, where: str) -> None:
-    _check_numbers(vars(config), where)
+def _check_teacher(config: PreTrainedConfig, where: str | None) -> None:
+    _check_numbers(vars(config), where, config.attribute_map)
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value < 1:
@@ -172,7 +172,7 @@ def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
     12 heads where they divide M, else heads 64 wide, and a feed-forward part of 4 M).
     Raises `MinilmError` for a file that is none, a misspelt or wrong entry, or a vocabulary that is not the teacher's.
     """
-    _check_teacher(teacher, teacher.name_or_path)
+    _check_teacher(teacher, teacher.name_or_path or None)
     if preset := _PRESET.fullmatch(source):
         values, where = _preset_values(int(preset[1]), int(preset[2]), teacher), source
     else:
@@ -240,15 +240,16 @@ def _valid(values: Mapping[str, Any], where: str) -> Iterator[None]:
         raise MinilmError(f"this student config is not valid for {family}: {reason(error)}", where=where) from error
 
 
-def _check_numbers(values: Mapping[str, Any], where: str, names: Mapping[str, str] | None = None) -> None:
+def _check_numbers(values: Mapping[str, Any], where: str | None, names: Mapping[str, str] | None = None) -> None:
     """Refuse what no config has for good. names: what the family calls some entries."""
     for name, value in values.items():
         if isinstance(value, float) and not isfinite(value):
             raise MinilmError(f"{name} must be a finite number, not {value}", where=where)
-    for name, most in _AT_MOST.items():
-        value = values.get(name, values.get((names or {}).get(name, name)))
-        if isinstance(value, int) and value > most:
-            raise MinilmError(f"{name} is {value}, and must be at most {most}", where=where)
+    for known, most in _AT_MOST.items():
+        for name in (known, (names or {}).get(known, known)):
+            value = values.get(name)
+            if isinstance(value, int) and value > most:
+                raise MinilmError(f"{name} is {value}, and must be at most {most}", where=where)
 
 
 def _preset_values(layers: int, width: int, teacher: PreTrainedConfig) -> dict[str, Any]:
@@ -424,3 +425,25 @@ def longest_input(model: PreTrainedModel) -> int | None:
     """The most tokens the model has positions for, or `None` if it has no table of positions."""
     table = position_table(model)
     return None if table is None else table.num_embeddings - first_position(model)
+
+
+def unshared_state(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state without a second name for a tensor it shares."""
+    seen: set[int] = set()
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            state[name] = tensor
+    return state
+
+
+def refuse_others(given: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Raise `MinilmError` if tensors of a checkpoint have not the names and shapes of ours."""
+    theirs, wanted = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (given, ours))
+    for name in sorted(theirs.keys() | wanted.keys()):
+        if theirs.get(name) != wanted.get(name):
+            raise MinilmError(
+                f"the checkpoint is of another student: {name} is {theirs.get(name, 'absent')} there and"
+                f" {wanted.get(name, 'absent')} in the student"
+            )

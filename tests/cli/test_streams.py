@@ -13,6 +13,7 @@ import pytest
 
 from minilm_cli import console
 from minilm_cli.console import PLAIN_INTERVAL, Console
+from minilm_cli.errors import MinilmError
 
 from .conftest import Minilm
 
@@ -251,3 +252,13 @@ def outcome_line(text: str) -> str:
 
 def test_the_clock_of_the_tests_is_the_real_one_again() -> None:
     assert console.time is time
+
+
+def test_what_a_terminal_obeys_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.error(MinilmError("no \x1b[31mred\x07 \x9b2J", where="a\x1b]0;title\x07", hint="Look at\n    \x1bcfile"))
+    console.table("T", [("name\x1b[2J", "value\x00")])
+    said = capsys.readouterr().err
+    assert not [sign for sign in said if sign < " " and sign != "\n"]
+    assert "\x9b" not in said
+    assert "no \ufffd[31mred\ufffd \ufffd2J" in said

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from minilm_cli import export, run
+from minilm_cli import checkpoint, export, run
 from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import ExportSettings
@@ -118,6 +118,24 @@ def test_a_run_without_held_out_sequences_is_exported(tmp_path: Path, small_sett
     assert export.export(ExportSettings(run=folder)).step == 6
     with pytest.raises(MinilmError, match="no checkpoint was evaluated"):
         export.export(ExportSettings(run=folder, checkpoint="best", output=tmp_path / "best"))
+
+
+@pytest.mark.parametrize("change", ["shape", "missing", "unknown"])
+def test_a_checkpoint_of_another_student_is_refused_by_the_name_of_a_weight(copied: Path, change: str) -> None:
+    path = copied / "checkpoints" / "step-00000006"
+    weights = load_file(path / "student.safetensors")
+    name = min(weights)
+    if change == "shape":
+        weights[name] = torch.zeros(3, 2, 1)
+    elif change == "missing":
+        del weights[name]
+    else:
+        name = "a.colour"
+        weights[name] = torch.zeros(1)
+    checkpoint.save(copied / "checkpoints", 6, {"student": weights}, {})
+    with pytest.raises(MinilmError, match=f"the checkpoint is of another student: {name} is "):
+        export.export(ExportSettings(run=copied))
+    assert not (copied / "export").exists()
 
 
 def test_an_export_that_computes_no_numbers_fails(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

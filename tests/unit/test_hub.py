@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
 from minilm_cli.errors import MinilmError
-from minilm_cli.hub import load_tokenizer, loading, quiet, tokenizer_info
+from minilm_cli.hub import load_tokenizer, loading, quiet, reason, tokenizer_info
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b")
 
@@ -46,7 +46,10 @@ def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None
     assert caught.value.where == str(tmp_path)
 
 
-@pytest.mark.parametrize("error", [OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError])
+@pytest.mark.parametrize(
+    "error",
+    [OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, EOFError, AssertionError, ZeroDivisionError],
+)
 def test_a_failure_to_load_is_told_in_one_line_with_a_hint(error: type[Exception]) -> None:
     with pytest.raises(MinilmError) as caught, loading("teacher", "some/name"):
         raise error("\n  it is broken  \nand so on")
@@ -70,6 +73,55 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         loading("teacher", str(tmp_path / "file")),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("it is broken"), "it is broken"),
+        (ValueError("\n it is broken \n\n and so on"), "it is broken"),
+        (ValueError("of a field:\n  TypeError: no number\nand so on"), "of a field: TypeError: no number"),
+        (ValueError("of a field:"), "of a field:"),
+        (KeyError("wavy"), "'wavy' is missing, or not known"),
+        (EOFError(), "EOFError"),
+        (ValueError(" \n"), "ValueError"),
+    ],
+)
+def test_what_a_library_says_is_told_in_a_line(error: Exception, said: str) -> None:
+    assert reason(error) == said
+
+
+@pytest.mark.parametrize("kind", ["teacher", "tokenizer"])
+@pytest.mark.parametrize("bits", [0o000, 0o300, 0o600])
+@pytest.mark.usefixtures("ordinary_user")
+def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path: Path, kind: str, bits: int) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").touch()
+    folder.chmod(bits)
+    with (
+        pytest.raises(MinilmError, match=f"the {kind} folder cannot be read: Permission denied") as caught,
+        loading(kind, str(folder)),
+    ):
+        pytest.fail("it was looked into")
+    assert caught.value.where == str(folder)
+
+
+@pytest.mark.usefixtures("ordinary_user")
+def test_a_file_that_may_not_be_read_is_named_whatever_the_library_says(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch(mode=0)
+    (tmp_path / "config.json").touch()
+    with (
+        pytest.raises(MinilmError, match=r"cannot be loaded: model\.safetensors cannot be read") as caught,
+        loading("teacher", str(tmp_path)),
+    ):
+        raise OSError("No such file or directory")
+    assert caught.value.hint == "Do you have the right to read it?"
+
+
+def test_a_name_too_long_for_a_file_is_refused() -> None:
+    with pytest.raises(MinilmError, match="the teacher folder cannot be read"), loading("teacher", "x" * 5000):
+        pytest.fail("it was loaded")
 
 
 @pytest.mark.parametrize("error", [None, ValueError])

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
+from minilm_cli import models
 from minilm_cli.errors import MinilmError
 from minilm_cli.models import (
     build_student,
@@ -24,6 +25,7 @@ from minilm_cli.models import (
     longest_input,
     relation_heads,
     resolve_layer,
+    saved_config,
     student_config,
 )
 
@@ -203,6 +205,55 @@ def test_a_cut_off_weights_file_is_refused(tiny_teacher: Path, tmp_path: Path) -
         load_teacher(str(folder), layer="auto")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["encoder.layer.3.attention.self.key.weight", "embeddings.LayerNorm.bias"])
+def test_a_teacher_with_a_weight_that_is_no_number_is_refused(
+    tiny_teacher: Path, tmp_path: Path, name: str, value: float
+) -> None:
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    weights = load_file(folder / "model.safetensors")
+    weights[name].view(-1)[-1] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MinilmError, match=f"weights are damaged: {name} has values that are not finite"):
+        load_teacher(str(folder), layer="auto")
+
+
+def test_large_weights_are_no_damage(tiny_teacher: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    weights = load_file(folder / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][5:7] = 3e38  # their sum is not finite
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert load_teacher(str(folder), layer="auto")[1] == 4
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and must be at most 1000"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0 in the teacher's config.json"),
+        ({"num_attention_heads": -1}, "num_attention_heads is -1 in the teacher's config.json"),
+        ({"hidden_size": 0}, "hidden_size is 0 in the teacher's config.json"),
+        ({"intermediate_size": 0}, "intermediate_size is 0 in the teacher's config.json"),
+        ({"pad_token_id": -1}, "pad_token_id is -1 in the teacher's config.json"),
+        ({"pad_token_id": 10**6}, "pad_token_id is 1000000 in the teacher's config.json"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be a finite number, not nan"),
+        ({"layer_norm_eps": -1.0}, r"the teacher \(bert\) computes what is not a finite number"),
+        ({"layer_norm_eps": "small"}, "the teacher cannot be loaded: .*layer_norm_eps"),
+        ({"chunk_size_feed_forward": 7}, r"the teacher \(bert\) cannot compute: .*chunk size 7"),
+        ({"hidden_size": 24}, "its weights have other shapes than its config.json describes"),
+    ],
+)
+def test_a_teacher_of_an_odd_config_is_refused(
+    tiny_teacher: Path, tmp_path: Path, entries: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(tiny_teacher, tmp_path / "teacher")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entries))
+    with pytest.raises(MinilmError, match=message) as caught:
+        load_teacher(str(folder), layer="auto")
+    assert caught.value.where == str(folder)
+
+
 def pickled(teacher: Path, folder: Path, content: object) -> Path:
     """A copy of `teacher` that has its weights as a pickle only."""
     shutil.copytree(teacher, folder)
@@ -321,6 +372,18 @@ def test_a_misspelt_entry_is_refused_with_what_was_meant(tmp_path: Path, wrong: 
         ({"model_type": "brt"}, "there is no family 'brt'"),
         ({"model_type": 3}, "there is no family 3"),
         ({"model_type": ["bert"]}, "there is no family"),
+        ({"model_type": "vit"}, "this is no text encoder, but a vit model"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers is 10*, and must be at most 1000"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000, and must be at most 100000"),
+        ({"model_type": "distilbert", "n_layers": 10**9}, "n_layers is 1000000000"),
+        ({"hidden_size": 24 * 10**5}, "the student would have .* parameters: .* GiB, and this machine has"),
+        ({"max_position_embeddings": 10**12}, "the student would have .* parameters: .* GiB"),
+        ({"hidden_size": 4 * 10**30}, r"the student \(bert\) cannot be built"),
+        ({"max_position_embeddings": 1}, "max_position_embeddings is 1, which leaves the student no room"),
+        ({"model_type": "roberta", "max_position_embeddings": 5}, "max_position_embeddings is 5, which leaves"),
+        ({"intermediate_size": 0}, "intermediate_size must be a whole number above 0, not 0"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps must be a finite number, not inf"),
+        ({"quantization_config": 3}, "this student config is not valid for bert"),
     ],
 )
 def test_a_wrong_entry_is_refused_by_name(tmp_path: Path, values: dict[str, Any], message: str) -> None:
@@ -329,6 +392,43 @@ def test_a_wrong_entry_is_refused_by_name(tmp_path: Path, values: dict[str, Any]
     with pytest.raises(MinilmError, match=message) as caught:
         student_config(source, TEACHER)
     assert caught.value.where == source
+
+
+def test_a_family_without_token_types_passes_none_on(tmp_path: Path) -> None:
+    teacher = BertConfig(**TEACHER.to_dict() | {"type_vocab_size": 0})
+    source = written(tmp_path, model_type="bert", hidden_size=24, num_attention_heads=4)
+    assert student_config(source, teacher).type_vocab_size == 2
+
+
+def test_a_size_is_told_before_there_are_any_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_machine = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}
+    monkeypatch.setattr(models.os, "sysconf", small_machine.__getitem__)
+    source = written(tmp_path, model_type="bert", hidden_size=24, num_hidden_layers=2, num_attention_heads=4)
+    before = torch.get_rng_state()
+    with pytest.raises(MinilmError, match="the student would have 314,184 parameters") as caught:
+        student_config(source, TEACHER)
+    assert torch.equal(before, torch.get_rng_state())
+    assert caught.value.hint == "Lower its layers, its widths or its positions."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read as JSON"),
+        ("[]", "a student config is a JSON object"),
+        ("{}", "there is no family None"),
+        ('{"model_type": "brt"}', "there is no family 'brt'"),
+        ('{"model_type": "bert", "hidden_size": "24"}', "not valid for bert: .*hidden_size"),
+        ('{"model_type": "bert", "num_hidden_layers": 1000000000}', "must be at most 1000"),
+        ('{"model_type": "bert", "layer_norm_eps": NaN}', "layer_norm_eps must be a finite number"),
+    ],
+)
+def test_a_config_that_a_run_kept_is_checked_when_it_is_read_again(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "student-config.json"
+    path.write_text(content)
+    with pytest.raises(MinilmError, match=message) as caught:
+        saved_config(path)
+    assert caught.value.where == str(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"bert"', "null", "3", "\ufeff{}"])
@@ -346,7 +446,9 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("source", ["l6", "6-384", "l0-h384", "l6-h0", "l6-h384x", "L6-H384"])
+@pytest.mark.parametrize(
+    "source", ["l6", "6-384", "l0-h384", "l6-h0", "l6-h384x", "L6-H384", "l1٣-h384", "l9999999999-h384"]
+)
 def test_what_is_neither_a_preset_nor_a_file_is_refused_with_an_example(source: str) -> None:
     with pytest.raises(MinilmError, match="there is no such student config") as caught:
         student_config(source, TEACHER)
