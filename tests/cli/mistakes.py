@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shlex
+import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .conftest import Minilm
+
+Preparation = Callable[[], object]
+
+DISTILL = "distill --teacher teacher --student-config config.json --steps 4 --batch-size 4 "
 
 
 def _nothing() -> None:
@@ -26,7 +34,7 @@ class Mistake:
     """As typed after `minilm`."""
     says: tuple[str, ...]
     """All of these are in the message."""
-    prepare: Callable[[], object] = _nothing
+    prepare: Preparation = _nothing
     """Called in the folder that the command is run in."""
     status: int = 2
 
@@ -50,10 +58,97 @@ def is_told(mistake: Mistake, minilm: Minilm) -> None:
 
 def _files() -> dict[str, str]:
     """Everything in the current folder and the one for temporary files beside it: name and content."""
-    found = {}
-    for path in sorted(Path.cwd().parent.rglob("*")):
-        if path.is_symlink():
-            found[str(path)] = f"→ {path.readlink()}"
-        else:
-            found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-    return found
+    return {str(path): _content(path) for path in sorted(Path.cwd().parent.rglob("*"))}
+
+
+def _content(path: Path) -> str:
+    try:
+        kind = path.lstat().st_mode
+        if stat.S_ISLNK(kind):
+            return f"→ {path.readlink()}"
+        if stat.S_ISREG(kind):
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+    except PermissionError:
+        return "not to be read"
+    return stat.filemode(kind)
+
+
+# --- Preparations ------------------------------------------------------------------------------------------------
+
+#: The value of an entry that is to be removed.
+REMOVED: Any = object()
+
+
+def write(name: str, content: str | bytes) -> Preparation:
+    """A file with this content."""
+    return lambda: Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def edit(name: str, **entries: Any) -> Preparation:
+    """A JSON file with other entries."""
+
+    def change() -> None:
+        path = Path(name)
+        values = json.loads(path.read_text(encoding="utf-8")) | entries
+        path.write_text(json.dumps({key: value for key, value in values.items() if value is not REMOVED}))
+
+    return change
+
+
+def remove(*names: str) -> Preparation:
+    """Files, links and folders that are not there."""
+
+    def go() -> None:
+        for path in map(Path, names):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    return go
+
+
+def halve(name: str) -> Preparation:
+    """A file of which the second half is missing."""
+    return lambda: os.truncate(name, Path(name).stat().st_size // 2)
+
+
+def flip(name: str) -> Preparation:
+    """A file whose last byte is wrong."""
+
+    def damage() -> None:
+        content = bytearray(Path(name).read_bytes())
+        content[-1] ^= 0xFF
+        Path(name).write_bytes(content)
+
+    return damage
+
+
+def folder(name: str) -> Preparation:
+    """A folder where a file was, or nothing."""
+    return all_of(remove(name), lambda: Path(name).mkdir(parents=True))
+
+
+def link(name: str, target: str) -> Preparation:
+    """A link where something else was, or nothing."""
+    return all_of(remove(name), lambda: Path(name).symlink_to(target))
+
+
+def pipe(name: str) -> Preparation:
+    """A pipe that nobody writes to where a file was, or nothing."""
+    return all_of(remove(name), lambda: os.mkfifo(name))
+
+
+def mode(name: str, bits: int) -> Preparation:
+    """A file or folder that may be read, written and searched by fewer."""
+    return lambda: Path(name).chmod(bits)
+
+
+def all_of(*preparations: Preparation) -> Preparation:
+    """One preparation after the other."""
+
+    def go() -> None:
+        for prepare in preparations:
+            prepare()
+
+    return go

@@ -1,63 +1,34 @@
-"""What `minilm distill` says to every mistake: in its options, its settings, its models and its tokens."""
+"""What `minilm distill` says to every mistake in its options, its settings and its tokens."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
-import pickle
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import DebertaV2Config, DebertaV2Model, T5Config, T5Model
 
 from .conftest import Minilm
-from .mistakes import Mistake, is_told
-
-DISTILL = "distill --teacher teacher --student-config config.json --steps 4 --batch-size 4 "
-
-
-def write(name: str, content: str) -> Callable[[], object]:
-    """Preparation: a file with this text."""
-    return lambda: Path(name).write_text(content, encoding="utf-8")
-
-
-def edit(name: str, **entries: object) -> Callable[[], object]:
-    """Preparation: a JSON file with other entries; `None` removes one."""
-
-    def change() -> None:
-        path = Path(name)
-        values = json.loads(path.read_text(encoding="utf-8")) | entries
-        kept = {key: value for key, value in values.items() if value is not None}
-        path.write_text(json.dumps(kept), encoding="utf-8")
-
-    return change
+from .mistakes import (
+    DISTILL,
+    REMOVED,
+    Mistake,
+    Preparation,
+    all_of,
+    edit,
+    flip,
+    folder,
+    halve,
+    is_told,
+    link,
+    mode,
+    pipe,
+    remove,
+    write,
+)
 
 
-def remove(name: str) -> Callable[[], object]:
-    """Preparation: a file or folder that is not there."""
-    return lambda: shutil.rmtree(name) if Path(name).is_dir() else Path(name).unlink()
-
-
-def flip(name: str) -> Callable[[], object]:
-    """Preparation: a file whose last byte is wrong."""
-
-    def damage() -> None:
-        content = bytearray(Path(name).read_bytes())
-        content[-1] ^= 0xFF
-        Path(name).write_bytes(content)
-
-    return damage
-
-
-def halve(name: str) -> Callable[[], object]:
-    """Preparation: a file of which the second half is missing."""
-    return lambda: os.truncate(name, Path(name).stat().st_size // 2)
-
-
-def ids(*lines: str) -> Callable[[], object]:
+def ids(*lines: str) -> Preparation:
     """Preparation: `ids.jsonl.gz` with these lines."""
     return lambda: Path("ids.jsonl.gz").write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
 
@@ -66,39 +37,6 @@ def short_ids() -> None:
     """Half of a gzip file of token ids."""
     content = gzip.compress(b"[2, 5, 6, 3]\n" * 1000)
     Path("ids.jsonl.gz").write_bytes(content[: len(content) // 2])
-
-
-class Harmful:
-    """Unpickling it makes a folder."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, ("harmed",)
-
-
-def pickled_teacher() -> None:
-    """A teacher whose weights are a pickle that runs code."""
-    Path("teacher/model.safetensors").unlink()
-    Path("teacher/pytorch_model.bin").write_bytes(pickle.dumps({"weight": Harmful()}, protocol=2))
-
-
-def decoder_config() -> T5Config:
-    """A config of two stacks, of the teacher's vocabulary."""
-    vocabulary = json.loads(Path("teacher/config.json").read_text(encoding="utf-8"))["vocab_size"]
-    return T5Config(vocab_size=vocabulary, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
-
-
-def teacher_with_decoder() -> None:
-    """A teacher with two stacks."""
-    T5Model(decoder_config()).save_pretrained("teacher")
-
-
-def teacher_out_of_reach() -> None:
-    """A teacher whose attention does not go through transformers' registry."""
-    vocabulary = json.loads(Path("teacher/config.json").read_text(encoding="utf-8"))["vocab_size"]
-    config = DebertaV2Config(
-        vocab_size=vocabulary, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
-    )
-    DebertaV2Model(config).save_pretrained("teacher")
 
 
 def tokens_of_another_tokenizer() -> None:
@@ -177,6 +115,46 @@ MISTAKES_IN_OPTIONS = [
     Mistake("output below a file", DISTILL + "-o corpus.txt/run", ("corpus.txt",)),
 ]
 
+MISTAKES_IN_NUMBERS = [
+    Mistake(
+        "steps beyond counting", DISTILL.replace("--steps 4", f"--steps {10**30}"), ("training.steps", "less than")
+    ),
+    Mistake("steps of 5000 digits", DISTILL + f"--steps {'9' * 5000}", ("--steps", "exceeded maximum size")),
+    Mistake("steps in hexadecimal", DISTILL + "--steps 0x10", ("--steps", "integer")),
+    Mistake("steps in exponents", DISTILL + "--steps 1e3", ("--steps", "integer")),
+    Mistake("steps in Arabic digits", DISTILL + "--steps ٤", ("--steps", "integer")),
+    Mistake("steps without a number", DISTILL + "--steps=", ("--steps", "integer")),
+    Mistake("epochs below zero", DISTILL.replace("--steps 4", "--epochs -1"), ("training.epochs", "-1")),
+    Mistake("epochs not a number", DISTILL.replace("--steps 4", "--epochs nan"), ("training.epochs", "finite")),
+    Mistake("endless epochs", DISTILL.replace("--steps 4", "--epochs 1e400"), ("training.epochs", "finite")),
+    Mistake("batch beyond counting", DISTILL + f"--batch-size {2**64}", ("training.batch_size", "less than")),
+    Mistake("micro-batch beyond counting", DISTILL + f"--micro-batch-tokens {10**30}", ("micro_batch_tokens", "auto")),
+    Mistake("max length beyond counting", DISTILL + f"--max-length {10**30}", ("data.max_length", "less than")),
+    Mistake("warm-up beyond counting", DISTILL + f"--warmup-steps {10**30}", ("schedule.warmup_steps", "less than")),
+    Mistake("seed beyond counting", DISTILL + f"--seed {2**64}", ("training.seed", "less than")),
+    Mistake("seed of 5000 digits", DISTILL + f"--seed {'9' * 5000}", ("--seed", "exceeded maximum size")),
+    Mistake("learning rate beyond counting", DISTILL + "--lr 1e400", ("optimizer.lr", "finite")),
+    Mistake("learning rate with a comma", DISTILL + "--lr 0,001", ("--lr", "number")),
+    Mistake("learning rate of minus zero", DISTILL + "--lr -0.0", ("optimizer.lr", "greater than 0")),
+    Mistake("relation heads beyond counting", DISTILL + f"--relation-heads {10**30}", ("relations.heads", "auto")),
+    Mistake("many relation heads", DISTILL + "--relation-heads 48000", ("relations.heads", "48000", "is 24")),
+    Mistake("relation weight beyond counting", DISTILL + "--relations qq=1e400", ("relations.weights", "finite")),
+    Mistake("relation weight not a number", DISTILL + "--relations qq=nan", ("relations.weights", "finite")),
+    Mistake("relation with two weights", DISTILL + "--relations qq=1=2", ("relations.weights", "1=2")),
+    Mistake("relation without a name", DISTILL + "--relations =1", ("relations.weights", "'' is not a relation")),
+    Mistake("relation in capitals", DISTILL + "--relations QQ=1", ("relations.weights", "'QQ' is not a relation")),
+    Mistake("teacher layer beyond counting", DISTILL + f"--teacher-layer -{10**30}", ("teacher.layer", "of 4")),
+    Mistake("student layer beyond counting", DISTILL + f"--student-layer {10**30}", ("student.layer", "of 2")),
+    Mistake("one beta", DISTILL + "--set optimizer.betas=[0.9]", ("optimizer.betas",)),
+    Mistake("three betas", DISTILL + "--set optimizer.betas=[0.9,0.9,0.9]", ("optimizer.betas", "2 items")),
+    Mistake("beta below zero", DISTILL + "--set optimizer.betas=[-0.1,0.9]", ("optimizer.betas", "-0.1")),
+    Mistake("beta not a number", DISTILL + "--set optimizer.betas=[.nan,0.9]", ("optimizer.betas", "finite")),
+    Mistake("beta that is true", DISTILL + "--set optimizer.betas=[true,0.9]", ("optimizer.betas", "a number")),
+    Mistake("betas that are lists", DISTILL + "--set optimizer.betas=[[0.1],0.9]", ("optimizer.betas", "number")),
+    Mistake("betas that are a mapping", DISTILL + "--set optimizer.betas='{a: 1}'", ("optimizer.betas",)),
+    Mistake("no betas", DISTILL + "--set optimizer.betas=null", ("optimizer.betas",)),
+]
+
 MISTAKES_IN_SETTINGS = [
     Mistake("set without value", DISTILL + "--set optimizer.lr", ("--set", "KEY=VALUE", "'optimizer.lr'")),
     Mistake("set without key", DISTILL + "--set =3", ("--set", "KEY=VALUE", "'=3'")),
@@ -198,6 +176,63 @@ MISTAKES_IN_SETTINGS = [
     Mistake("set to a wrong type", DISTILL + "--set optimizer.betas=often", ("optimizer.betas", "often")),
     Mistake("set to a wrong range", DISTILL + "--set optimizer.betas='[0.9, 1.5]'", ("optimizer.betas", "1.5")),
     Mistake("set of a mapping", DISTILL + "--set training.seed='{a: 1}'", ("training.seed",)),
+    Mistake("set of nothing", DISTILL + "--set ''", ("--set", "KEY=VALUE", "''")),
+    Mistake("set of a dot too many", DISTILL + "--set optimizer.=1", ("no setting optimizer.", "optimizer.lr")),
+    Mistake("set of what Python has", DISTILL + "--set __class__=1", ("no setting __class__", "Settings")),
+    Mistake("set of a Japanese name", DISTILL + "--set 日本=1", ("no setting 日本",)),
+    Mistake("set to broken YAML", DISTILL + "--set 'optimizer.lr=[1'", ("optimizer.lr", "[1")),
+    Mistake("set to a YAML tag", DISTILL + "--set optimizer.lr=!!python/name:os.system", ("optimizer.lr", "python")),
+    Mistake("set to a date", DISTILL + "--set optimizer.lr=2020-01-01", ("optimizer.lr", "number")),
+    Mistake("set of the teacher to nothing", DISTILL + "--set teacher=null", ("--teacher is missing",)),
+    Mistake("set of an output to a number", DISTILL + "--set output=3", ("output", "path")),
+    Mistake("set of relations to a list", DISTILL + "--set relations.weights=[qq]", ("relations.weights",)),
+    Mistake("set of sinks to a mapping", DISTILL + "--set 'reporting.sinks={a: b}'", ("reporting.sinks",)),
+    Mistake("set of a layer to a list", DISTILL + "--set teacher.layer=[1]", ("teacher.layer", "integer")),
+    Mistake("set of a layer to a fraction", DISTILL + "--set teacher.layer=1.5", ("teacher.layer", "1.5")),
+    Mistake("set of a layer to true", DISTILL + "--set teacher.layer=true", ("teacher.layer", "True")),
+    Mistake("set of a switch to a word", DISTILL + "--set training.compile=perhaps", ("training.compile", "perhaps")),
+    Mistake("set of a device to a number", DISTILL + "--set training.device=3", ("training.device", "3")),
+    Mistake("no device", DISTILL + "--device ''", ("training.device", "''")),
+    Mistake("device that is not there", DISTILL + "--device cuda:99", ("training.device", "cuda:99")),
+    Mistake("device with a negative number", DISTILL + "--device cuda:-1", ("training.device", "cuda:-1")),
+    Mistake(
+        "device with a long number", DISTILL + f"--device cuda:{'9' * 50}", ("training.device", "not to be had", "999")
+    ),
+    Mistake("no sink", DISTILL + "--report-to ''", ("reporting.sinks", "tensorboard")),
+    Mistake("settings link to nothing", DISTILL + "--config run.yaml", ("run.yaml",), link("run.yaml", "nowhere")),
+    Mistake(
+        "settings link to itself", DISTILL + "--config run.yaml", ("run.yaml", "links"), link("run.yaml", "run.yaml")
+    ),
+    Mistake("settings name too long", DISTILL + f"--config {'x' * 300}.yaml", ("name too long",)),
+    Mistake("settings without a name", DISTILL + "--config ''", (".", ".yaml, .toml or .json")),
+    Mistake("settings on a device", DISTILL + "--config /dev/null", ("/dev/null", ".yaml, .toml or .json")),
+    Mistake("settings below a file", DISTILL + "--config corpus.txt/run.yaml", ("corpus.txt/run.yaml",)),
+    Mistake("settings of zero bytes", DISTILL + "--config run.yaml", ("run.yaml",), write("run.yaml", bytes(9))),
+    Mistake(
+        "settings that run code",
+        DISTILL + "--config run.yaml",
+        ("run.yaml", "parsed", "os.mkdir"),
+        write("run.yaml", "training: !!python/object/apply:os.mkdir [harmed]\n"),
+    ),
+    Mistake("settings named by a number", DISTILL + "--config run.yaml", ("run.yaml",), write("run.yaml", "3: 4\n")),
+    Mistake("settings nested deeply", DISTILL + "--config run.json", ("run.json",), write("run.json", "[" * 100_000)),
+    Mistake(
+        "settings with a number of 5000 digits",
+        DISTILL + "--config run.toml",
+        ("run.toml", "digits"),
+        write("run.toml", f"training.seed = {'9' * 5000}\n"),
+    ),
+    Mistake(
+        "settings that are two documents",
+        DISTILL + "--config run.yaml",
+        ("run.yaml", "parsed", "document"),
+        write("run.yaml", "training: {}\n---\noptimizer: {}\n"),
+    ),
+    Mistake(
+        "settings that are a student config",
+        DISTILL + "--config config.json",
+        ("config.json", "no setting model_type"),
+    ),
     Mistake("settings file missing", DISTILL + "--config nowhere.yaml", ("nowhere.yaml", "no such settings file")),
     Mistake(
         "settings file of another kind",
@@ -205,7 +240,7 @@ MISTAKES_IN_SETTINGS = [
         ("run.ini", ".yaml, .toml or .json"),
         write("run.ini", ""),
     ),
-    Mistake("settings folder", DISTILL + "--config run.yaml", ("run.yaml",), lambda: Path("run.yaml").mkdir()),
+    Mistake("settings folder", DISTILL + "--config run.yaml", ("run.yaml",), folder("run.yaml")),
     Mistake(
         "settings not YAML",
         DISTILL + "--config run.yaml",
@@ -225,7 +260,7 @@ MISTAKES_IN_SETTINGS = [
         "settings not UTF-8",
         DISTILL + "--config run.yaml",
         ("run.yaml", "read"),
-        lambda: Path("run.yaml").write_bytes(b"output: caf\xe9\n"),
+        write("run.yaml", b"output: caf\xe9\n"),
     ),
     Mistake(
         "settings that are a list", DISTILL + "--config run.yaml", ("run.yaml", "mapping"), write("run.yaml", "- 1")
@@ -256,153 +291,6 @@ MISTAKES_IN_SETTINGS = [
     ),
 ]
 
-MISTAKES_IN_MODELS = [
-    Mistake(
-        "teacher folder missing",
-        "distill --teacher ./nowhere --student-config config.json",
-        ("./nowhere", "there is no such"),
-    ),
-    Mistake(
-        "teacher not to be had",
-        "distill --teacher nobody/nothing --student-config config.json",
-        ("nobody/nothing", "cannot be loaded", "HF_HUB_OFFLINE"),
-    ),
-    Mistake("teacher that is a file", "distill --teacher corpus.txt --student-config config.json", ("corpus.txt",)),
-    Mistake(
-        "teacher without weights",
-        DISTILL,
-        ("teacher: the teacher cannot be loaded", "model.safetensors"),
-        remove("teacher/model.safetensors"),
-    ),
-    Mistake("teacher without config", DISTILL, ("teacher", "config.json"), remove("teacher/config.json")),
-    Mistake("teacher config not JSON", DISTILL, ("teacher", "cannot be loaded"), write("teacher/config.json", "{")),
-    Mistake("teacher without tokenizer", DISTILL, ("teacher", "tokenizer"), remove("teacher/tokenizer.json")),
-    Mistake(
-        "teacher without tokenizer for id lists",
-        DISTILL + "--data ids.jsonl.gz",
-        ("teacher", "tokenizer"),
-        lambda: (ids("[2, 5, 3]", "[2, 5, 6, 3]")(), remove("teacher/tokenizer.json")()),
-    ),
-    Mistake(
-        "teacher cut short",
-        DISTILL,
-        ("teacher: the teacher cannot be loaded",),
-        halve("teacher/model.safetensors"),
-    ),
-    Mistake(
-        "teacher with more layers than weights",
-        DISTILL,
-        ("teacher", "weights do not fill", "layer.4"),
-        edit("teacher/config.json", num_hidden_layers=5),
-    ),
-    Mistake(
-        "teacher of other widths than its weights",
-        DISTILL,
-        ("teacher",),
-        edit("teacher/config.json", intermediate_size=64),
-    ),
-    Mistake(
-        "teacher of an unknown family",
-        DISTILL,
-        ("teacher", "cannot be loaded", "wort"),
-        edit("teacher/config.json", model_type="wort"),
-    ),
-    Mistake(
-        "teacher with code of its own",
-        DISTILL,
-        ("teacher", "--trust-remote-code"),
-        edit(
-            "teacher/config.json",
-            model_type="own",
-            auto_map={"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"},
-        ),
-    ),
-    Mistake("teacher with a harmful pickle", DISTILL, ("teacher", "cannot be loaded"), pickled_teacher),
-    Mistake("teacher with a decoder", DISTILL, ("teacher", "decoder", "only encoders"), teacher_with_decoder),
-    Mistake(
-        "teacher out of reach", DISTILL, ("'deberta-v2'", "attention registry", "BERT, RoBERTa"), teacher_out_of_reach
-    ),
-    Mistake(
-        "student config missing",
-        "distill --teacher teacher --student-config nowhere.json",
-        ("nowhere.json", "no such student config", "preset such as l6-h384"),
-    ),
-    Mistake(
-        "preset of another spelling",
-        "distill --teacher teacher --student-config l6h384",
-        ("l6h384", "preset such as l6-h384"),
-    ),
-    Mistake(
-        "preset without layers", "distill --teacher teacher --student-config l0-h48", ("l0-h48", "such as l6-h384")
-    ),
-    Mistake(
-        "preset of an odd width",
-        "distill --teacher teacher --student-config l2-h50",
-        ("l2-h50", "width of 50", "config.json"),
-    ),
-    Mistake(
-        "student folder without config",
-        "distill --teacher teacher --student-config tokens",
-        ("tokens/config.json", "no such student config"),
-    ),
-    Mistake("student config not JSON", DISTILL, ("config.json", "JSON"), write("config.json", "{")),
-    Mistake("student config that is a list", DISTILL, ("config.json", "JSON object"), write("config.json", "[]")),
-    Mistake(
-        "student config with a misspelt entry",
-        DISTILL,
-        ("config.json", "'hiden_size'", "Did you mean 'hidden_size'?"),
-        edit("config.json", hiden_size=24, hidden_size=None),
-    ),
-    Mistake(
-        "student of another vocabulary",
-        DISTILL,
-        ("config.json", "vocab_size is 12345", "teacher's", "leave vocab_size out"),
-        edit("config.json", vocab_size=12345),
-    ),
-    Mistake(
-        "student with another padding",
-        DISTILL,
-        ("config.json", "pad_token_id is 3", "teacher's is 0"),
-        edit("config.json", pad_token_id=3),
-    ),
-    Mistake(
-        "student heads that do not divide",
-        DISTILL,
-        ("config.json", "5 attention heads do not divide", "24"),
-        edit("config.json", num_attention_heads=5),
-    ),
-    Mistake(
-        "student of an unknown family",
-        DISTILL,
-        ("config.json", "model_type", "'brt'"),
-        edit("config.json", model_type="brt"),
-    ),
-    Mistake(
-        "student width that is text",
-        DISTILL,
-        ("config.json", "hidden_size"),
-        edit("config.json", hidden_size="24"),
-    ),
-    Mistake(
-        "student without layers",
-        DISTILL,
-        ("config.json", "num_hidden_layers", "above 0"),
-        edit("config.json", num_hidden_layers=0),
-    ),
-    Mistake(
-        "student with an unknown activation",
-        DISTILL,
-        ("student", "wavy"),
-        edit("config.json", hidden_act="wavy"),
-    ),
-    Mistake(
-        "student with a decoder",
-        DISTILL,
-        ("config.json", "decoder"),
-        lambda: decoder_config().save_pretrained("."),
-    ),
-]
-
 MISTAKES_IN_TOKENS = [
     Mistake("tokens missing", DISTILL + "--data nowhere", ("nowhere", "no such token store", "minilm tokenize")),
     Mistake("folder that is no store", DISTILL + "--data teacher", ("teacher", "not a token store", "manifest.json")),
@@ -412,7 +300,7 @@ MISTAKES_IN_TOKENS = [
         "manifest with an entry missing",
         DISTILL,
         ("manifest.json", "damaged", "shards", "minilm tokenize"),
-        edit("tokens/manifest.json", shards=None),
+        edit("tokens/manifest.json", shards=REMOVED),
     ),
     Mistake(
         "manifest that does not add up",
@@ -498,11 +386,147 @@ MISTAKES_IN_TOKENS = [
 ]
 
 
+MISTAKES_IN_FILES = [
+    Mistake("tokens without a name", DISTILL + "--data ''", (".: this is not a token store",)),
+    Mistake("tokens that are a run", DISTILL + "--data run", ("run: this is not a token store",), folder("run")),
+    Mistake(
+        "tokens that are a manifest", DISTILL + "--data tokens/manifest.json", ("tokens/manifest.json", ".jsonl.gz")
+    ),
+    Mistake("tokens that are a shard", DISTILL + "--data tokens/shard-00000.npy", ("a token store (a folder)",)),
+    Mistake("tokens that are a device", DISTILL + "--data /dev/null", ("/dev/null: this is not a token store",)),
+    Mistake("tokens that are a pipe", DISTILL + "--data pipe", ("pipe: this is not a token store",), pipe("pipe")),
+    Mistake("tokens of a name in two lines", DISTILL + "--data 'a\nb'", ("a\nb: there is no such token store",)),
+    Mistake(
+        "tokens that are a link to nothing",
+        DISTILL + "--data link",
+        ("link: there is no such token store", "minilm tokenize"),
+        link("link", "nowhere"),
+    ),
+    Mistake(
+        "tokens that are a link to itself",
+        DISTILL + "--data link",
+        ("link: there is no such token store", "minilm tokenize"),
+        link("link", "link"),
+    ),
+    Mistake(
+        "id lists from a pipe",
+        DISTILL + "--data ids.jsonl.gz",
+        ("ids.jsonl.gz: this is no file, but a pipe or a device",),
+        pipe("ids.jsonl.gz"),
+    ),
+    Mistake(
+        "id lists that are a folder",
+        DISTILL + "--data ids.jsonl.gz",
+        ("ids.jsonl.gz", "folder"),
+        folder("ids.jsonl.gz"),
+    ),
+    Mistake(
+        "id lists that are a link to itself",
+        DISTILL + "--data ids.jsonl.gz",
+        ("ids.jsonl.gz: the file cannot be read", "links"),
+        link("ids.jsonl.gz", "ids.jsonl.gz"),
+    ),
+    Mistake("empty id lists", DISTILL + "--data ids.jsonl.gz", ("holds no sequence",), write("ids.jsonl.gz", "")),
+    Mistake(
+        "id lists not compressed", DISTILL + "--data ids.jsonl.gz", ("damaged",), write("ids.jsonl.gz", "[2, 5, 3]\n")
+    ),
+    *(
+        Mistake(
+            f"manifest that is {what}", DISTILL, ("tokens/manifest.json", said), write("tokens/manifest.json", text)
+        )
+        for what, text, said in (
+            ("empty", "", "JSON"),
+            ("zero bytes", "\0" * 100, "JSON"),
+            ("a list", "[]", "damaged"),
+            ("null", "null", "damaged"),
+            ("nested deeply", "[" * 100_000, "JSON"),
+        )
+    ),
+    *(
+        Mistake(f"manifest with {key} {value!r}", DISTILL, ("manifest.json", "damaged", key), prepare)
+        for key, value, prepare in (
+            (key, value, edit("tokens/manifest.json", **{key: value}))
+            for key, value in (
+                ("max_length", 0),
+                ("format_version", "1"),
+                ("format_version", 0),
+                ("format_version", True),
+                ("length_histogram", [0, 10**30]),
+                ("sequences", -1),
+                ("tokens", 1.5),
+                ("shards", {}),
+                ("tokenizer", None),
+            )
+        )
+    ),
+    *(
+        Mistake(f"{file} that is {what}", DISTILL, (f"tokens/{file}.npy", "damaged"), prepare(f"tokens/{file}.npy"))
+        for file in ("shard-00000", "shard-00000.offsets")
+        for what, prepare in (
+            ("empty", lambda name: write(name, "")),
+            ("text", lambda name: write(name, "one two three\n" * 100)),
+            ("a folder", folder),
+            ("a link to nothing", lambda name: link(name, "nowhere")),
+            ("a device", lambda name: link(name, "/dev/null")),
+        )
+    ),
+]
+
+MISTAKES_IN_RIGHTS = [
+    *(
+        Mistake(f"{file} to be read by nobody", DISTILL, (f"tokens/{file}", "denied"), mode(f"tokens/{file}", 0))
+        for file in ("manifest.json", "shard-00000.npy", "shard-00000.offsets.npy")
+    ),
+    Mistake(
+        "id lists to be read by nobody",
+        DISTILL + "--data ids.jsonl.gz",
+        ("ids.jsonl.gz", "denied"),
+        all_of(ids("[2, 5, 3]"), mode("ids.jsonl.gz", 0)),
+    ),
+    Mistake(
+        "settings to be read by nobody",
+        DISTILL + "--config run.yaml",
+        ("run.yaml", "denied"),
+        all_of(write("run.yaml", ""), mode("run.yaml", 0)),
+    ),
+    Mistake(
+        "settings in a folder to be searched by nobody",
+        DISTILL + "--config tokens/run.yaml",
+        ("tokens/run.yaml", "denied"),
+        mode("tokens", 0),
+    ),
+    *(
+        Mistake(
+            f"output {what} in a folder not to be written",
+            DISTILL + f"-o {output}",
+            (said, "denied"),
+            mode("tokens", 0o500),
+        )
+        for what, output, said in (("right", "tokens/run", "tokens"), ("deep", "tokens/a/b/run", "tokens/a/b/run"))
+    ),
+    Mistake("current folder not to be written", DISTILL, ("runs/", "denied"), mode(".", 0o500)),
+]
+
+
 @pytest.mark.parametrize(
-    "mistake", [*MISTAKES_IN_OPTIONS, *MISTAKES_IN_SETTINGS, *MISTAKES_IN_MODELS, *MISTAKES_IN_TOKENS], ids=str
+    "mistake",
+    [
+        *MISTAKES_IN_OPTIONS,
+        *MISTAKES_IN_NUMBERS,
+        *MISTAKES_IN_SETTINGS,
+        *MISTAKES_IN_TOKENS,
+        *MISTAKES_IN_FILES,
+    ],
+    ids=str,
 )
 @pytest.mark.usefixtures("workplace")
 def test_a_mistake_is_told_and_leaves_nothing_behind(mistake: Mistake, minilm: Minilm) -> None:
+    is_told(mistake, minilm)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_RIGHTS, ids=str)
+@pytest.mark.usefixtures("workplace", "ordinary_user")
+def test_what_may_not_be_read_or_written_is_told(mistake: Mistake, minilm: Minilm) -> None:
     is_told(mistake, minilm)
 
 

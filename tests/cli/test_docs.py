@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 MODULES = sorted(path.stem for path in (ROOT / "minilm_cli").glob("*.py") if path.stem != "__init__")
 
 #: Options of other programs.
-FOREIGN = {"--check", "--config-file", "--index-url", "--strict"} | {
+FOREIGN = {"--check", "--config-file", "--index-url", "--kills", "--minutes", "--strict"} | {
     # torchrun's and Slurm's
     *("--standalone", "--nproc-per-node", "--nnodes", "--max-restarts", "--log-dir", "--tee"),
     *("--rdzv-id", "--rdzv-backend", "--rdzv-endpoint"),

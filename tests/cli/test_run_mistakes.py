@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from .conftest import Minilm
-from .mistakes import Mistake, is_told
+from .mistakes import Mistake, Preparation, all_of, folder, halve, is_told, link, mode, pipe, remove, write
+
+STEP_4 = "run/checkpoints/step-00000004"
 
 
-def write(name: str, content: str) -> Callable[[], object]:
-    """Preparation: a file with this text."""
-    return lambda: Path(name).write_text(content, encoding="utf-8")
-
-
-def setting(dotted: str, value: object) -> Callable[[], object]:
+def setting(dotted: str, value: object) -> Preparation:
     """Preparation: a run whose settings have another value."""
 
     def change() -> None:
@@ -32,38 +27,9 @@ def setting(dotted: str, value: object) -> Callable[[], object]:
     return change
 
 
-def remove(*names: str) -> Callable[[], object]:
-    """Preparation: files and folders that are not there."""
-
-    def go() -> None:
-        for name in names:
-            if Path(name).is_dir():
-                shutil.rmtree(name)
-            else:
-                Path(name).unlink()
-
-    return go
-
-
-def damage(*steps: int) -> Callable[[], object]:
+def damage(*steps: int) -> Preparation:
     """Preparation: checkpoints whose weights are cut short."""
-
-    def go() -> None:
-        for step in steps:
-            file = Path(f"run/checkpoints/step-{step:08}/student.safetensors")
-            os.truncate(file, file.stat().st_size // 2)
-
-    return go
-
-
-def all_of(*preparations: Callable[[], object]) -> Callable[[], object]:
-    """One preparation after the other."""
-
-    def go() -> None:
-        for prepare in preparations:
-            prepare()
-
-    return go
+    return all_of(*(halve(f"run/checkpoints/step-{step:08}/student.safetensors") for step in steps))
 
 
 def other_tokens() -> None:
@@ -77,7 +43,7 @@ MISTAKES_IN_RESUME = [
     Mistake(
         "resume on other tokens",
         "resume run --steps 9",
-        ("token store", "not the one", "Put that one back"),
+        ("token store", "changed since the run began", "Put it back"),
         other_tokens,
     ),
     Mistake("resume of no steps", "resume run --set training.steps=", ("training.steps", "number of steps")),
@@ -194,11 +160,251 @@ MISTAKES_IN_EXPORT = [
 ]
 
 
-@pytest.mark.parametrize("mistake", [*MISTAKES_IN_RESUME, *MISTAKES_IN_EXPORT], ids=str)
-def test_a_mistake_is_told_and_leaves_nothing_behind(
-    mistake: Mistake, minilm: Minilm, workplace: Path, finished_run: Path
-) -> None:
-    shutil.copytree(finished_run, workplace / "run")
+MISTAKES_IN_NAMES = [
+    *(
+        Mistake(f"{command} of {what}", f"{command} {name}", (said,), prepare)
+        for command in ("resume", "export")
+        for what, name, said, prepare in (
+            ("no name", "''", ".: this is not a run", remove()),
+            ("this folder", ".", ".: this is not a run", remove()),
+            ("the folder above", "..", "..: this is not a run", remove()),
+            ("two lines", "'a\nb'", "a\nb: there is no such run", remove()),
+            ("a Japanese name", "日本語", "日本語: there is no such run", remove()),
+            ("a null", "'a\0b'", "null", remove()),
+            ("a device", "/dev/null", "/dev/null: this is not a run", remove()),
+            ("two runs", "run run", "run", remove()),
+            ("its settings", "run/settings.json", "run/settings.json: this is not a run", remove()),
+            ("its student", "run/student", "run/student: this is not a run", remove()),
+            ("its checkpoint", "run/checkpoints/step-00000004", "step-00000004: this is not a run", remove()),
+            ("a pipe", "odd", "odd: this is not a run", pipe("odd")),
+            ("a link to nothing", "odd", "odd: there is no such run", link("odd", "nowhere")),
+            ("a link to itself", "odd", "odd: there is no such run", link("odd", "odd")),
+        )
+    ),
+    *(
+        Mistake(f"{command} where runs {what}", command, ("no run in runs/", "minilm distill"), prepare)
+        for command in ("resume", "export")
+        for what, prepare in (
+            ("is a file", write("runs", "")),
+            ("is empty", folder("runs")),
+            ("is a pipe", pipe("runs")),
+            ("is a link to itself", link("runs", "runs")),
+            ("has a file", all_of(folder("runs"), write("runs/a", ""))),
+            ("has a link to nothing", all_of(folder("runs"), link("runs/a", "nowhere"))),
+            ("has settings that are a folder", folder("runs/a/settings.json")),
+        )
+    ),
+]
+
+MISTAKES_IN_PIECES = [
+    *(
+        Mistake(f"{command} whose {file} is {what}", f"{command} run{option}", (f"run/{file}",), prepare(f"run/{file}"))
+        for command, option in (("resume", " --steps 6"), ("export", ""))
+        for file in ("settings.json", "plan.json", "environment.json", "student-config.json")
+        for what, prepare in (
+            ("empty", lambda name: write(name, "")),
+            ("zero bytes", lambda name: write(name, bytes(100))),
+            ("all bytes", lambda name: write(name, bytes(range(256)))),
+            ("a list", lambda name: write(name, "[]")),
+            ("null", lambda name: write(name, "null")),
+            ("nested deeply", lambda name: write(name, "[" * 100_000)),
+        )
+    ),
+    *(
+        Mistake(f"{command} whose {file} is {what}", f"{command} run{option}", (f"run/{file}",), prepare(f"run/{file}"))
+        for command, option in (("resume", " --steps 6"), ("export", ""))
+        for file in ("plan.json", "student-config.json")
+        for what, prepare in (
+            ("an empty object", lambda name: write(name, "{}")),
+            ("a folder", folder),
+            ("a link to nothing", lambda name: link(name, "nowhere")),
+            ("a link to itself", lambda name: link(name, Path(name).name)),
+        )
+    ),
+    *(
+        Mistake(f"{command} whose settings are {what}", f"{command} run", ("run: this is not a run",), prepare)
+        for command in ("resume", "export")
+        for what, prepare in (
+            ("a folder", folder("run/settings.json")),
+            ("a pipe", pipe("run/settings.json")),
+            ("a link to nothing", link("run/settings.json", "nowhere")),
+            ("a link to itself", link("run/settings.json", "settings.json")),
+        )
+    ),
+    *(
+        Mistake(f"{command} whose tokenizer is {what}", f"{command} run{option}", ("tokenizer",), prepare)
+        for command, option in (("resume", " --steps 6"), ("export", ""))
+        for what, prepare in (
+            ("a file", all_of(remove("run/tokenizer"), write("run/tokenizer", ""))),
+            ("a link to nothing", link("run/tokenizer", "nowhere")),
+        )
+    ),
+    Mistake(
+        "resume whose tokenizer is an empty folder",
+        "resume run --steps 6",
+        ("run/tokenizer: the tokenizer cannot be loaded",),
+        folder("run/tokenizer"),
+    ),
+    *(
+        Mistake(
+            f"export of a checkpoint that is {what}",
+            "export run --checkpoint 4",
+            ("run/checkpoints/step-00000004",),
+            prepare,
+            status=1,
+        )
+        for what, prepare in (
+            ("a file", all_of(remove(STEP_4), write(STEP_4, ""))),
+            ("an empty folder", folder(STEP_4)),
+            ("a link to itself", link(STEP_4, "step-00000004")),
+            ("of an empty manifest", write(f"{STEP_4}/checkpoint.json", "")),
+            ("of a list for a manifest", write(f"{STEP_4}/checkpoint.json", "[]")),
+            ("of an empty object", write(f"{STEP_4}/checkpoint.json", "{}")),
+            ("of null", write(f"{STEP_4}/checkpoint.json", "null")),
+            ("of all bytes", write(f"{STEP_4}/checkpoint.json", bytes(range(256)))),
+            ("of a folder for a manifest", folder(f"{STEP_4}/checkpoint.json")),
+            ("of a link to nothing", link(f"{STEP_4}/checkpoint.json", "nowhere")),
+            ("without weights", remove(f"{STEP_4}/student.safetensors")),
+            ("of empty weights", write(f"{STEP_4}/student.safetensors", "")),
+            ("of a folder for weights", folder(f"{STEP_4}/student.safetensors")),
+            ("of a pipe for weights", pipe(f"{STEP_4}/student.safetensors")),
+        )
+    ),
+    Mistake(
+        "export where checkpoints is a file",
+        "export run",
+        ("run: there is no checkpoint yet",),
+        all_of(remove("run/checkpoints"), write("run/checkpoints", "")),
+    ),
+]
+
+MISTAKES_IN_VALUES = [
+    *(
+        Mistake(f"export of the checkpoint {what}", f"export run --checkpoint {value}", ("checkpoint", "last", "best"))
+        for what, value in (
+            ("beyond counting", str(10**30)),
+            ("of 5000 digits", "9" * 5000),
+            ("without a name", "''"),
+            ("in capitals", "LAST"),
+            ("that is no number", "nan"),
+            ("that is true", "true"),
+            ("in Arabic digits", "٤"),
+            ("of a fraction", "4.5"),
+            ("of a path", "../step-00000004"),
+            ("of a folder's name", "step-00000004"),
+        )
+    ),
+    Mistake("export of the checkpoint zero", "export run --checkpoint 0", ("no checkpoint of step 0", "2, 4")),
+    Mistake("export in no type", "export run --dtype ''", ("dtype", "float32", "''")),
+    Mistake("export in no format", "export run --format ''", ("format", "'hf'", "''")),
+    Mistake("export to a repository above", "export run --push-to-hub ../x", ("--push-to-hub ../x",)),
+    Mistake("export to a repository of a long name", f"export run --push-to-hub {'x' * 500}", ("--push-to-hub",)),
+    Mistake("resume to steps beyond counting", f"resume run --steps {10**30}", ("training.steps", "less than")),
+    Mistake("resume to steps of 5000 digits", f"resume run --steps {'9' * 5000}", ("--steps", "maximum size")),
+    Mistake("resume to steps below zero", "resume run --steps -5", ("training.steps", "-5")),
+    Mistake(
+        "resume with epochs", "resume run --set training.epochs=3", ("training.epochs may not change", "These may")
+    ),
+    Mistake("resume to another output", "resume run --set output=x", ("output may not change", "These may")),
+    Mistake("resume with an unknown sink", "resume run --set reporting.sinks=[x]", ("reporting.sinks", "wandb")),
+]
+
+MISTAKES_IN_OUTPUTS = [
+    *(
+        Mistake(f"export to {what}", f"export run -o {name}", (said,), prepare)
+        for what, name, said, prepare in (
+            ("no name", "''", "exists already", remove()),
+            ("this folder", ".", "exists already", remove()),
+            ("the run", "run", "run: this output exists already", remove()),
+            ("a link to nothing", "l", "l: this output exists already", link("l", "nowhere")),
+            ("a link to itself", "l", "l: this output exists already", link("l", "l")),
+            ("a pipe", "p", "p: this output exists already", pipe("p")),
+            ("below a file", "corpus.txt/a/b", "corpus.txt/a/b: an output cannot be put below a file", remove()),
+            ("below a link to itself", "l/x", "l/x: an output cannot be put below a file", link("l", "l")),
+            ("below the plan", "run/plan.json/x", "run/plan.json/x: an output cannot be put below a file", remove()),
+            ("a null", "'a\0b'", "null", remove()),
+        )
+    ),
+    *(
+        Mistake(f"export in the place of {name}", f"export run --force -o {name}", (f"{name}: ", "not made by minilm"))
+        for name in (".", "teacher", "run/checkpoints", "run/tokenizer")
+    ),
+    Mistake(
+        "export into a run whose exports are a file",
+        "export run",
+        ("run/export/hf: an output cannot be put below a file",),
+        write("run/export", ""),
+    ),
+]
+
+MISTAKES_IN_RIGHTS = [
+    *(
+        Mistake(
+            f"{command} whose {file} may be read by nobody",
+            f"{command} run{option}",
+            (f"run/{file}", "denied"),
+            mode(f"run/{file}", 0),
+        )
+        for command, option in (("resume", " --steps 6"), ("export", ""))
+        for file in ("settings.json", "plan.json", "environment.json", "student-config.json")
+    ),
+    *(
+        Mistake(
+            f"export of a checkpoint whose {file} may be read by nobody",
+            "export run --checkpoint 4",
+            (f"{STEP_4}/{file}", "denied"),
+            mode(f"{STEP_4}/{file}", 0),
+            status=1,
+        )
+        for file in ("checkpoint.json", "student.safetensors")
+    ),
+    Mistake(
+        "resume whose tokenizer may be read by nobody",
+        "resume run --steps 6",
+        ("run/tokenizer: the tokenizer folder cannot be read", "denied"),
+        mode("run/tokenizer", 0),
+    ),
+    Mistake(
+        "export into a run not to be written",
+        "export run",
+        ("run/export/hf", "cannot be made", "denied"),
+        mode("run", 0o500),
+    ),
+    Mistake(
+        "export to a folder not to be written",
+        "export run -o sub/x",
+        ("sub: nothing can be written here", "denied"),
+        all_of(folder("sub"), mode("sub", 0o500)),
+    ),
+]
+
+
+@pytest.fixture
+def run_here(workplace: Path, finished_run: Path) -> Path:
+    """A run of its own, in the current folder."""
+    return shutil.copytree(finished_run, workplace / "run")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        *MISTAKES_IN_RESUME,
+        *MISTAKES_IN_EXPORT,
+        *MISTAKES_IN_NAMES,
+        *MISTAKES_IN_PIECES,
+        *MISTAKES_IN_VALUES,
+        *MISTAKES_IN_OUTPUTS,
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("run_here")
+def test_a_mistake_is_told_and_leaves_nothing_behind(mistake: Mistake, minilm: Minilm) -> None:
+    is_told(mistake, minilm)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_RIGHTS, ids=str)
+@pytest.mark.usefixtures("run_here", "ordinary_user")
+def test_what_may_not_be_read_or_written_is_told(mistake: Mistake, minilm: Minilm) -> None:
     is_told(mistake, minilm)
 
 
