@@ -6,6 +6,7 @@ rich) is imported inside the command that needs it, so that `--help` answers at 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -482,6 +483,7 @@ def main() -> None:
         if os.environ.get("MINILM_DEBUG") == "1":
             raise
         where = None if error.filename is None else str(error.filename)
+        status = 2 if error.errno in (errno.EACCES, errno.ENAMETOOLONG) else 1
         _say(MinilmError(error.strerror or str(error), where=where), world)
     finally:
         world.part(status, told_why=told_why)

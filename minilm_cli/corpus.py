@@ -31,7 +31,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.files import refuse_existing, staged
+from minilm_cli.files import refuse_existing, refuse_inputs, staged
 from minilm_cli.hub import load_tokenizer, tokenizer_info
 from minilm_cli.metrics import Progress
 from minilm_cli.settings import TokenizeSettings
@@ -124,7 +124,7 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
     refuse_existing(settings.output, force=settings.force)
     total = sum(_size(file) for file in settings.inputs)
     tokenizer, info = _load_tokenizer(settings)
-    _refuse_input(settings)
+    refuse_inputs(settings.output, *settings.inputs, settings.tokenizer)
     if settings.max_length <= tokenizer.num_special_tokens_to_add(False):
         raise MinilmError(f"--max-length {settings.max_length} leaves no room beside the tokenizer's special tokens")
     started = time.monotonic()
@@ -195,18 +195,6 @@ def _size(file: Path) -> int:
         what, hint = _BEGINNINGS[beginning]
         raise MinilmError(f"this file is {what}, and plain UTF-8 is wanted", where=str(file), hint=hint)
     return found.st_size
-
-
-def _refuse_input(settings: TokenizeSettings) -> None:
-    """Raise `MinilmError` if the output would replace what it is made from."""
-    output = settings.output
-    if output.is_symlink():  # then the link is replaced, and not what it points to
-        return
-    for given in (*map(str, settings.inputs), settings.tokenizer):
-        if PurePath(os.path.realpath(given)).is_relative_to(os.path.realpath(output)):
-            raise MinilmError(
-                f"this output would replace {given}, which is read", where=str(output), hint="Name another --output."
-            )
 
 
 def _batches(files: Iterable[Path], batch_size: int) -> Iterator[_Lines]:

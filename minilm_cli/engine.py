@@ -439,8 +439,8 @@ def pick_device(wanted: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wanted)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.ones(1, device=device).item()  # which on the device `meta` is nothing
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise ValueError(str(error).splitlines()[0]) from None
     return device
 

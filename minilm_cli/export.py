@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from minilm_cli.card import CURVE_FILE, loss_curve, model_card
 from minilm_cli.checkpoint import Checkpoint
 from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.files import refuse_existing, staged, sweep
+from minilm_cli.files import refuse_existing, refuse_inputs, staged, sweep
 from minilm_cli.hub import loading, quiet, tokenizer_info
 from minilm_cli.models import build_student, longest_input, refuse_others, saved_config, unshared_state
 from minilm_cli.runfolder import RunFolder
@@ -44,6 +45,7 @@ def export(settings: ExportSettings) -> ExportReport:
     run = RunFolder(settings.run)
     output = settings.output or run.path / "export" / settings.format
     refuse_existing(output, force=settings.force)
+    _refuse_parts(output, run)
     if settings.push_to_hub:
         _check_repository(settings.push_to_hub)
     elif settings.private:
@@ -56,6 +58,14 @@ def export(settings: ExportSettings) -> ExportReport:
         difference = write_hf(run, chosen, built, dtype=settings.dtype)
     url = _upload(output, settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
     return ExportReport(output, chosen.step, difference, url)
+
+
+def _refuse_parts(output: Path, run: RunFolder) -> None:
+    """Raise `MinilmError` if the output would replace the run, or a part of it that is no export."""
+    refuse_inputs(output, run.path)
+    place, inside, exports = (Path(os.path.realpath(path)) for path in (output, run.path, run.path / "export"))
+    if output.exists() and place.is_relative_to(inside) and not place.is_relative_to(exports):
+        raise MinilmError("this is a part of the run", where=str(output), hint="Name another --output.")
 
 
 def write_hf(run: RunFolder, chosen: Checkpoint, folder: Path, *, dtype: str = "float32") -> float:

@@ -11,7 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from safetensors import SafetensorError
@@ -45,10 +45,14 @@ _MARKS = (
 
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise `MinilmError` if `path` exists and may not be replaced: without `force`, or if it is none of ours."""
+    if path.name == ".." and not path.exists():
+        raise MinilmError("an output needs a name of its own", where=str(path), hint="Name another --output.")
     if not force and (path.exists() or path.is_symlink()):
         raise MinilmError(
             "this output exists already", where=str(path), hint="Name another --output, or replace it with --force."
         )
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise MinilmError("this is a device, a pipe or a socket; --force does not replace it", where=str(path))
     if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
         ours = any(all((path / name).exists() for name in mark) for mark in _MARKS)
         if not ours or Path.cwd().resolve().is_relative_to(path.resolve()):
@@ -56,6 +60,17 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         if who := holder(path / LOCK):
             raise MinilmError(
                 f"{who} is at work in this folder", where=str(path), hint="End that first, or name another --output."
+            )
+
+
+def refuse_inputs(path: Path, *inputs: str | Path) -> None:
+    """Raise `MinilmError` if an output would replace what it is made from."""
+    if path.is_symlink():  # then the link is replaced, and not what it points to
+        return
+    for given in map(str, inputs):
+        if PurePath(os.path.realpath(given)).is_relative_to(os.path.realpath(path)):
+            raise MinilmError(
+                f"this output would replace {given}, which is read", where=str(path), hint="Name another --output."
             )
 
 
@@ -240,7 +255,10 @@ def sha256(path: Path) -> str:
 def read_json(path: Path, *, kind: str) -> Any:
     """Parse a JSON file; `kind` names it in the `MinilmError` raised where that fails."""
     try:
-        if path.stat().st_size > _MOST_JSON:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe may never end
+            raise MinilmError(f"this {kind} cannot be read as JSON: it is not a file", where=str(path))
+        if status.st_size > _MOST_JSON:
             raise MinilmError(f"this {kind} is larger than any that minilm writes", where=str(path))
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)

@@ -26,7 +26,7 @@ from minilm_cli import __version__, checkpoint, evidence
 from minilm_cli.distributed import World, launch, same_launch
 from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.export import write_hf
-from minilm_cli.files import refuse_existing, sha256, staged, write_json
+from minilm_cli.files import refuse_existing, refuse_inputs, sha256, staged, write_json
 from minilm_cli.health import Finding
 from minilm_cli.hub import load_tokenizer, quiet
 from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare, refuse_changes
@@ -156,6 +156,7 @@ def _begin(settings: DistillSettings, *, force: bool) -> Names:
     """The first checks of a new run, before anything large is read."""
     if settings.output is not None:
         refuse_existing(settings.output, force=force)
+        refuse_inputs(settings.output, settings.data.path, settings.teacher.name, settings.student.config)
     return load_names(settings)
 
 

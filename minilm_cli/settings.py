@@ -60,6 +60,7 @@ PositiveInt = Annotated[int, Field(gt=0, le=2**62), _Number]
 NonNegativeInt = Annotated[int, Field(ge=0, le=2**62), _Number]
 PositiveFloat = Annotated[float, Field(gt=0), _Number]
 NonNegativeFloat = Annotated[float, Field(ge=0), _Number]
+Weight = Annotated[float, Field(gt=0, le=10**6), _Number]
 Share = Annotated[float, Field(ge=0, lt=1), _Number]
 Length = Annotated[int, Field(ge=2, le=2**31), _Number]
 Model = TypeVar("Model", bound=BaseModel)
@@ -159,9 +160,9 @@ class DataSettings(Section):
 class RelationSettings(Section):
     """The self-attention relations that are transferred (MiniLMv2, section 3)."""
 
-    weights: Annotated[
-        dict[str, PositiveFloat], BeforeValidator(_parse_relations), AfterValidator(_check_relations)
-    ] = Field(default={"qq": 1.0, "kk": 1.0, "vv": 1.0})
+    weights: Annotated[dict[str, Weight], BeforeValidator(_parse_relations), AfterValidator(_check_relations)] = Field(
+        default={"qq": 1.0, "kk": 1.0, "vv": 1.0}
+    )
     """Weight of each relation, a pair of q (queries), k (keys) and v (values): `qq=1,kk=1,vv=1`."""
     heads: Literal["auto"] | PositiveInt = "auto"
     """Relation heads. `auto`: 48, or 64 for a 1024-wide teacher, else the nearest divisor of both widths."""
@@ -172,9 +173,9 @@ class TrainingSettings(Section):
 
     steps: PositiveInt | None = None
     """Optimiser steps. Default: 400000, unless `epochs` is given."""
-    epochs: PositiveFloat | None = None
+    epochs: Annotated[float, Field(gt=0, le=10**9), _Number] | None = None
     """Passes over the training sequences, instead of `steps`."""
-    batch_size: PositiveInt = 256
+    batch_size: Annotated[int, Field(gt=0, le=2**24), _Number] = 256
     """Sequences in an optimiser step, over all processes."""
     micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
     """Padded tokens in one forward pass. Changes speed and memory, never the result (but for the dropout masks).
@@ -321,7 +322,7 @@ class TokenizeSettings(Section):
     """The field of a JSON line that holds its text."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not UTF-8: refuse the file, or replace each by U+FFFD."""
-    workers: PositiveInt = Field(default_factory=_cores)
+    workers: Annotated[int, Field(gt=0, le=4096), _Number] = Field(default_factory=_cores)
     """Worker processes (default: one for each core); the output is the same whatever the number."""
     batch_size: PositiveInt = 1000
     """Lines handed to a worker at once."""
@@ -398,6 +399,8 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     parser = parsers.get(path.suffix.lower())
     if parser is None:
         raise MinilmError("a settings file ends in .yaml, .toml or .json", where=str(path))
+    if path.exists() and not path.is_file():  # a pipe may never end
+        raise MinilmError("the settings file cannot be read: it is not a file", where=str(path))
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(LONGEST_FILE + 1)

@@ -312,6 +312,8 @@ def _open_shard(path: Path, number: int, manifest: Manifest) -> tuple[TokenIds, 
 def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[Any]:
     """Map a `.npy` file of `size` values. Its header is compared with the one wanted, not evaluated as Python is."""
     wanted = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({size},), }}".encode()
+    if path.exists() and not path.is_file():  # a pipe may never end
+        raise _corrupt(path, "it is not a file")
     try:
         with path.open("rb") as file:
             begin = file.read(len(_NPY) + 2)

@@ -47,6 +47,8 @@ def tokens_of_another_tokenizer() -> None:
     path.write_text(json.dumps(manifest), encoding="utf-8")
 
 
+SHARD = "tokens/shard-00000.npy"
+
 MISTAKES_IN_OPTIONS = [
     Mistake("no teacher", "distill --student-config config.json", ("--teacher is missing", "teacher.name")),
     Mistake("no student", "distill --teacher teacher", ("--student-config is missing", "student.config")),
@@ -116,6 +118,11 @@ MISTAKES_IN_OPTIONS = [
 ]
 
 MISTAKES_IN_NUMBERS = [
+    Mistake("batch beyond memory", DISTILL + f"--batch-size {10**12}", ("training.batch_size",)),
+    Mistake("epochs beyond counting", DISTILL.replace("--steps 4", "--epochs 1e30"), ("training.epochs",)),
+    Mistake("relation weight beyond fp32", DISTILL + "--relations qq=1e300", ("relations.weights",)),
+    Mistake("device without memory", DISTILL + "--device meta", ("training.device", "meta")),
+    Mistake("device without its package", DISTILL + "--device hpu", ("training.device", "hpu")),
     Mistake(
         "steps beyond counting", DISTILL.replace("--steps 4", f"--steps {10**30}"), ("training.steps", "less than")
     ),
@@ -387,6 +394,13 @@ MISTAKES_IN_TOKENS = [
 
 
 MISTAKES_IN_FILES = [
+    Mistake("output in place of the tokens", DISTILL + "--force -o tokens", ("would replace tokens",)),
+    Mistake("output in place of the teacher", DISTILL + "--force -o teacher", ("teacher: ",)),
+    Mistake("output to a folder and back", DISTILL + "-o a/..", ("a/..", "a name of its own")),
+    Mistake("output in place of a pipe", DISTILL + "--force -o p", ("p: ", "a pipe"), pipe("p")),
+    Mistake("output of a long name", DISTILL + f"-o {'x' * 300}", ("name too long",)),
+    Mistake("settings from a pipe", DISTILL + "--config run.yaml", ("run.yaml",), pipe("run.yaml")),
+    Mistake("shard that is a pipe", DISTILL, ("shard-00000.npy",), pipe(SHARD)),
     Mistake("tokens without a name", DISTILL + "--data ''", (".: this is not a token store",)),
     Mistake("tokens that are a run", DISTILL + "--data run", ("run: this is not a token store",), folder("run")),
     Mistake(

@@ -310,6 +310,21 @@ MISTAKES_IN_VALUES = [
 ]
 
 MISTAKES_IN_OUTPUTS = [
+    Mistake("export in the place of its run", "export run --force -o run", ("run: ", "would replace run")),
+    Mistake("export in the place of the settings", "export run --force -o run/settings.json", ("a part of the run",)),
+    Mistake("export in the place of checkpoints", "export run --force -o run/checkpoints", ("run/checkpoints",)),
+    Mistake("export to a folder and back", "export run -o a/..", ("a/..", "a name of its own")),
+    Mistake("export in the place of a pipe", "export run --force -o p", ("p: ", "a pipe"), pipe("p")),
+    Mistake("export to a long name", f"export run -o {'x' * 300}", ("name too long",)),
+    Mistake("resume of a long name", f"resume {'x' * 300}", ("name too long",)),
+    Mistake(
+        "resume on the meta device", "resume run --steps 5 --set training.device=meta", ("training.device", "meta")
+    ),
+    *(
+        Mistake(f"{command} whose {file} is a pipe", f"{command} run{words}", (f"run/{file}",), pipe(f"run/{file}"))
+        for command, words in (("resume", " --steps 6"), ("export", ""))
+        for file in ("environment.json", "student-config.json")
+    ),
     *(
         Mistake(f"export to {what}", f"export run -o {name}", (said,), prepare)
         for what, name, said, prepare in (

@@ -341,6 +341,8 @@ MISTAKES_IN_TOKENIZERS = [
 ]
 
 MISTAKES_IN_OUTPUTS = [
+    Mistake("output of a long name", TOKENIZE + f"-o {'x' * 300}", ("name too long",)),
+    Mistake("output in place of a pipe", TOKENIZE + "--force -o p", ("p: ", "a pipe"), pipe("p")),
     *(
         Mistake(f"output {what} exists", TOKENIZE + f"-o {name}", ("this output exists already",), prepare)
         for what, name, prepare in (
