@@ -69,6 +69,19 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, small_settings: Setti
     return run.distill(small_settings(tmp_path_factory.mktemp("finished") / "run"), NoProgress()).path
 
 
+class At(NoProgress):
+    """Progress that does something when certain steps are shown."""
+
+    def __init__(self, **steps: Callable[[], object]) -> None:
+        """`step_3=disk.fill` and the like."""
+        self.steps = {int(name.removeprefix("step_")): action for name, action in steps.items()}
+
+    def update(self, done: float, shown: object = None) -> None:  # noqa: ARG002
+        """Do it, once."""
+        if action := self.steps.pop(int(done), None):
+            action()
+
+
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
     """Go on as soon as `condition` holds; the process must still run then."""
     deadline = time.monotonic() + PATIENCE

@@ -21,7 +21,7 @@ from minilm_cli.metrics import NoProgress
 from minilm_cli.runfolder import RunFolder
 from minilm_cli.settings import ExportSettings, TokenizeSettings
 
-from .conftest import Settings, is_the_same
+from .conftest import At, Settings, is_the_same
 
 
 class Disk:
@@ -81,19 +81,6 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> p
     monkeypatch.setattr(logging.getLogger("minilm_cli"), "propagate", True)
     caplog.set_level(logging.WARNING, logger="minilm_cli")
     return caplog
-
-
-class At(NoProgress):
-    """Progress that does something when certain steps are shown."""
-
-    def __init__(self, **steps: Callable[[], object]) -> None:
-        """`step_3=disk.fill` and the like."""
-        self.steps = {int(name.removeprefix("step_")): action for name, action in steps.items()}
-
-    def update(self, done: float, shown: object = None) -> None:  # noqa: ARG002
-        """Do it, once."""
-        if action := self.steps.pop(int(done), None):
-            action()
 
 
 LONG = {"training__steps": 12, "evaluation__every": 6, "reporting__log_every": 1}

@@ -18,7 +18,7 @@ from minilm_cli.metrics import NoProgress
 from minilm_cli.runfolder import RunFolder
 from minilm_cli.training import Training
 
-from .conftest import Commands, Settings, is_the_same, metrics, wait_until
+from .conftest import At, Commands, Settings, is_the_same, metrics, wait_until
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_another_budget_and_cadence_change_no_sequence_and_no_loss_beyond_roundi
     # Stopped at step 4 of 12, and gone on with another cut, evaluated, saved and logged at other steps.
     stopped = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        run.distill(small_settings(stopped, **same), StopAt(4))
+        run.distill(small_settings(stopped, **same), At(step_4=stop))
     changes = {
         "training.micro_batch_tokens": 33,
         "reporting.log_every": 4,
@@ -196,18 +196,6 @@ def test_another_budget_and_cadence_change_no_sequence_and_no_loss_beyond_roundi
     assert list(ours) == [1, 2, 3, 4, 8, 12]
     for step, losses in ours.items():
         assert losses == pytest.approx(theirs[step], rel=1e-3)
-
-
-class StopAt(NoProgress):
-    """Progress that ends the run when a step is shown."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def update(self, done: float, shown: object = None) -> None:  # noqa: ARG002
-        """End it there."""
-        if done == self.step:
-            raise KeyboardInterrupt
 
 
 def losses_by_step(folder: Path) -> dict[int, list[float]]:

@@ -229,25 +229,19 @@ def test_what_a_killed_process_left_is_cleared_away_by_the_next(tmp_path: Path, 
     assert (tmp_path / "output").read_text() in ("old", "new")
 
 
-def test_what_a_killed_process_had_moved_aside_gets_its_name_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stands", "wins"), [(None, "old"), ("new", "new")])
+def test_what_a_killed_process_had_moved_aside_gets_its_name_back_unless_something_new_has_it(
+    tmp_path: Path, stands: str | None, wins: str
+) -> None:
+    if stands:
+        (tmp_path / "output").write_text(stands)
     left = tmp_path / ".tmp-output-abc"
     (left / ".replaced").mkdir(parents=True)
     (left / ".replaced" / "output").write_text("old")
     (left / ".minilm-lock").touch()
     sweep(tmp_path)
     assert names(tmp_path) == ["output"]
-    assert (tmp_path / "output").read_text() == "old"
-
-
-def test_what_was_moved_aside_does_not_replace_what_is_new(tmp_path: Path) -> None:
-    (tmp_path / "output").write_text("new")
-    left = tmp_path / ".tmp-output-abc"
-    (left / ".replaced").mkdir(parents=True)
-    (left / ".replaced" / "output").write_text("old")
-    (left / ".minilm-lock").touch()
-    sweep(tmp_path)
-    assert names(tmp_path) == ["output"]
-    assert (tmp_path / "output").read_text() == "new"
+    assert (tmp_path / "output").read_text() == wins
 
 
 def test_what_another_process_works_on_stays(tmp_path: Path) -> None:
