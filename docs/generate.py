@@ -145,7 +145,7 @@ def _settings_of_flags() -> dict[str, str]:
         pass
 
     with mock.patch.object(settings, "load_distill_settings", side_effect=Seen) as load, suppress(Seen):
-        cli.distill(**marks)  # type: ignore[arg-type]
+        cli.distill(**marks)  # type: ignore[arg-type]  # marks are no options
     _, _, flags = load.call_args.args
     by_mark = {id(mark): name for name, mark in marks.items()}
     return {by_mark[id(value)]: dotted for dotted, value in flags.items()}
@@ -246,7 +246,8 @@ def _type(schema: Mapping[str, Any]) -> str:  # noqa: PLR0911  # a case for each
 def _bounds(schema: Mapping[str, Any]) -> str:
     words = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     # Bounds that only keep a number inside a machine word say nothing to a person.
-    said = [f"{sign} {schema[key]:g}" for key, sign in words.items() if key in schema and schema[key] < 2**31]
+    bounds = {sign: schema[key] for key, sign in words.items() if key in schema and schema[key] < 2**31}
+    said = [f"{sign} {bound:{',' if isinstance(bound, int) else 'g'}}" for sign, bound in bounds.items()]
     return f" {', '.join(said)}" if said else ""
 
 

@@ -1,4 +1,4 @@
-"""Which sequences a step sees, and how they are cut into micro-batches: a pure function of (store, seed, step).
+"""Which sequences a step sees, and how they are cut into micro-batches: a pure function of (stores, seed, step).
 
 The order of an epoch is a keyed permutation, computed where it is asked for and never stored, so a step is found in
 the same time and memory whatever the size of the store, and resuming needs no state. Ignores models and devices.
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from minilm_cli.mixture import Mixture
 from minilm_cli.seeding import derive
 from minilm_cli.tokens import Indices, TokenIds, TokenStore
 
@@ -96,12 +97,39 @@ class Batch:
         return sum(batch.padded_tokens for batch in self.micro_batches)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Sequences that are shuffled among themselves: the first places of a fixed shuffle are held out."""
+
+    indices: range
+    held_out: int
+    seed: int
+
+    @property
+    def trained(self) -> int:
+        """How many are trained on."""
+        return len(self.indices) - self.held_out
+
+    def shuffled(self, places: Indices) -> Indices:
+        """The indices at these places of the fixed shuffle."""
+        return self.indices.start + permute(places, len(self.indices), derive(self.seed, "held-out"))
+
+    def train(self, places: Indices) -> Indices:
+        """The indices at these places of the endless order of shuffled epochs."""
+        epochs, places = np.divmod(places, self.trained)
+        order = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order[here] = permute(places[here], self.trained, derive(self.seed, "epoch", int(epoch)))
+        return self.shuffled(order + self.held_out)
+
+
 class BatchStream:
     """The training steps of a run, and its held-out sequences."""
 
     def __init__(
         self,
-        store: TokenStore,
+        store: TokenStore | Mixture,
         *,
         seed: int,
         batch_size: int,
@@ -122,25 +150,32 @@ class BatchStream:
         pin: put tensors where a GPU can fetch them while it computes.
         """
         self.batch_size = batch_size
-        self._store, self._seed = store, seed
+        self._store = store if isinstance(store, Mixture) else Mixture([store])
         self.micro_batch_tokens = micro_batch_tokens
         self._max_length, self._pad_id, self._pack, self._pin = max_length, pad_id, pack, pin
         self._rank, self._ranks = rank, ranks
-        wanted = math.ceil(len(store) * held_out_fraction)
-        # At least one sequence is left to train on.
-        self.held_out_sequences = min(wanted, held_out_limit, len(store) - 1)
-        self.train_sequences = len(store) - self.held_out_sequences
+        parts, limits = self._store.parts, self._store.share_out(held_out_limit)
+        self._sources = [
+            _Source(
+                part,
+                # At least one sequence is left to train on.
+                held_out=min(math.ceil(len(part) * held_out_fraction), limit, len(part) - 1),
+                seed=seed if len(parts) == 1 else derive(seed, "part", number),
+            )
+            for number, (part, limit) in enumerate(zip(parts, limits, strict=True))
+        ]
+        self.held_out_sequences = sum(source.held_out for source in self._sources)
+        self.train_sequences = len(self._store) - self.held_out_sequences
 
     def step_indices(self, step: int) -> Indices:
         """Store indices of the sequences of `step` (1-based), in the order of the shuffled epochs."""
         first = (step - 1) * self.batch_size
-        epochs, places = np.divmod(np.arange(first, first + self.batch_size), self.train_sequences)
-        order = np.empty(self.batch_size, dtype=np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order[here] = permute(places[here], self.train_sequences, derive(self._seed, "epoch", int(epoch)))
-        # The first places of a fixed shuffle of the store are held out; the rest is trained on.
-        return permute(order + self.held_out_sequences, len(self._store), derive(self._seed, "held-out"))
+        parts, places = self._store.deal(np.arange(first, first + self.batch_size))
+        indices = np.empty_like(places)
+        for part in np.unique(parts):
+            here = parts == part
+            indices[here] = self._sources[part].train(places[here])
+        return indices
 
     def step(self, step: int) -> Batch:
         """What this process does of `step` (1-based)."""
@@ -163,8 +198,7 @@ class BatchStream:
 
     def held_out(self) -> Iterator[MicroBatch]:
         """Micro-batches of this process's share of the held-out sequences, always the same ones."""
-        places = np.arange(self.held_out_sequences, dtype=np.int64)
-        indices = permute(places, len(self._store), derive(self._seed, "held-out"))
+        indices = np.concatenate([source.shuffled(np.arange(source.held_out)) for source in self._sources])
         # In parts, so that only a part's lengths are sorted and its ids held at a time.
         for begin in range(0, len(indices), 4096):
             part = indices[begin : begin + 4096]

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 import yaml
 
 from minilm_cli import __version__
-from minilm_cli.plan import Plan
+from minilm_cli.plan import DataFacts, Plan
 from minilm_cli.settings import DistillSettings
 
 CURVE_FILE = "loss.svg"
@@ -83,7 +83,7 @@ student's dropout; the held-out loss is without.
 
 | | |
 |---|---|
-| tokens | {data.name} ({data.sequences:,} sequences, {data.tokens:,} tokens) |
+{_token_rows(data)}
 | tokenizer | {data.tokenizer or "unknown: the data was token ids"} |
 | held out | {data.held_out:,} sequences |
 | longest sequence | {data.max_length} tokens |
@@ -107,6 +107,12 @@ is as it was at the start ({"copied from the teacher where it has them" if layer
 
 {chr(10).join(f"- `{name}`" for name in untrained) or "- none"}
 """
+
+
+def _token_rows(data: DataFacts) -> str:
+    if not data.stores:
+        return f"| tokens | {data.name} ({data.sequences:,} sequences, {data.tokens:,} tokens) |"
+    return "\n".join(f"| tokens | {store.name} ({store.told}) |" for store in data.stores)
 
 
 def _loss_table(records: Sequence[Mapping[str, float]], step: int) -> str:

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minilm_cli import __version__
-from minilm_cli.errors import Interrupted, MinilmError, RunError, newer
-from minilm_cli.files import discard, read_json, sha256, staged, write_json
+from minilm_cli.errors import Interrupted, MinilmError, RunError, refuse_newer, remedy
+from minilm_cli.files import discard, first_wrong, read_json, sha256, staged, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ def load(path: Path) -> Checkpoint:
         try:
             found = sha256(file)
         except OSError as error:
-            raise RunError(f"the file cannot be read: {error.strerror}", where=str(file)) from None
+            message = f"the file cannot be read: {error.strerror}"
+            raise RunError(message, where=str(file), hint=remedy(error)) from None
         if found != expected:
             raise RunError("its bytes are not those that were written (checksum)", where=str(file))
     return Checkpoint(path, manifest.step, manifest.notes)
@@ -113,21 +114,17 @@ def _read_manifest(file: Path) -> _Manifest:
     try:
         value = read_json(file, kind="checkpoint manifest")
     except MinilmError as error:
-        raise RunError(error.message, where=error.where) from None
+        raise RunError(error.message, where=error.where, hint=error.hint) from None
     if not isinstance(value, dict):
         raise RunError("this is no checkpoint manifest", where=str(file))
     seal = value.pop("seal", None)
     if seal != _seal(value):  # of whatever format: a flipped bit makes no later version
         raise RunError("its entries are not those that were written (checksum)", where=str(file))
-    version = value.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise newer("checkpoint", version, value.get("written_by"), FORMAT_VERSION, where=str(file.parent))
+    refuse_newer("checkpoint", value, FORMAT_VERSION, where=str(file.parent))
     try:
         return _Manifest.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunError(f"an entry is missing or wrong: {where}: {first['msg']}", where=str(file)) from None
+        raise RunError(f"an entry is missing or wrong: {first_wrong(error)}", where=str(file)) from None
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -158,7 +155,7 @@ def latest(folder: Path) -> Checkpoint | None:
             return load(path_of(folder, step))
         except RunError as error:
             logger.warning("Passing over a damaged checkpoint: %s", error)
-            problems.append(str(error))
+            problems.append(f"{error.where}: {error.message}")
     if problems:
         raise RunError("none of the checkpoints is sound:\n" + "\n".join(problems), where=str(folder))
     return None

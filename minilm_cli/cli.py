@@ -12,6 +12,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +22,7 @@ import typer
 
 from minilm_cli import __version__
 from minilm_cli.distributed import Lost, World
-from minilm_cli.errors import Dismissed, Interrupted, MinilmError
+from minilm_cli.errors import Dismissed, Interrupted, MinilmError, remedy
 
 if TYPE_CHECKING:
     from minilm_cli.console import Console
@@ -59,8 +61,12 @@ def options(
 @app.command()
 def tokenize(
     inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="INPUT...", help="Text files, a line a sample, and .jsonl files; each also as .gz."),
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Text (a line a sample), .jsonl or .csv, each also as .gz, .bz2, .xz or .zst; .parquet; a quoted"
+            " pattern of such files; - for standard input; hf://datasets/NAME[:SPLIT].",
+        ),
     ],
     tokenizer: Annotated[
         str | None, typer.Option(help="Hub name or local folder.", show_default="bert-base-uncased")
@@ -83,8 +89,20 @@ def tokenize(
         str | None,
         typer.Option(metavar="split|truncate|drop", help="What becomes of a longer line.", show_default="split"),
     ] = None,
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Join successive lines, up to --max-length; a blank line ends a document.")
+    ] = False,
+    split_sentences: Annotated[
+        bool, typer.Option("--split-sentences", help="Each sentence is a sample, not each line.")
+    ] = False,
+    language: Annotated[
+        str | None, typer.Option(help="The language whose rules sentences are split by.", show_default="en")
+    ] = None,
     text_field: Annotated[
-        str | None, typer.Option(help="The field of a JSON line that holds its text.", show_default="text")
+        str | None,
+        typer.Option(
+            help="The field or column that holds the text; with it, standard input is JSON lines.", show_default="text"
+        ),
     ] = None,
     errors: Annotated[
         str | None,
@@ -98,6 +116,9 @@ def tokenize(
     batch_size: Annotated[
         int | None, typer.Option(help="Lines handed to a worker at once.", show_default="1000")
     ] = None,
+    continued: Annotated[
+        bool, typer.Option("--continue", help="Go on with a store that was interrupted, from its last whole shard.")
+    ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -112,10 +133,14 @@ def tokenize(
         "output": output,
         "max_length": max_length,
         "overflow": overflow,
+        "pack": pack,
+        "split_sentences": split_sentences,
+        "language": language,
         "text_field": text_field,
         "errors": errors,
         "workers": workers,
         "batch_size": batch_size,
+        "continued": continued,
         "force": force,
     }
     settings = validate(TokenizeSettings, {name: value for name, value in given.items() if value is not None})
@@ -123,26 +148,27 @@ def tokenize(
 
     console = _console()
     report = corpus.tokenize(settings, console.progress)
-    facts = _tokenize_facts(report)
+    facts = _tokenize_facts(report, "sentences" if settings.split_sentences else "lines")
     console.table(f"Tokenised into {report.path}", [(name, f"{value:,}") for name, value in facts.items()])
     _result(report.path, facts, as_json)
 
 
-def _tokenize_facts(report: TokenizeReport) -> dict[str, int]:
+def _tokenize_facts(report: TokenizeReport, samples: str) -> dict[str, int]:
     counts = report.counts
     return {
-        "lines": counts.lines,
+        "lines": report.lines,
         "blank lines skipped": counts.blank,
-        "lines split": counts.split,
-        "lines truncated": counts.truncated,
-        "lines dropped": counts.dropped,
+        **({"sentences": counts.units - counts.blank} if samples == "sentences" else {}),
+        f"{samples} split": counts.split,
+        f"{samples} truncated": counts.truncated,
+        f"{samples} dropped": counts.dropped,
         "sequences": report.sequences,
         "tokens": report.tokens,
         "median length": report.percentile(0.5),
         "90th percentile": report.percentile(0.9),
         "99th percentile": report.percentile(0.99),
         "longest": report.percentile(1.0),
-        "tokens per second": round(report.tokens / max(report.seconds, 1e-9)),
+        "tokens per second": round(report.tokens_per_second),
     }
 
 
@@ -163,7 +189,12 @@ def distill(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="A token store, or a .jsonl.gz of token-id lists.", show_default="tokens")
+        list[str] | None,
+        typer.Option(
+            metavar="PATH[:WEIGHT]",
+            help="A token store, or a .jsonl.gz of token-id lists; may be repeated, with weights or without.",
+            show_default="tokens",
+        ),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="Settings file (.yaml, .toml, .json); flags override it.", show_default=False)
@@ -271,7 +302,7 @@ def distill(
         "student.config": student_config,
         "student.layer": student_layer,
         "student.init": init,
-        "data.path": data,
+        "data.path": data or None,
         "data.max_length": max_length,
         "relations.heads": relation_heads,
         "relations.weights": relations,
@@ -434,6 +465,18 @@ class _Terminated(BaseException):
     """A signal came outside training, where nothing needs saving but temporary files need clearing."""
 
 
+class _CtrlC(KeyboardInterrupt):
+    """Ctrl-C outside training, under a type of its own.
+
+    Once a plain `KeyboardInterrupt` has left an `exec` of a text, as there is one wherever a dataclass is imported,
+    `python -m` ends by the signal and not with the status given to `sys.exit`.
+    """
+
+
+def _on_ctrl_c(_number: int, _frame: FrameType | None) -> None:
+    raise _CtrlC
+
+
 def _on_terminate(number: int, _frame: FrameType | None) -> None:
     raise _Terminated(number)
 
@@ -442,30 +485,42 @@ def _on_ask_to_save(_number: int, _frame: FrameType | None) -> None:
     """Outside training there is nothing to save, and no reason to end."""
 
 
-def _listen_to_signals() -> None:
-    signal.signal(signal.SIGTERM, _on_terminate)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
-        signal.signal(signal.SIGHUP, _on_terminate)
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Signals that end the program raise inside the block, so that temporary files are cleared.
+
+    Behind it nothing is left to clear, and nobody to catch what is raised while Python ends: there they just end it.
+    """
+    handlers = {signal.SIGTERM: _on_terminate, signal.SIGINT: _on_ctrl_c, signal.SIGHUP: _on_terminate}
+    # Ignored are SIGHUP under nohup, and SIGINT in what a shell runs in the background.
+    heard = [number for number in handlers if signal.getsignal(number) is not signal.SIG_IGN]
     signal.signal(signal.SIGUSR1, _on_ask_to_save)
+    for number in heard:
+        signal.signal(number, handlers[number])
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def main() -> None:
     """The console script: run the command and exit with its status."""
-    _listen_to_signals()
     # Large tensors in huge pages: a fifth of the page faults, and 4% of a step's time, on CPUs. torch reads it once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     world = World()
     status, told_why = 1, True
     try:
-        world = World.from_environment()
-        if world.size > 1:  # what torch's own meeting point logs of a failure are stack traces
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-        if world.leads:
-            app(standalone_mode=True, prog_name="minilm", obj=world)
-        else:
-            from minilm_cli import run
+        with _signals_raise():
+            world = World.from_environment()
+            if world.size > 1:  # what torch's own meeting point logs of a failure are stack traces
+                os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+            if world.leads:
+                app(standalone_mode=True, prog_name="minilm", obj=world)
+            else:
+                from minilm_cli import run
 
-            run.follow(world)
+                run.follow(world)
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 0
@@ -473,7 +528,7 @@ def main() -> None:
         if os.environ.get("MINILM_DEBUG") == "1" and not isinstance(error, (Interrupted, Dismissed)):
             raise
         status, told_why = error.exit_status, not isinstance(error, (Dismissed, Lost))
-        if world.leads or not isinstance(error, (Dismissed, Interrupted)):
+        if not isinstance(error, Dismissed) and (world.leads or not isinstance(error, Interrupted)):
             _say(error, world)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
@@ -484,7 +539,7 @@ def main() -> None:
             raise
         where = None if error.filename is None else str(error.filename)
         status = 2 if error.errno in (errno.EACCES, errno.ENAMETOOLONG) else 1
-        _say(MinilmError(error.strerror or str(error), where=where), world)
+        _say(MinilmError(error.strerror or str(error), where=where, hint=remedy(error)), world)
     finally:
         world.part(status, told_why=told_why)
     sys.exit(status)

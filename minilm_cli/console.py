@@ -161,7 +161,7 @@ class ProgressSink:
         self._rich = rich
         self._live: Live | None = None
 
-    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
+    def start(self, title: str, total: float | None, *, done: float = 0, unit: str = "steps") -> None:
         """A job begins, of which `done` of `total` units are behind it."""
         self._title, self._total, self._unit = title, total, unit
         self._began, self._began_at = time.monotonic(), done
@@ -173,8 +173,7 @@ class ProgressSink:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 count,
-                TextColumn("{task.percentage:>3.0f}%"),
-                TimeRemainingColumn(compact=True),
+                *([] if total is None else [TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(compact=True)]),
                 console=self._rich,
                 expand=True,
             )
@@ -203,11 +202,11 @@ class ProgressSink:
 
     def _plain_line(self, done: float) -> str:
         if self._unit == "bytes":
-            count = f"{done / 1e6:.1f}/{self._total / 1e6:.1f} MB"
+            count = f"{done / 1e6:.1f}{'' if self._total is None else f'/{self._total / 1e6:.1f}'} MB"
         else:
-            count = f"step {done:.0f}/{self._total:.0f}"
+            count = f"step {done:.0f}{'' if self._total is None else f'/{self._total:.0f}'}"
         parts = [f"{self._title}: {count}", _describe(self._shown)]
-        if done > self._began_at:
+        if self._total is not None and done > self._began_at:
             left = (time.monotonic() - self._began) / (done - self._began_at) * (self._total - done)
             parts.append(f"{_duration(left)} left")
         return "  ".join(part for part in parts if part)

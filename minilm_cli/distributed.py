@@ -66,6 +66,8 @@ class World:
         self._attempt = secrets.token_hex(8)
         self._met = False
         self._sums = 0
+        self._beater = threading.Thread(target=self._beat, name="beat", daemon=True)
+        self._ends = threading.Event()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
@@ -77,6 +79,7 @@ class World:
         if missing:
             raise MinilmError(f"WORLD_SIZE is {size}, and {' and '.join(missing)} not set", hint="Start with torchrun.")
         rank = _number(environment, "RANK", 0)
+        _number(environment, "MASTER_PORT", 0, most=2**16 - 1)
         world = cls(
             rank,
             size,
@@ -126,7 +129,7 @@ class World:
                 if time.monotonic() > deadline:
                     raise self._missing(missing, f"not ready after {self.timeout:.0f} s")
                 time.sleep(_POLL)
-        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+        self._beater.start()
         # A collective that is late raises here instead of ending the process from another thread.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         try:
@@ -184,6 +187,9 @@ class World:
                     time.sleep(_POLL)
             elif status and told_why:
                 self._store.set("dismissed", str(status))
+        if self._beater.is_alive():  # at the end of Python a thread within torch's code would abort the process
+            self._ends.set()
+            self._beater.join(_STAY)
         if self._met and not status:
             _torch_distributed().destroy_process_group()
 
@@ -280,7 +286,8 @@ class World:
         with suppress(RuntimeError):  # the store is gone, as the process will find out
             for beats in itertools.count():
                 self._store.set(f"beats/{self.rank}", str(beats))
-                time.sleep(_BEAT)
+                if self._ends.wait(_BEAT):
+                    break
 
     def _missing(self, ranks: list[int], what: str) -> Lost:
         names = f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} are"
@@ -329,8 +336,12 @@ def same_launch(
     )
 
 
-def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+def _number(environment: Mapping[str, str], name: str, default: int, *, most: int = 10**6) -> int:
     text = environment.get(name, "") or str(default)
-    if not text.isdecimal():
-        raise MinilmError(f"the environment variable {name} is {text!r}, and not a number")
+    # Compared by its length first: Python reads no number of thousands of digits.
+    if not (text.isascii() and text.isdecimal()) or len(text) > len(str(most)) or int(text) > most:
+        raise MinilmError(
+            f"the environment variable {name} is {text[:40]!r}, and not a number up to {most:,}",
+            hint="Is it left from elsewhere? Unset it; torchrun sets what it needs.",
+        )
     return int(text)

@@ -5,10 +5,26 @@ Ignores how it is shown (`console`) and what a bug looks like: a bug keeps its t
 
 from __future__ import annotations
 
+import errno
+import os
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
 from minilm_cli import __version__
 
 #: Characters of the name of a version.
 _LONGEST_VERSION = 50
+
+#: What to do about what the system says.
+_REMEDIES = {
+    errno.ENAMETOOLONG: "Give it a shorter name.",
+    errno.ELOOP: "It is a link that leads back to itself: name what it should lead to.",
+    errno.ENOSPC: "Make room, or name another place.",
+    errno.EDQUOT: "Make room, or name another place.",
+    errno.EROFS: "Name another place.",
+    errno.EMFILE: "Allow this shell more open files: ulimit -n 65536",
+}
 
 
 class MinilmError(Exception):
@@ -54,11 +70,37 @@ class Dismissed(MinilmError):
         self.exit_status = exit_status
 
 
-def newer(what: str, version: int, written_by: object, readable: int, *, where: str) -> MinilmError:
-    """What to raise for a file of a later format than this program reads."""
-    by = written_by if isinstance(written_by, str) and len(written_by) < _LONGEST_VERSION else "of a later version"
-    return MinilmError(
+def refuse_newer(what: str, value: object, readable: int, *, where: str, writer: str = "written_by") -> None:
+    """Raise `MinilmError` if a file's `value` says that it is of a later format than `readable`.
+
+    writer: the key under which stands the version of minilm that wrote it.
+    """
+    if not isinstance(value, dict):
+        return
+    version, by = value.get("format_version"), value.get(writer)
+    if not isinstance(version, int) or version <= readable:
+        return
+    if not isinstance(by, str) or len(by) >= _LONGEST_VERSION:
+        by = "of a later version"
+    raise MinilmError(
         f"this {what} has format {version}, written by minilm {by}; this minilm, {__version__}, reads up to {readable}",
         where=where,
         hint="Upgrade minilm.",
     )
+
+
+def remedy(error: OSError) -> str | None:
+    """What to do about what the system refused, as a hint; `None` if nothing general can be said."""
+    if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes):
+        place = shlex.quote(str(_nearest(Path(os.fsdecode(error.filename)))))
+        return f"Do you have the right to it? See: ls -ld {place}"
+    return _REMEDIES.get(error.errno or 0)
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the folder above it beyond which nothing can be seen."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            place.lstat()
+            return place
+    return path

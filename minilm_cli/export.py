@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from minilm_cli.card import CURVE_FILE, loss_curve, model_card
 from minilm_cli.checkpoint import Checkpoint
 from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.files import refuse_existing, refuse_inputs, staged, sweep
+from minilm_cli.files import copy_files, refuse_existing, staged, sweep
 from minilm_cli.hub import loading, quiet, tokenizer_info
 from minilm_cli.models import build_student, longest_input, refuse_others, saved_config, unshared_state
 from minilm_cli.runfolder import RunFolder
@@ -44,7 +43,7 @@ def export(settings: ExportSettings) -> ExportReport:
     """
     run = RunFolder(settings.run)
     output = settings.output or run.path / "export" / settings.format
-    refuse_existing(output, force=settings.force)
+    refuse_existing(output, run.path, force=settings.force)
     _refuse_parts(output, run)
     if settings.push_to_hub:
         _check_repository(settings.push_to_hub)
@@ -54,15 +53,14 @@ def export(settings: ExportSettings) -> ExportReport:
         raise MinilmError("the run's tokenizer is missing", where=str(run.tokenizer))
     chosen = run.pick_checkpoint(settings.checkpoint)
     sweep(run.path)
-    with staged(output, force=settings.force) as built:
+    with staged(output, force=settings.force, folder=True) as built:
         difference = write_hf(run, chosen, built, dtype=settings.dtype)
     url = _upload(output, settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
     return ExportReport(output, chosen.step, difference, url)
 
 
 def _refuse_parts(output: Path, run: RunFolder) -> None:
-    """Raise `MinilmError` if the output would replace the run, or a part of it that is no export."""
-    refuse_inputs(output, run.path)
+    """Raise `MinilmError` if the output would replace a part of the run that is no export."""
     place, inside, exports = (Path(os.path.realpath(path)) for path in (output, run.path, run.path / "export"))
     if output.exists() and place.is_relative_to(inside) and not place.is_relative_to(exports):
         raise MinilmError("this is a part of the run", where=str(output), hint="Name another --output.")
@@ -76,7 +74,7 @@ def write_hf(run: RunFolder, chosen: Checkpoint, folder: Path, *, dtype: str = "
     model = load_student(run, chosen)
     with quiet():
         load_student(run, chosen).to(getattr(torch, dtype)).save_pretrained(folder)
-    shutil.copytree(run.tokenizer, folder, dirs_exist_ok=True)
+    copy_files(run.tokenizer, folder)
     records = [record for record in run.metrics() if record["step"] <= chosen.step]
     plan = run.plan()
     (folder / "README.md").write_text(
@@ -146,7 +144,7 @@ def _pad_id(model: PreTrainedModel) -> int:
 
 def _check_repository(name: str) -> None:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is not among its exports
 
     try:
         validate_repo_id(name)

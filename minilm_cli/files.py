@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
 import stat
 import tempfile
@@ -14,9 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.errors import MinilmError, RunError, remedy
 from minilm_cli.locks import Held, Lock, holder
 
 #: A folder that has a file of this name is worked on by whoever holds the lock on it.
@@ -43,63 +45,91 @@ _MARKS = (
 )
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise `MinilmError` if `path` exists and may not be replaced: without `force`, or if it is none of ours."""
-    if path.name == ".." and not path.exists():
+def refuse_existing(path: Path, *inputs: str | Path, force: bool, folder: bool | None = None) -> None:
+    """Raise `MinilmError` if `path` exists and may not be replaced: without `force`, or if it is none of ours.
+
+    inputs: files and folders that the output is made from, and would replace. folder: whether the output is a folder,
+    which replaces no file, or a file, which replaces no folder; `None` if either may take the other's place.
+    """
+    if path.name in ("", ".."):
         raise MinilmError("an output needs a name of its own", where=str(path), hint="Name another --output.")
     if not force and (path.exists() or path.is_symlink()):
         raise MinilmError(
             "this output exists already", where=str(path), hint="Name another --output, or replace it with --force."
         )
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise MinilmError("this is a device, a pipe or a socket; --force does not replace it", where=str(path))
-    if path.is_dir() and not path.is_symlink() and any(path.iterdir()):
-        ours = any(all((path / name).exists() for name in mark) for mark in _MARKS)
-        if not ours or Path.cwd().resolve().is_relative_to(path.resolve()):
-            raise MinilmError("this folder was not made by minilm; --force does not replace it", where=str(path))
+        raise _kept("this is a device, a pipe or a socket", path)
+    if path.is_symlink() or not path.exists():  # a link is replaced, and not what it points to
+        return
+    if path.is_dir() and any(path.iterdir()):
+        if not any(all((path / name).exists() for name in mark) for mark in _MARKS):
+            raise _kept("this folder was not made by minilm", path)
+        if Path.cwd().resolve().is_relative_to(path.resolve()):
+            raise _kept("the current folder is in this one", path)
         if who := holder(path / LOCK):
             raise MinilmError(
                 f"{who} is at work in this folder", where=str(path), hint="End that first, or name another --output."
             )
-
-
-def refuse_inputs(path: Path, *inputs: str | Path) -> None:
-    """Raise `MinilmError` if an output would replace what it is made from."""
-    if path.is_symlink():  # then the link is replaced, and not what it points to
-        return
     for given in map(str, inputs):
         if PurePath(os.path.realpath(given)).is_relative_to(os.path.realpath(path)):
             raise MinilmError(
                 f"this output would replace {given}, which is read", where=str(path), hint="Name another --output."
             )
+    if folder is not None and folder != path.is_dir():
+        there, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise _kept(f"this is a {there}, and the output is a {wanted}", path)
+
+
+def _kept(what: str, path: Path) -> MinilmError:
+    return MinilmError(f"{what}; --force does not replace it", where=str(path), hint="Name another --output.")
 
 
 @contextmanager
-def staged(path: Path, *, force: bool = False) -> Iterator[Path]:
+def staged(path: Path, *, force: bool = False, folder: bool | None = None) -> Iterator[Path]:
     """Give a name beside `path` to build a file or folder under; move it to `path` when the block ends well.
 
     What was built is flushed to disk before it is renamed, and removed if the block raises, so `path` is whole or
-    absent. An existing `path` is replaced with `force`, else refused with `MinilmError`. What cannot be written, on a
-    full disk for example, is a `RunError`. What killed processes left beside `path` is cleared away.
+    absent. `refuse_existing` says which `path` may be replaced. What cannot be written, on a full disk for example, is
+    a `RunError`.
     """
-    refuse_existing(path, force=force)
+    with room_for(path, force=force, folder=folder), _holder(path) as holding, writing(path, inside=holding):
+        built = holding / path.name
+        yield built
+        _publish(built, path, holding, force=force, folder=folder)
+
+
+def publish(built: Path, path: Path, *, force: bool = False, folder: bool | None = None) -> None:
+    """Flush what was built beside `path` to disk, and rename it; where that fails it is left as it is."""
+    with _holder(path) as holding, writing(path):
+        _publish(built, path, holding, force=force, folder=folder)
+
+
+def _publish(built: Path, path: Path, holding: Path, *, force: bool, folder: bool | None) -> None:
+    # safetensors gives its files to their owner alone; an output is as open as any new file.
+    _sync_tree(built, mode=stat.S_IMODE((holding / _HOLDER_LOCK).stat().st_mode))
+    refuse_existing(path, force=force, folder=folder)  # another process may have been faster
+    _put(built, path, aside=holding / _REPLACED)
+    sync(path.parent)
+
+
+@contextmanager
+def room_for(path: Path, *, force: bool = False, folder: bool | None = None) -> Iterator[None]:
+    """Make the folder of an output, and remove it again if nothing has come to be in it when the block ends.
+
+    Raises what `refuse_existing` raises. What killed processes left beside `path` is cleared away.
+    """
+    refuse_existing(path, force=force, folder=folder)
     made = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise MinilmError("an output cannot be put below a file", where=str(path)) from None
     except OSError as error:
-        raise MinilmError(f"the folder of this output cannot be made: {_reason(error)}", where=str(path)) from None
+        message = f"the folder of this output cannot be made: {_reason(error)}"
+        raise MinilmError(message, where=str(path), hint=remedy(error)) from None
     sweep(path.parent)
     try:
-        with _holder(path) as folder, writing(path, inside=folder):
-            built = folder / path.name
-            yield built
-            # safetensors gives its files to their owner alone; an output is as open as any new file.
-            _sync_tree(built, mode=stat.S_IMODE((folder / _HOLDER_LOCK).stat().st_mode))
-            refuse_existing(path, force=force)  # another process may have been faster
-            _put(built, path, aside=folder / _REPLACED)
-            sync(path.parent)
+        yield
     finally:
         with suppress(OSError):  # folders made for an output that did not come to be; those in use stay
             for parent in made:
@@ -120,7 +150,9 @@ def writing(path: Path, *, inside: Path | None = None) -> Iterator[None]:
         about = None if error.filename is None else Path(os.fsdecode(error.filename))
         if inside is not None and about is not None and not about.is_relative_to(inside):
             raise
-        raise RunError(f"it could not be written: {_reason(error)}", where=str(path), hint=_room(path)) from error
+        raise RunError(
+            f"it could not be written: {_reason(error)}", where=str(path), hint=_hint(error, path)
+        ) from error
 
 
 @contextmanager
@@ -129,13 +161,28 @@ def _refused(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = MinilmError if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else RunError
+        mistakes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+        kind = MinilmError if error.errno in mistakes else RunError
         message = f"nothing can be written here: {_reason(error)}"
-        raise kind(message, where=str(path.parent), hint=_room(path)) from None
+        raise kind(message, where=str(path.parent), hint=_hint(error, path)) from None
+
+
+def make_beside(path: Path, name: str) -> Path:
+    """A folder of this name beside the output `path`, made if need be; raises as `staged` if it cannot be."""
+    folder = path.with_name(name)
+    with _refused(path):
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+    return folder
 
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
+
+
+def _hint(error: OSError, path: Path) -> str | None:
+    """What to do about what cannot be written at `path`."""
+    return (None if isinstance(error, PermissionError) else _room(path)) or remedy(error)
 
 
 def _room(path: Path) -> str | None:
@@ -165,10 +212,8 @@ def _holder(path: Path) -> Iterator[Path]:
 
 def _claim(folder: Path) -> Lock | None:
     """The lock on a new folder, unless another process has taken it for one that was left behind."""
-    with suppress(Held, FileNotFoundError):
-        lock = Lock(folder / _HOLDER_LOCK)
-        if lock.in_place():
-            return lock
+    with suppress(Held):
+        return Lock.claim(folder / _HOLDER_LOCK)
     return None
 
 
@@ -246,6 +291,25 @@ def _sync_tree(path: Path, *, mode: int) -> None:
             sync(child)
 
 
+def copy_files(source: Path, target: Path) -> None:
+    """Copy a folder's files into another; `OSError` names the first that cannot be, where `shutil` lists them all."""
+    target.mkdir(exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            copy_files(path, target / path.name)
+        elif path.is_file():
+            (target / path.name).write_bytes(path.read_bytes())
+
+
+def allow_open_files(more: int) -> None:
+    """Let this process have so many `more` files open than it was allowed, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -261,14 +325,34 @@ def read_json(path: Path, *, kind: str) -> Any:
         if status.st_size > _MOST_JSON:
             raise MinilmError(f"this {kind} is larger than any that minilm writes", where=str(path))
         text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
+        value = parse_json(text, kind=kind, where=str(path))
         if "\\ud" in text.lower():  # half a character can be written so, and nowhere else
             json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise MinilmError(f"there is no such {kind}", where=str(path)) from None
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise MinilmError(
+            f"this {kind} cannot be read: {_reason(error)}", where=str(path), hint=remedy(error)
+        ) from None
+    except UnicodeError as error:
         raise MinilmError(f"this {kind} cannot be read as JSON: {error}", where=str(path)) from None
     return value
+
+
+def parse_json(text: str | bytes, *, kind: str, where: str) -> Any:
+    """What JSON says; `kind` names it, and `where` its place, in the `MinilmError` raised where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise MinilmError(f"this {kind} cannot be read as JSON: {reason}", where=where) from None
+
+
+def first_wrong(error: ValidationError) -> str:
+    """The first entry of a file that pydantic found missing or wrong, and why."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from minilm_cli.errors import MinilmError
+from minilm_cli.errors import MinilmError, remedy
 from minilm_cli.tokens import TokenizerInfo
 
 if TYPE_CHECKING:
@@ -45,9 +45,13 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def loading(kind: str, name: str) -> Iterator[None]:
-    """Turn transformers' and the Hub's ways to fail into one message."""
+def loading(kind: str, name: str, revision: str | None = None) -> Iterator[None]:
+    """Turn transformers' and the Hub's ways to fail into one message; a revision is refused that would be ignored."""
     local = _is_folder(kind, name)
+    if local and revision is not None:
+        raise MinilmError(
+            f"a folder has no revision {revision}", where=name, hint="Leave out --revision, or give a name of the Hub."
+        )
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
         raise MinilmError(f"there is no such {kind} folder", where=name)
     try:
@@ -80,7 +84,8 @@ def _is_folder(kind: str, name: str) -> bool:
             return False
         next(folder.iterdir(), folder).lstat()
     except OSError as error:
-        raise MinilmError(f"the {kind} folder cannot be read: {error.strerror}", where=name) from None
+        message = f"the {kind} folder cannot be read: {error.strerror}"
+        raise MinilmError(message, where=name, hint=remedy(error)) from None
     return True
 
 
@@ -99,7 +104,7 @@ def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of this name or folder; raises `MinilmError`."""
-    with loading("tokenizer", name):
+    with loading("tokenizer", name, revision):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)

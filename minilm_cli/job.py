@@ -6,6 +6,7 @@ What is cheap to check comes first, so that a mistake is told before the teacher
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -13,34 +14,45 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli import budget
 from minilm_cli.batches import BatchStream
-from minilm_cli.corpus import convert_token_lists
 from minilm_cli.distributed import World
 from minilm_cli.engine import Distiller, has_bf16, pick_device
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import sha256
-from minilm_cli.hub import load_tokenizer, loading, tokenizer_info
+from minilm_cli.hub import load_tokenizer, tokenizer_info
+from minilm_cli.idlists import convert_token_lists, is_id_lists
 from minilm_cli.metrics import check_sinks
+from minilm_cli.mixture import Mixture
 from minilm_cli.models import (
     build_student,
     evenly_spaced,
     init_from_teacher,
     load_teacher,
     longest_input,
+    read_teacher_config,
     relation_heads,
     resolve_layer,
     student_config,
 )
-from minilm_cli.plan import DataFacts, Measured, Plan, RelationFacts, StudentFacts, TeacherFacts, TrainingFacts
+from minilm_cli.plan import (
+    DataFacts,
+    Measured,
+    Plan,
+    RelationFacts,
+    StoreFacts,
+    StudentFacts,
+    TeacherFacts,
+    TrainingFacts,
+)
 from minilm_cli.runfolder import RUNS
 from minilm_cli.settings import DEFAULT_STEPS, DistillSettings, TeacherSettings
 from minilm_cli.taps import RelationTap
@@ -50,6 +62,9 @@ logger = logging.getLogger(__name__)
 
 #: Real steps that a dry run measures; the first is a warm-up.
 MEASURED_STEPS = 3
+
+#: Tokens of a store that take more than a moment to read.
+_WORTH_A_WORD = 2**30
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,8 @@ class Names:
 
     tokenizer: PreTrainedTokenizerBase
     teacher_config: PreTrainedConfig
+    teacher_config_sha256: str
+    """Of what the teacher's config.json says of the model."""
     student_config: PreTrainedConfig
     output: Path
     student_config_sha256: str | None = None
@@ -82,63 +99,91 @@ def load_names(settings: DistillSettings) -> Names:
     """The teacher's tokenizer, the student's configuration and the run's folder; raises `MinilmError`."""
     check_sinks(settings.reporting.sinks)
     teacher = settings.teacher
-    teacher_config = load_config(teacher)
+    teacher_config, teacher_config_sha256 = load_config(teacher)
     config = student_config(settings.student.config, teacher_config)
     tokenizer = load_tokenizer(teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
     name = f"{_short_name(config)}-from-{Path(teacher.name).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Names(tokenizer, teacher_config, config, settings.output or RUNS / name)
+    return Names(tokenizer, teacher_config, teacher_config_sha256, config, settings.output or RUNS / name)
 
 
-def load_config(teacher: TeacherSettings) -> PreTrainedConfig:
-    """The teacher's configuration; raises `MinilmError`."""
-    with loading("teacher", teacher.name):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
-        )
+def load_config(teacher: TeacherSettings) -> tuple[PreTrainedConfig, str]:
+    """The teacher's configuration, and a checksum of what its config.json says of the model; raises `MinilmError`."""
+    config, values = read_teacher_config(
+        teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+    )
     if not all(hasattr(config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")):
         raise MinilmError(f"this is no text encoder, but a {config.model_type} model", where=teacher.name)
-    return config
+    # Who wrote the file, and when, changes nothing.
+    says_nothing = {"_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    said = {key: value for key, value in values.items() if key not in says_nothing}
+    return config, _sha256(json.dumps(said, sort_keys=True))
 
 
 def refuse_changes(settings: DistillSettings, before: Plan, now: Plan) -> None:
     """Raise `MinilmError` if tokens, teacher or student are not those that the run began with."""
+    _refuse_other_stores(settings.data.paths, before.data, now.data)
     checks = {
-        "the token store": (settings.data.path, before.data.manifest_sha256, now.data.manifest_sha256),
         "the teacher's config.json": (settings.teacher.name, before.teacher.config_sha256, now.teacher.config_sha256),
         "the teacher's weights": (settings.teacher.name, before.teacher.weights_sha256, now.teacher.weights_sha256),
         "the student's configuration": ("student-config.json", before.student.config_sha256, now.student.config_sha256),
     }
     for what, (where, then, found) in checks.items():
         if then != found:
-            raise MinilmError(
-                f"{what} changed since the run began", where=str(where), hint="Put it back, or start a new run."
-            )
+            raise _changed(f"{what} changed since the run began", where)
+
+
+def _refuse_other_stores(paths: tuple[Path, ...], before: DataFacts, now: DataFacts) -> None:
+    for path, then, found in itertools.zip_longest(paths, _stores_of(before), _stores_of(now)):
+        if found is None:
+            raise _changed(f"the run began with a token store more, {then.name}", "data.path")
+        if then is None:
+            raise _changed("the run began without this token store", path)
+        if then.manifest_sha256 != found.manifest_sha256:
+            raise _changed("the token store changed since the run began", path)
+        if then.weight != found.weight:
+            was, is_now = (f"{store.weight:g}" if store.weight else "none" for store in (then, found))
+            raise _changed(f"the token store's weight changed since the run began: it was {was}, and is {is_now}", path)
+
+
+def _stores_of(data: DataFacts) -> list[StoreFacts]:
+    """The facts of each store; one alone is told of by those of the data."""
+    alone = data.model_dump(include={"name", "sequences", "tokens", "manifest_sha256"})
+    return data.stores or [StoreFacts(**alone, share=1.0, weight=None)]
+
+
+def _changed(what: str, where: str | Path) -> MinilmError:
+    return MinilmError(what, where=str(where), hint="Put it back, or start a new run.")
 
 
 def prepare(settings: DistillSettings, names: Names, *, converted: Path, world: World) -> Job:
     """Load teacher, student and tokens, check them against each other and resolve every `auto`.
 
-    `converted` is where a store stands, or is put, that is made from a file of token-id lists. `world` are the
-    processes that will train. Raises `MinilmError` if something does not fit.
+    `converted` is where a store stands, or is put, that is made from a file of token-id lists; that of the second of
+    several stores is beside it, with `-2` after its name. `world` are the processes that will train. Raises
+    `MinilmError` if something does not fit.
     """
     training = settings.training
     device = _device(training.device, world)
     bf16 = training.precision == "bf16" or (training.precision == "auto" and has_bf16(device))
     if device.type == "cuda":
         _repeat_exactly()
-    store = _open_store(settings.data.path, converted, names.tokenizer, names.teacher_config)
+    stores = _open_stores(settings.data.paths, converted, names)
     if world.leads:  # once is enough, for it reads everything
-        store.verify()
-    teacher, teacher_parameters = _teacher(settings)
+        for path, store in stores.items():
+            if store.manifest.tokens > _WORTH_A_WORD:
+                logger.info("Comparing the checksums of %s.", path)
+            store.verify()
+    mixture = Mixture(list(stores.values()), settings.data.weights)
+    teacher, teacher_parameters = _teacher(settings, names.teacher_config)
     teacher_weights = _weights_sha256(teacher.model)  # before they are moved, and rounded
     student = _student(settings, names.student_config, teacher)
-    max_length = _max_length(settings, store, {"teacher": teacher.model, "student": student.model})
+    max_length = _max_length(settings.data.max_length, stores, {"teacher": teacher.model, "student": student.model})
     widths = [_widths(tap, settings.relations.weights) for tap in (teacher, student)]
     heads = relation_heads(settings.relations.heads, *widths)
     wanted = training.micro_batch_tokens
     pack = teacher.packs() and student.packs()
     stream = BatchStream(
-        store,
+        mixture,
         seed=training.seed,
         batch_size=training.batch_size,
         micro_batch_tokens=wanted if isinstance(wanted, int) else budget.untried(device),
@@ -163,7 +208,7 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path, world: 
     distiller = Distiller(
         teacher, student, settings, heads=heads, total_steps=total_steps, device=device, bf16=bf16, world=world
     )
-    tokens_per_step = training.batch_size * _mean_length(store, max_length)
+    tokens_per_step = training.batch_size * mixture.mean_length(max_length)
     if wanted == "auto":
         facts = {
             "teacher": _shape(teacher), "student": _shape(student), "relations": settings.relations.weights,
@@ -181,7 +226,7 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path, world: 
                 "revision": getattr(names.teacher_config, "_commit_hash", None) or settings.teacher.revision,
             },
             "student": {"layer": student.layer},
-            "data": {"max_length": max_length, "path": settings.data.path.absolute()},
+            "data": {"max_length": max_length, "path": settings.data.found_from_anywhere()},
             "relations": {"heads": heads},
             "training": {
                 "steps": total_steps,
@@ -193,7 +238,9 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path, world: 
         },
     )
     plan = Plan(
-        teacher=_teacher_facts(settings.teacher, teacher, teacher_parameters, teacher_weights),
+        teacher=_teacher_facts(
+            settings.teacher.name, teacher, teacher_parameters, names.teacher_config_sha256, teacher_weights
+        ),
         student=_student_facts(
             settings,
             student,
@@ -207,15 +254,7 @@ def prepare(settings: DistillSettings, names: Names, *, converted: Path, world: 
             teacher_head_width=max(widths[0]) // heads,
             student_head_width=max(widths[1]) // heads,
         ),
-        data=DataFacts(
-            name=settings.data.path.name,
-            tokenizer=_public_name(store.manifest.tokenizer.name),
-            sequences=len(store),
-            tokens=store.manifest.tokens,
-            manifest_sha256=sha256(store.path / "manifest.json"),
-            held_out=stream.held_out_sequences,
-            max_length=max_length,
-        ),
+        data=_data_facts(stores, mixture, settings.data.weights, held_out=stream.held_out_sequences, cut=max_length),
         training=TrainingFacts(
             steps=total_steps,
             epochs=total_steps * training.batch_size / stream.train_sequences,
@@ -294,12 +333,16 @@ def _repeat_exactly() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by a property
 
 
-def _teacher(settings: DistillSettings) -> tuple[RelationTap, int]:
+def _teacher(settings: DistillSettings, config: PreTrainedConfig) -> tuple[RelationTap, int]:
     """The teacher's tap, and the number of parameters that are kept of it."""
     wanted = settings.teacher
     logger.info("Loading the teacher, %s.", wanted.name)
     model, layer = load_teacher(
-        wanted.name, layer=wanted.layer, revision=wanted.revision, trust_remote_code=wanted.trust_remote_code
+        wanted.name,
+        layer=wanted.layer,
+        revision=wanted.revision,
+        trust_remote_code=wanted.trust_remote_code,
+        config=config,
     )
     return RelationTap(model, layer), sum(parameter.numel() for parameter in model.parameters())
 
@@ -312,25 +355,19 @@ def _student(settings: DistillSettings, config: PreTrainedConfig, teacher: Relat
     return RelationTap(model, layer)
 
 
-def _max_length(settings: DistillSettings, store: TokenStore, models: Mapping[str, PreTrainedModel]) -> int:
+def _max_length(wanted: int | None, stores: Mapping[Path, TokenStore], models: Mapping[str, PreTrainedModel]) -> int:
     """Tokens of the longest sequence that will be seen, which both models must be able to read."""
-    longest = store.manifest.longest
-    max_length = min(settings.data.max_length or longest, longest)
+    path, longest = max(((path, store.manifest.longest) for path, store in stores.items()), key=lambda found: found[1])
+    max_length = min(wanted or longest, longest)
     for side, model in models.items():
         limit = longest_input(model)
         if limit is not None and max_length > limit:
             raise MinilmError(
                 f"the {side} reads at most {limit} tokens, and the data has sequences of {max_length}",
-                where=str(settings.data.path),
+                where=str(path),
                 hint=f"Cut them with --max-length {limit}.",
             )
     return max_length
-
-
-def _mean_length(store: TokenStore, max_length: int) -> float:
-    """Mean tokens of a sequence, after cutting."""
-    histogram = store.manifest.length_histogram
-    return sum(min(length, max_length) * count for length, count in enumerate(histogram)) / len(store)
 
 
 def _public_name(name: str | None) -> str | None:
@@ -338,8 +375,10 @@ def _public_name(name: str | None) -> str | None:
     return name if name is None or (name.count("/") == 1 and not Path(name).is_dir()) else Path(name).name
 
 
-def _teacher_facts(wanted: TeacherSettings, tap: RelationTap, parameters: int, weights_sha256: str) -> TeacherFacts:
-    config, name = tap.model.config, wanted.name
+def _teacher_facts(
+    name: str, tap: RelationTap, parameters: int, config_sha256: str, weights_sha256: str
+) -> TeacherFacts:
+    config = tap.model.config
     return TeacherFacts(
         name=_public_name(name) or name,
         on_hub=not Path(name).is_dir(),
@@ -348,8 +387,37 @@ def _teacher_facts(wanted: TeacherSettings, tap: RelationTap, parameters: int, w
         layer=tap.layer,
         width=config.hidden_size,
         parameters=parameters,
-        config_sha256=_config_sha256(wanted),
+        config_sha256=config_sha256,
         weights_sha256=weights_sha256,
+    )
+
+
+def _data_facts(
+    stores: Mapping[Path, TokenStore], mixture: Mixture, weights: Sequence[float] | None, *, held_out: int, cut: int
+) -> DataFacts:
+    weight_of_each: Sequence[float | None] = weights or [None] * len(stores)
+    each = [
+        StoreFacts(
+            name=path.name,
+            sequences=len(store),
+            tokens=store.manifest.tokens,
+            share=share,
+            weight=weight,
+            manifest_sha256=sha256(store.path / "manifest.json"),
+        )
+        for (path, store), share, weight in zip(stores.items(), mixture.shares, weight_of_each, strict=True)
+    ]
+    tokenizers = dict.fromkeys(_public_name(store.manifest.tokenizer.name) for store in stores.values())
+    sums = [store.manifest_sha256 for store in each]
+    return DataFacts(
+        name=", ".join(store.name for store in each),
+        tokenizer=", ".join(filter(None, tokenizers)) or None,
+        sequences=len(mixture),
+        tokens=sum(store.tokens for store in each),
+        manifest_sha256=sums[0] if len(each) == 1 else _sha256("".join(sums)),
+        held_out=held_out,
+        max_length=cut,
+        stores=each if len(each) > 1 else [],
     )
 
 
@@ -376,14 +444,6 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _config_sha256(teacher: TeacherSettings) -> str:
-    """Of what the teacher's config.json says of the model; not of who wrote it when."""
-    with loading("teacher", teacher.name):
-        values, _ = PreTrainedConfig.get_config_dict(teacher.name, revision=teacher.revision)
-    says_nothing = {"_name_or_path", "_commit_hash", "architectures", "dtype", "torch_dtype", "transformers_version"}
-    return _sha256(json.dumps({key: value for key, value in values.items() if key not in says_nothing}, sort_keys=True))
-
-
 def _weights_sha256(model: PreTrainedModel) -> str:
     """Of the weights that are kept; without the pooler's, which a teacher may lack and are then random."""
     digest = hashlib.sha256()
@@ -406,14 +466,32 @@ def _resolved(settings: DistillSettings, updates: Mapping[str, Any]) -> DistillS
     return DistillSettings.model_validate(values)
 
 
+def _open_stores(paths: tuple[Path, ...], converted: Path, names: Names) -> dict[Path, TokenStore]:
+    """The token store at each path, each once."""
+    real = [os.path.realpath(path) for path in paths]
+    for number, path in enumerate(paths):
+        if real[number] in real[:number]:
+            raise MinilmError("this token store is given twice", where=str(path), hint="Give each token store once.")
+    return {
+        path: _open_store(
+            path,
+            converted if number == 1 else converted.with_name(f"{converted.name}-{number}"),
+            names.tokenizer,
+            names.teacher_config,
+        )
+        for number, path in enumerate(paths, start=1)
+    }
+
+
 def _open_store(
     path: Path, converted: Path, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedConfig
 ) -> TokenStore:
     """The token store at `path`, checked and of the teacher's vocabulary; a file of id lists is converted first."""
-    if path.name.endswith(".jsonl.gz") or path.is_file():
-        if not path.name.endswith(".jsonl.gz"):
+    if is_id_lists(path) or path.is_file():
+        if not is_id_lists(path):
             raise MinilmError("a token store (a folder) or a .jsonl.gz of token-id lists is wanted", where=str(path))
         if not converted.exists():
+            logger.info("Making a token store of %s.", path)
             special = tokenizer_info(tokenizer).special_ids
             convert_token_lists(path, converted, TokenizerInfo(vocabulary_size=teacher.vocab_size, special_ids=special))
         path = converted

@@ -39,6 +39,18 @@ class Lock:
             self._file.write(f"{os.getpid()}\n{socket.gethostname()}\n")
             self._file.flush()
 
+    @classmethod
+    def claim(cls, path: Path) -> Lock | None:
+        """Take the lock, or none if its folder is moved or removed just then; raises as the class does."""
+        try:
+            lock = cls(path)
+        except FileNotFoundError:
+            return None
+        if lock.in_place():
+            return lock
+        lock.close()
+        return None
+
     def in_place(self) -> bool:
         """Whether the file still stands where it was locked: not if it was moved, or its file system is gone."""
         try:
@@ -50,6 +62,9 @@ class Lock:
         return self
 
     def __exit__(self, *_ended: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         """Let go of it; the file stays, empty."""
         with suppress(OSError):
             self._file.truncate(0)

@@ -31,8 +31,8 @@ class Sink(Protocol):
 class Progress(Protocol):
     """Shows a person how far a job is: `done` of `total`, and what is worth knowing beside it."""
 
-    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
-        """A job begins, of which `done` of `total` units (`steps` or `bytes`) are behind it."""
+    def start(self, title: str, total: float | None, *, done: float = 0, unit: str = "steps") -> None:
+        """A job begins: `done` of `total` (`None`: not known) units (`steps` or `bytes`) are behind it."""
 
     def update(self, done: float, shown: Record | None = None) -> None:
         """`done` units are behind it; `shown` replaces what stands beside the bar."""
@@ -44,7 +44,7 @@ class Progress(Protocol):
 class NoProgress:
     """Progress that nobody sees."""
 
-    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
+    def start(self, title: str, total: float | None, *, done: float = 0, unit: str = "steps") -> None:
         """Nothing."""
 
     def update(self, done: float, shown: Record | None = None) -> None:
@@ -73,7 +73,7 @@ class JsonlSink:
         kept = []
         for line in (before or "").splitlines(keepends=True):
             # A line cut short by a crash does not parse, and belongs to a step after the checkpoint's anyway.
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
                 if line.endswith("\n") and keep(json.loads(line)):
                     kept.append(line)
         if before != "".join(kept):

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from minilm_cli.errors import MinilmError
+from minilm_cli.errors import MinilmError, remedy
 from minilm_cli.files import read_json
 from minilm_cli.hub import loading, quiet, reason
 from minilm_cli.seeding import derive
@@ -57,28 +57,51 @@ _AT_MOST = {"num_hidden_layers": 1000, "num_labels": 100_000}
 _PRESET = re.compile(r"l([1-9][0-9]{0,8})-h([1-9][0-9]{0,8})")
 
 
+def read_teacher_config(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedConfig, dict[str, Any]]:
+    """The teacher's configuration, and the entries of its config.json as they stand there.
+
+    name: Hub name or local folder. Raises `MinilmError` if it cannot be loaded, or is not that of an encoder.
+    """
+    with loading("teacher", name, revision):
+        values, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+    _check_numbers(values, name)
+    with loading("teacher", name, revision):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
+    _check_teacher(config, name)
+    return config, values
+
+
 def load_teacher(
-    name: str, *, layer: int | str, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    layer: int | str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    config: PreTrainedConfig | None = None,
 ) -> tuple[PreTrainedModel, int]:
     """The teacher in fp32 and evaluation mode, without the layers above the tapped one; and that layer, 1-based.
 
-    name: Hub name or local folder. layer: 1-based, negative from the last, or `auto`.
+    name: Hub name or local folder. layer: 1-based, negative from the last, or `auto`. config: what
+    `read_teacher_config` gave, if it was read before.
     Raises `MinilmError` if it cannot be loaded, lacks weights, computes no numbers, or has no such layer.
     """
-    with loading("teacher", name):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    _check_teacher(config, name)
-    with loading("teacher", name):
+    if config is None:
+        config, _ = read_teacher_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    with loading("teacher", name, revision):
         model, report = AutoModel.from_pretrained(
             name,
+            config=config,
             revision=revision,
             trust_remote_code=trust_remote_code,
             attn_implementation=ATTENTION,
             dtype=torch.float32,
             output_loading_info=True,
         )
-    if model.config.is_encoder_decoder:
-        raise MinilmError("the teacher has a decoder; only encoders can be distilled", where=name)
+    _refuse_causal(model, "teacher", name)
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing or report["mismatched_keys"]:
         first = missing[0] if missing else min(report["mismatched_keys"])[0]
@@ -95,8 +118,8 @@ def load_teacher(
     return cast(PreTrainedModel, model.eval().requires_grad_(False)), number
 
 
-def _check_teacher(config: PreTrainedConfig, where: str | None) -> None:
-    _check_numbers(vars(config), where, config.attribute_map)
+def _check_teacher(config: PreTrainedConfig, where: str) -> None:
+    _refuse_decoder(config, "teacher", where)
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value < 1:
@@ -107,6 +130,26 @@ def _check_teacher(config: PreTrainedConfig, where: str | None) -> None:
             f"pad_token_id is {padding} in the teacher's config.json, and its vocab_size {vocabulary}",
             where=where,
             hint="Write the id of its tokenizer's padding token there.",
+        )
+
+
+def _refuse_decoder(config: PreTrainedConfig, side: str, where: str) -> None:
+    if config.is_encoder_decoder:
+        raise MinilmError(f"the {side} has a decoder, and only encoders can be distilled", where=where)
+    if getattr(config, "is_decoder", False):
+        raise MinilmError(
+            f"is_decoder is true, so the {side} is a causal model and not an encoder",
+            where=where,
+            hint="Set is_decoder to false if it was trained as an encoder, or choose another model.",
+        )
+
+
+def _refuse_causal(model: PreTrainedModel, side: str, where: str) -> None:
+    if any(getattr(module, "is_causal", False) for module in model.modules()):
+        raise MinilmError(
+            f"the {side} ({model.config.model_type}) is a causal model and not an encoder",
+            where=where,
+            hint="Choose an encoder, such as BERT or RoBERTa.",
         )
 
 
@@ -172,7 +215,6 @@ def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
     12 heads where they divide M, else heads 64 wide, and a feed-forward part of 4 M).
     Raises `MinilmError` for a file that is none, a misspelt or wrong entry, or a vocabulary that is not the teacher's.
     """
-    _check_teacher(teacher, teacher.name_or_path or None)
     if preset := _PRESET.fullmatch(source):
         values, where = _preset_values(int(preset[1]), int(preset[2]), teacher), source
     else:
@@ -207,7 +249,8 @@ def _find_config(source: str) -> Path:
         if path.exists():
             return path
     except OSError as error:
-        raise MinilmError(f"this student config cannot be read: {error.strerror}", where=source) from None
+        message = f"this student config cannot be read: {error.strerror}"
+        raise MinilmError(message, where=source, hint=remedy(error)) from None
     hint = "Name a config.json, a folder that has one, or a preset such as l6-h384."
     raise MinilmError("there is no such student config", where=source, hint=hint)
 
@@ -232,7 +275,7 @@ def _valid(values: Mapping[str, Any], where: str) -> Iterator[None]:
     family = values.get("model_type")
     if not isinstance(family, str) or family not in CONFIG_MAPPING:
         raise MinilmError(f"model_type: there is no family {family!r} in transformers", where=where)
-    _check_numbers(values, where, CONFIG_MAPPING[family].attribute_map)
+    _check_numbers(values, where)
     try:
         with quiet():
             yield
@@ -240,16 +283,20 @@ def _valid(values: Mapping[str, Any], where: str) -> Iterator[None]:
         raise MinilmError(f"this student config is not valid for {family}: {reason(error)}", where=where) from error
 
 
-def _check_numbers(values: Mapping[str, Any], where: str | None, names: Mapping[str, str] | None = None) -> None:
-    """Refuse what no config has for good. names: what the family calls some entries."""
-    for name, value in values.items():
-        if isinstance(value, float) and not isfinite(value):
-            raise MinilmError(f"{name} must be a finite number, not {value}", where=where)
-    for known, most in _AT_MOST.items():
-        for name in (known, (names or {}).get(known, known)):
-            value = values.get(name)
-            if isinstance(value, int) and value > most:
-                raise MinilmError(f"{name} is {value}, and must be at most {most}", where=where)
+def _check_numbers(values: Mapping[str, Any], where: str) -> None:
+    """Refuse what no config.json has for good, before its family makes something of it."""
+    family = values.get("model_type")
+    names = CONFIG_MAPPING[family].attribute_map if isinstance(family, str) and family in CONFIG_MAPPING else {}
+    most = _AT_MOST | {names[name]: number for name, number in _AT_MOST.items() if name in names}
+    parts = [values]
+    for part in parts:
+        for name, value in part.items():
+            if isinstance(value, float) and not isfinite(value):
+                raise MinilmError(f"{name} must be a finite number, not {value}", where=where)
+            if isinstance(value, int) and value > most.get(name, value):
+                raise MinilmError(f"{name} is {value}, and must be at most {most[name]}", where=where)
+            if isinstance(value, dict):  # a config within the config
+                parts.append(value)
 
 
 def _preset_values(layers: int, width: int, teacher: PreTrainedConfig) -> dict[str, Any]:
@@ -308,14 +355,14 @@ def _check_student(config: PreTrainedConfig, teacher: PreTrainedConfig, where: s
             f"{config.num_attention_heads} attention heads do not divide a hidden size of {config.hidden_size}",
             where=where,
         )
-    if config.is_encoder_decoder:
-        raise MinilmError("the student has a decoder; only encoders can be trained", where=where)
+    _refuse_decoder(config, "student", where)
 
 
 def _check_size(config: PreTrainedConfig, where: str) -> None:
     """Count the student's parameters before there are any; raises `MinilmError` if memory is too small for them."""
     with _building(config, where), torch.device("meta"):
-        model = AutoModel.from_config(copy.deepcopy(config), attn_implementation=ATTENTION, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model = _random_model(copy.deepcopy(config))
+    _refuse_causal(model, "student", where)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     needed, memory = parameters * 4 / 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if needed > memory:
@@ -339,10 +386,15 @@ def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "student"))
         with _building(config, "student.config"):
-            model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
-                config, attn_implementation=ATTENTION, dtype=torch.float32
-            )
+            model = _random_model(config)
         _try_out(model, "student", "student.config")
+    return model
+
+
+def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]  # it has no types
+        config, attn_implementation=ATTENTION, dtype=torch.float32
+    )
     return model
 
 

@@ -53,8 +53,24 @@ class RelationFacts(_Facts):
     student_head_width: int
 
 
+class StoreFacts(_Facts):
+    """A token store; `share` is its part of the sequences that are seen, as its weight, if it has one, gives it."""
+
+    name: str
+    sequences: int
+    tokens: int
+    share: float
+    weight: float | None
+    manifest_sha256: str
+
+    @property
+    def told(self) -> str:
+        """What is in it, for a person."""
+        return f"{self.sequences:,} sequences, {self.tokens:,} tokens; {self.share:.2%} of the sequences seen"
+
+
 class DataFacts(_Facts):
-    """The tokens; lengths are in tokens."""
+    """The tokens; lengths are in tokens. If they are of several stores, `stores` has each."""
 
     name: str
     tokenizer: str | None
@@ -63,6 +79,7 @@ class DataFacts(_Facts):
     manifest_sha256: str
     held_out: int
     max_length: int
+    stores: list[StoreFacts] = []
 
 
 class TrainingFacts(_Facts):
@@ -103,13 +120,23 @@ class Plan(_Facts):
         sections = {name: getattr(self, name) for name in type(self).model_fields}
         return {
             name: [
-                (key.replace("_", " "), _shown(value))
+                row
                 for key, value in facts
                 if value not in (None, []) and not key.endswith("_sha256")
+                for row in _rows(key, value)
             ]
             for name, facts in sections.items()
             if facts is not None
         }
+
+
+def _rows(key: str, value: Any) -> list[tuple[str, str]]:
+    if key == "stores":
+        return [(store.name, store.told) for store in value]
+    if key == "hours_in_all":
+        hours = f"{value:,.2f}"
+        return [("hours in all", "less than 0.01" if hours == "0.00" else hours)]
+    return [(key.replace("_", " "), _shown(value))]
 
 
 def _shown(value: Any) -> str:

@@ -26,7 +26,7 @@ from minilm_cli import __version__, checkpoint, evidence
 from minilm_cli.distributed import World, launch, same_launch
 from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.export import write_hf
-from minilm_cli.files import refuse_existing, refuse_inputs, sha256, staged, write_json
+from minilm_cli.files import refuse_existing, sha256, staged, write_json
 from minilm_cli.health import Finding
 from minilm_cli.hub import load_tokenizer, quiet
 from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare, refuse_changes
@@ -68,7 +68,7 @@ def distill(
         logger.info("Started anew: going on with %s.", begun.path)
         return resume(begun, progress, world=world)
     names = _begin(settings, force=force)
-    with staged(names.output, force=force) as built:
+    with staged(names.output, force=force, folder=True) as built:
         job = prepare(settings, names, converted=RunFolder(built).tokens, world=world)
         _write_folder(RunFolder(built), job, _environment(job.distiller.device, world, settings))
     with (run := RunFolder(names.output)).locked() as lock:
@@ -91,6 +91,7 @@ def resume(
     changes: settings that may change mid-run, by dotted path; `training.steps` is a new total.
     Raises what `distill` raises.
     """
+    run.check()
     with run.locked() as lock:
         return _go_on(run, progress, changes or {}, world or World(), lock)
 
@@ -155,8 +156,8 @@ def replay(file: Path) -> Finding:
 def _begin(settings: DistillSettings, *, force: bool) -> Names:
     """The first checks of a new run, before anything large is read."""
     if settings.output is not None:
-        refuse_existing(settings.output, force=force)
-        refuse_inputs(settings.output, settings.data.path, settings.teacher.name, settings.student.config)
+        inputs: tuple[str | Path, ...] = (*settings.data.paths, settings.teacher.name, settings.student.config)
+        refuse_existing(settings.output, *inputs, force=force, folder=True)
     return load_names(settings)
 
 
@@ -164,7 +165,7 @@ def _names_of(run: RunFolder, settings: DistillSettings) -> Names:
     """What the settings of a run that was begun name."""
     tokenizer = load_tokenizer(str(run.tokenizer.absolute()))
     config = saved_config(run.student_config_file)
-    return Names(tokenizer, load_config(settings.teacher), config, run.path, sha256(run.student_config_file))
+    return Names(tokenizer, *load_config(settings.teacher), config, run.path, sha256(run.student_config_file))
 
 
 def _begun_by_this_launch(settings: DistillSettings) -> RunFolder | None:

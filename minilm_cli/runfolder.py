@@ -5,7 +5,7 @@ environment.json      versions and hardware
 plan.json             what was trained on what: shapes, parameters, sequences, steps
 student-config.json   the student's configuration
 tokenizer/            the teacher's tokenizer
-tokens/               the token store, where the data was a file of token-id lists
+tokens/               the token store, where the data was a file of token-id lists; of the second: tokens-2/
 metrics.jsonl         a line a logged step
 log.txt               what was said
 checkpoints/          what to go on from
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,8 +30,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minilm_cli import checkpoint
 from minilm_cli.checkpoint import Checkpoint
-from minilm_cli.errors import MinilmError, RunError, newer
-from minilm_cli.files import LOCK, read_json, sweep, write_json
+from minilm_cli.errors import MinilmError, RunError, refuse_newer, remedy
+from minilm_cli.files import LOCK, first_wrong, read_json, sweep, write_json
 from minilm_cli.locks import Held, Lock
 from minilm_cli.plan import Plan
 from minilm_cli.settings import DistillSettings, validate
@@ -89,11 +90,8 @@ class Notes(_Part):
         try:
             return cls.model_validate(chosen.notes)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise RunError(
-                f"its notes are not those of a run: {where}: {first['msg']}", where=str(chosen.path)
-            ) from None
+            message = f"its notes are not those of a run: {first_wrong(error)}"
+            raise RunError(message, where=str(chosen.path)) from None
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,7 @@ class RunFolder:
 
     @property
     def tokens(self) -> Path:
-        """The token store made from a file of token-id lists."""
+        """The token store made from a file of token-id lists; of several, the first's."""
         return self.path / "tokens"
 
     @property
@@ -180,7 +178,8 @@ class RunFolder:
                 hint="Wait for it to end, or end it.",
             ) from None
         except OSError as error:
-            raise MinilmError(f"nothing can be written here: {error.strerror}", where=str(self.path)) from None
+            message = f"nothing can be written here: {error.strerror}"
+            raise MinilmError(message, where=str(self.path), hint=remedy(error)) from None
         with lock:
             if not lock.holds:
                 logger.warning("%s is on a file system without locks: let one process alone train it.", self.path)
@@ -189,21 +188,28 @@ class RunFolder:
                 sweep(folder, own=True)
             yield lock
 
+    def check(self) -> None:
+        """Raise `MinilmError` if the run cannot be gone on with for what stands in a file's place; changes nothing."""
+        self.environment()
+        self.settings()
+        self.plan()
+        for file in (self.metrics_file, self.log_file, self.lock_file):
+            _check_file(file, "r+b")
+        _check_folder(self.checkpoints)
+
     def environment(self) -> dict[str, Any]:
         """Versions and hardware at the beginning, empty if there are none; raises `MinilmError` for a later layout."""
         if not self.environment_file.exists():
             return {}
-        values = read_json(self.environment_file, kind="environment")
+        values = _read(self.environment_file, kind="environment")
         if not isinstance(values, dict):
             raise MinilmError("this is no environment of a run", where=str(self.environment_file))
-        version = values.get("format_version")
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise newer("run", version, values.get("minilm"), FORMAT_VERSION, where=str(self.path))
+        refuse_newer("run", values, FORMAT_VERSION, where=str(self.path), writer="minilm")
         return values
 
     def settings(self) -> DistillSettings:
         """The run's settings; raises `MinilmError` if they cannot be read."""
-        return validate(DistillSettings, read_json(self.settings_file, kind="run"), where=str(self.settings_file))
+        return validate(DistillSettings, _read(self.settings_file, kind="run"), where=str(self.settings_file))
 
     def write_settings(self, settings: DistillSettings) -> None:
         """Replace the run's settings."""
@@ -211,12 +217,15 @@ class RunFolder:
 
     def plan(self) -> Plan:
         """What is trained on what; raises `MinilmError` if it cannot be read."""
-        return validate(Plan, read_json(self.plan_file, kind="plan"), where=str(self.plan_file))
+        return validate(Plan, _read(self.plan_file, kind="plan"), where=str(self.plan_file))
 
     def metrics(self) -> list[dict[str, float]]:
-        """The records written so far; a line that is none, such as one cut short, is left out."""
+        """The records written so far; a line that is none, such as one cut short, is left out.
+
+        Raises `MinilmError` if they cannot be read.
+        """
         records = []
-        if self.metrics_file.exists():
+        if _check_file(self.metrics_file, "rb"):
             for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, RecursionError, OverflowError, TypeError, AttributeError):
                     record = json.loads(line)
@@ -226,6 +235,8 @@ class RunFolder:
 
     def pick_checkpoint(self, wanted: str | int) -> Checkpoint:
         """The checkpoint `last`, `best` or of a step; raises `MinilmError` if there is none, `RunError` if damaged."""
+        if self.checkpoints.is_dir():
+            _check_folder(self.checkpoints)
         last = checkpoint.latest(self.checkpoints) if wanted in ("last", "best") else None
         if wanted == "best" and last is not None:
             best = Notes.of(last).best
@@ -243,6 +254,45 @@ class RunFolder:
                 hint=f"There are checkpoints of the steps {there}." if found else "Go on with: minilm resume",
             )
         return checkpoint.load(checkpoint.path_of(self.checkpoints, int(wanted)))
+
+
+def _read(file: Path, *, kind: str) -> Any:
+    try:
+        return read_json(file, kind=kind)
+    except MinilmError as error:
+        error.hint = error.hint or "Put the file back as the run wrote it, or start a new run."
+        raise
+
+
+def _check_file(path: Path, mode: str) -> bool:
+    """Whether there is this file; raises `MinilmError` for what is none, or cannot be opened in this mode."""
+    if not os.path.lexists(path):
+        return False
+    if not path.is_file():  # a pipe may never end
+        raise MinilmError(
+            "this is not a file", where=str(path), hint="Move it away, or put the file back that the run wrote."
+        )
+    try:
+        path.open(mode).close()
+    except OSError as error:
+        message = f"this file cannot be opened: {error.strerror}"
+        raise MinilmError(message, where=str(path), hint=remedy(error)) from None
+    return True
+
+
+def _check_folder(path: Path) -> None:
+    """Raise `MinilmError` for what is there and no folder, or cannot be looked into."""
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise MinilmError(
+            "this is not a folder", where=str(path), hint="Put the folder back that the run wrote, or start a new run."
+        )
+    try:
+        next(path.iterdir(), path).lstat()
+    except OSError as error:
+        message = f"this folder cannot be read: {error.strerror}"
+        raise MinilmError(message, where=str(path), hint=remedy(error)) from None
 
 
 def find_run(path: Path | None, runs: Path = RUNS) -> RunFolder:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -26,9 +30,12 @@ from pydantic import (
     model_validator,
 )
 
-from minilm_cli.errors import MinilmError
+from minilm_cli.errors import MinilmError, remedy
 
 DEFAULT_STEPS = 400_000
+
+#: Of so many sequences in a row, token stores with weights give exactly their shares: the smallest share is one.
+CYCLE = 10_000
 
 #: Characters of a settings file: thirty times what all settings take. Parsing YAML takes hundreds of times as much.
 LONGEST_FILE = 2**16
@@ -62,10 +69,11 @@ PositiveFloat = Annotated[float, Field(gt=0), _Number]
 NonNegativeFloat = Annotated[float, Field(ge=0), _Number]
 Weight = Annotated[float, Field(gt=0, le=10**6), _Number]
 Share = Annotated[float, Field(ge=0, lt=1), _Number]
-Length = Annotated[int, Field(ge=2, le=2**31), _Number]
+Length = Annotated[int, Field(ge=2, le=2**21), _Number]
 Model = TypeVar("Model", bound=BaseModel)
 
 Layer = Annotated[int, _Number]
+Stores = Path | tuple[Path, ...] | dict[Path, PositiveFloat]
 
 
 def _nonzero_layer(value: Any) -> Any:
@@ -96,6 +104,47 @@ def _check_relations(value: dict[str, float]) -> dict[str, float]:
     return value
 
 
+def _parse_stores(value: Any) -> Any:
+    """A path or several as they are, with weights that are numbers above zero; what else there is is refused."""
+    if isinstance(value, str | Path):
+        return value
+    several = isinstance(value, list | tuple | Mapping) and len(value) > 0
+    if not several or not all(isinstance(path, str | Path) for path in value):
+        raise ValueError("a path is wanted, a list of paths, or a mapping of paths to weights")
+    for path, count in Counter(map(Path, value)).items():
+        if count > 1:
+            raise ValueError(f"{_encodable(path)} is given twice")
+    if not isinstance(value, Mapping):
+        return value
+    return {path: _store_weight(path, weight) for path, weight in value.items()}
+
+
+def _store_weight(path: str | Path, value: Any) -> float:
+    with suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(value, bool) and 0 < (weight := float(value)) < math.inf:
+            return weight
+    what = f"the weight of {_encodable(path)}"
+    raise ValueError(f"{what} must be a finite number greater than 0, not {_short(value)}")
+
+
+def _encodable(path: str | Path) -> str:
+    """A path for a message of pydantic's, which takes no half characters."""
+    return str(path).encode(errors="replace").decode()
+
+
+def _check_stores(value: Stores) -> Stores:
+    """Refuse a share that is too small; one store alone is a path."""
+    if isinstance(value, Path):
+        return value
+    if isinstance(value, dict):
+        weights = {path: Fraction(str(weight)) for path, weight in value.items()}  # 0.1 is a tenth
+        path = min(weights, key=lambda path: weights[path])
+        if weights[path] * CYCLE < sum(weights.values()):
+            share = f"less than 1 in {CYCLE:,} of what is seen"
+            raise ValueError(f"the weight of {_encodable(path)}, {value[path]:g}, gives it {share}")
+    return next(iter(value)) if len(value) == 1 else value
+
+
 def _cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -112,14 +161,15 @@ class Section(BaseModel):
     @classmethod
     def _can_be_named(cls, value: Any) -> Any:
         """Paths and names are given to the system, and written as UTF-8."""
-        if isinstance(value, str | Path):
-            text = str(value)
-            if "\0" in text:
-                raise ValueError("must have no null character")
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ValueError("must be Unicode text") from None
+        for name in value if isinstance(value, tuple | dict) else (value,):
+            if isinstance(name, str | Path):
+                text = str(name)
+                if "\0" in text:
+                    raise ValueError("must have no null character")
+                try:
+                    text.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("must be Unicode text") from None
         return value
 
 
@@ -151,10 +201,26 @@ class StudentSettings(Section):
 class DataSettings(Section):
     """The tokens that are learnt on."""
 
-    path: Path = Path("tokens")
-    """A token store, or a `.jsonl.gz` file with a list of token ids a line."""
+    path: Annotated[Stores, BeforeValidator(_parse_stores), AfterValidator(_check_stores)] = Path("tokens")
+    """A token store, or a `.jsonl.gz` file with a list of token ids a line. Several: a list of them, which are read as
+    if they were one, or a mapping of each to its weight, its share of the sequences that are seen."""
     max_length: Length | None = None
     """Longest sequence in tokens; longer ones are cut to it, their last special token kept. Default: the store's."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The path of each store."""
+        return (self.path,) if isinstance(self.path, Path) else tuple(self.path)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """The weight of each store, if they have any."""
+        return tuple(self.path.values()) if isinstance(self.path, dict) else None
+
+    def found_from_anywhere(self) -> Stores:
+        """`path` with absolute paths."""
+        paths = tuple(path.absolute() for path in self.paths)
+        return paths if self.weights is None else dict(zip(paths, self.weights, strict=True))
 
 
 class RelationSettings(Section):
@@ -304,8 +370,9 @@ CHANGEABLE_MID_RUN = frozenset(
 class TokenizeSettings(Section):
     """All settings of `minilm tokenize`."""
 
-    inputs: tuple[Path, ...] = Field(min_length=1)
-    """Text files (a line is a sample) and `.jsonl` files, each also gzipped."""
+    inputs: tuple[str, ...] = Field(min_length=1)
+    """Text (a line is a sample), `.jsonl` and `.csv` files, each also as `.gz`, `.bz2`, `.xz` or `.zst`; `.parquet`
+    files; patterns of files; `-`, standard input; `hf://datasets/NAME[:SPLIT]`, a data set of the Hub."""
     tokenizer: str = Field(default="bert-base-uncased", min_length=1)
     """Hub name or local folder."""
     revision: str | None = None
@@ -318,16 +385,30 @@ class TokenizeSettings(Section):
     """Tokens in a sequence, special tokens counted."""
     overflow: Literal["split", "truncate", "drop"] = "split"
     """What becomes of a longer line."""
-    text_field: str = "text"
-    """The field of a JSON line that holds its text."""
+    pack: bool = False
+    """Join successive lines, up to `max_length`; none across a blank line, which ends a document."""
+    split_sentences: bool = False
+    """Each sentence is a sample, instead of each line."""
+    language: str = Field(default="en", pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
+    """The language whose rules sentences are split by."""
+    text_field: str | None = Field(default=None, min_length=1)
+    """The field or column that holds the text (default: `text`); with it, standard input is JSON lines."""
     errors: Literal["strict", "replace"] = "strict"
     """Bytes that are not UTF-8: refuse the file, or replace each by U+FFFD."""
     workers: Annotated[int, Field(gt=0, le=4096), _Number] = Field(default_factory=_cores)
     """Worker processes (default: one for each core); the output is the same whatever the number."""
     batch_size: PositiveInt = 1000
     """Lines handed to a worker at once."""
+    continued: bool = False
+    """Go on with a token store that was interrupted, from its last whole shard."""
     force: bool = False
-    """Replace an existing output."""
+    """Replace an existing output, or what is left of one that was interrupted."""
+
+    @model_validator(mode="after")
+    def _language_of_sentences(self) -> Self:
+        if "language" in self.model_fields_set and not self.split_sentences:
+            raise ValueError("--language says how sentences are split: give --split-sentences too")
+        return self
 
 
 class ExportSettings(Section):
@@ -356,7 +437,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         dotted = f"{prefix}{name}"
-        if isinstance(value, Mapping) and dotted != "relations.weights":
+        if isinstance(value, Mapping) and dotted not in ("relations.weights", "data.path"):
             flat.update(flatten(value, f"{dotted}."))
         else:
             flat[dotted] = value
@@ -375,17 +456,36 @@ def setting_names(model: type[BaseModel] = DistillSettings, prefix: str = "") ->
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader without merging: a few lines that merge one another make mappings of billions of entries."""
+    """The safe loader; it refuses a key given twice, where the last would count, and merging.
+
+    A few lines that merge one another make mappings of billions of entries.
+    """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        seen = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+                seen.add(key.value)
         super().flatten_mapping(node)
 
 
 def _parse_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)  # noqa: S506  # it is a safe loader
+
+
+def _parse_json(text: str) -> Any:
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) < len(pairs):
+            (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+            raise ValueError(f"{name} is given twice")
+        return seen
+
+    return json.loads(text, object_pairs_hook=mapping)
 
 
 def read_settings_file(path: Path) -> dict[str, Any]:
@@ -394,7 +494,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         ".yaml": _parse_yaml,
         ".yml": _parse_yaml,
         ".toml": tomllib.loads,
-        ".json": json.loads,
+        ".json": _parse_json,
     }
     parser = parsers.get(path.suffix.lower())
     if parser is None:
@@ -406,7 +506,10 @@ def read_settings_file(path: Path) -> dict[str, Any]:
             text = file.read(LONGEST_FILE + 1)
     except FileNotFoundError:
         raise MinilmError("there is no such settings file", where=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        message = f"the settings file cannot be read: {error.strerror}"
+        raise MinilmError(message, where=str(path), hint=remedy(error)) from None
+    except UnicodeDecodeError as error:
         raise MinilmError(f"the settings file cannot be read: {error}", where=str(path)) from None
     if len(text) > LONGEST_FILE:
         raise MinilmError(f"the settings file is longer than {LONGEST_FILE:,} characters", where=str(path))
@@ -427,7 +530,7 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key:
+        if not equals or not key.strip("."):
             raise MinilmError(
                 f"--set wants KEY=VALUE, not {assignment!r}", hint="For example: --set optimizer.weight_decay=0.1"
             )
@@ -472,12 +575,16 @@ def load_distill_settings(
 ) -> DistillSettings:
     """Settings from a file, overridden by `--set` assignments and flags (dotted paths; `None` is not given).
 
+    A list for `data.path` among the flags is one of words, PATH or PATH:WEIGHT.
     Raises `MinilmError` for a file that cannot be read, an unknown or twice given setting, or a wrong value.
     """
     # A section with nothing in it, as where all its lines are commented out, is read as null.
     read = read_settings_file(file) if file else {}
     values = {name: {} if value is None and name != "output" else value for name, value in read.items()}
-    overrides = combine(flags or {}, assignments)
+    flags = dict(flags or {})
+    if isinstance(words := flags.get("data.path"), list):
+        flags["data.path"] = _typed_stores(words)
+    overrides = combine(flags, assignments)
     # Of the two ways to say how long to train, the command line's replaces the file's.
     for name, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
         if name in overrides and other not in overrides and isinstance(values.get("training"), dict):
@@ -489,6 +596,31 @@ def load_distill_settings(
         if not isinstance(values.get(section, {}), dict) or values.get(section, {}).get(name) is None:
             raise MinilmError(f"{flag} is missing", hint=f"Give {flag}, or {required} in a settings file (--config).")
     return validate(DistillSettings, values, where=str(file) if file else None)
+
+
+def _typed_stores(words: Sequence[str]) -> tuple[Path, ...] | dict[Path, float]:
+    """What `--data` is given: the weight is what follows the last colon, unless there is a file of the whole name."""
+    stores: dict[Path, float | None] = {}
+    for word in words:
+        name, _, number = word.rpartition(":")
+        weight = None
+        if name and not os.path.lexists(word):
+            try:
+                weight = float(number)
+            except ValueError:
+                if os.path.lexists(name):
+                    raise MinilmError(f"--data {word}: {number!r} is not a weight") from None
+        path = Path(word if weight is None else name)
+        if path in stores:
+            raise MinilmError(f"--data gives {path} twice", hint="Give each token store once.")
+        stores[path] = weight
+    weights = {path: weight for path, weight in stores.items() if weight is not None}
+    if not weights:
+        return tuple(stores)
+    for path in stores:
+        if path not in weights:
+            raise MinilmError(f"--data {path} has no weight, and another has", hint="Give all a weight, or none.")
+    return weights
 
 
 def change_mid_run(settings: DistillSettings, changes: Mapping[str, Any]) -> DistillSettings:
@@ -514,7 +646,7 @@ def _unknown(dotted: str, where: str | None, known: Sequence[str] | None = None)
     near = [name for name in known if name.rpartition(".")[2] == dotted.rpartition(".")[2]]
     near += difflib.get_close_matches(dotted, known, n=1)
     hint = f"Did you mean {near[0]}?" if near else "The reference page “Settings” lists all there are."
-    return MinilmError(f"there is no setting {dotted}", where=where, hint=hint)
+    return MinilmError(f"there is no setting {dotted or 'without a name'}", where=where, hint=hint)
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str | None) -> MinilmError:

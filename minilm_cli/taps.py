@@ -211,7 +211,8 @@ def untrained_parameters(tap: RelationTap, letters: Iterable[str]) -> list[str]:
         device = next(tap.parameters()).device
         tokens = torch.arange(4, device=device)[None, :] % tap.model.config.vocab_size
         found = dict(zip("qkv", tap(tokens, torch.ones_like(tokens)), strict=True))
-        torch.stack([found[letter].float().sum() for letter in letters]).sum().backward()  # type: ignore[no-untyped-call]
+        total = torch.stack([found[letter].float().sum() for letter in letters]).sum()
+        total.backward()  # type: ignore[no-untyped-call]  # it has no types
     names = [name for name, parameter in tap.model.named_parameters() if parameter.grad is None]
     tap.zero_grad(set_to_none=True)
     tap.train(was_training)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,8 +20,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minilm_cli import __version__
-from minilm_cli.errors import MinilmError, newer
-from minilm_cli.files import read_json, sha256, write_json
+from minilm_cli.errors import MinilmError, refuse_newer, remedy
+from minilm_cli.files import allow_open_files, first_wrong, read_json, sha256, write_json
 
 FORMAT_VERSION = 1
 #: Tokens after which a shard is closed: 64 MB in the two-byte type of most vocabularies.
@@ -28,8 +30,12 @@ SHARD_TOKENS = 2**25
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 Indices = npt.NDArray[np.int64]
 Count = Annotated[int, Field(ge=0, le=2**62)]
+Positive = Annotated[int, Field(gt=0, le=2**62)]
 #: With a bound, which pydantic looks at only in what can be encoded: a lone surrogate, valid in JSON, is refused.
 Text = Annotated[str, Field(max_length=4096)]
+
+#: Sequences whose lengths are looked at at once.
+_AT_ONCE = 2**20
 
 #: What a `.npy` file of format 1.0 begins with; the length of its header follows, in two bytes.
 _NPY = b"\x93NUMPY\x01\x00"
@@ -53,8 +59,8 @@ class Shard(_Part):
     """One pair of shard files."""
 
     file: Text
-    sequences: Annotated[Count, Field(gt=0)]
-    tokens: Annotated[Count, Field(gt=0)]
+    sequences: Positive
+    tokens: Positive
     sha256: Text
     offsets_sha256: Text
 
@@ -109,7 +115,9 @@ class TokenStore:
         self.path = path
         self.manifest = _read_manifest(path)
         self._check_counts()
-        opened = [_open_shard(path, number, self.manifest) for number in range(len(self.manifest.shards))]
+        dtype = id_dtype(self.manifest.tokenizer.vocabulary_size)
+        allow_open_files(2 * len(self.manifest.shards))  # a mapped file stays open
+        opened = [_open_shard(path, number, shard, dtype) for number, shard in enumerate(self.manifest.shards)]
         self._ids = [ids for ids, _ in opened]
         self._offsets = [offsets for _, offsets in opened]
         self._first = [0, *itertools.accumulate(shard.sequences for shard in self.manifest.shards)]
@@ -151,7 +159,7 @@ class TokenStore:
                 try:
                     found = sha256(self.path / name)
                 except OSError as error:
-                    raise _corrupt(self.path / name, str(error.strerror)) from None
+                    raise _unreadable(self.path / name, error) from None
                 if found != expected:
                     raise _corrupt(self.path / name, "its bytes are not those that were written (checksum)")
             if int(ids.max()) >= self.manifest.tokenizer.vocabulary_size:
@@ -178,15 +186,9 @@ class TokenStore:
     def _check_lengths(self) -> None:
         """The histogram, by which memory and time are reckoned, must be that of the sequences that are there."""
         longest = self.manifest.longest
-        counts = np.zeros(longest + 1, dtype=np.int64)
+        counts: Indices = np.zeros(longest + 1, dtype=np.int64)
         for shard, offsets in zip(self.manifest.shards, self._offsets, strict=True):
-            lengths = np.diff(offsets)
-            shortest, most = int(lengths.min()), int(lengths.max())
-            if shortest < 1 or most > longest:  # before they are counted, which takes the memory of `most` numbers
-                wrong = shortest if shortest < 1 else most
-                what = f"its offsets give a sequence {wrong} tokens, and the manifest has lengths of 1 to {longest}"
-                raise _corrupt(self.path / shard.offsets_file, what)
-            counts = count_lengths(counts, lengths)
+            counts = _count_in(counts, offsets, longest, self.path / shard.offsets_file)
         if counts.tolist() != self.manifest.length_histogram:
             raise _corrupt(self.path / "manifest.json", "its length_histogram is not that of the sequences")
 
@@ -198,84 +200,163 @@ class TokenStore:
 
 
 class TokenStoreWriter:
-    """Writes a store into an empty folder, shard by shard; it is one only after `close`.
+    """Writes a store into a folder, shard by shard; it is one only after `close`.
 
-    What is written depends on the sequences alone, not on how they were cut into calls of `add`.
+    What is written depends on the sequences alone, not on how they were cut into calls of `add`. Of what was added
+    nothing is held in memory.
     """
 
     def __init__(
-        self, path: Path, tokenizer: TokenizerInfo, max_length: int, *, shard_tokens: int = SHARD_TOKENS
+        self,
+        path: Path,
+        tokenizer: TokenizerInfo,
+        max_length: int,
+        *,
+        shards: Sequence[Shard] = (),
+        shard_tokens: int | None = None,
     ) -> None:
+        """`shards` are there already, written by another with the same tokenizer, and are gone on from.
+
+        shard_tokens: tokens after which a shard is closed, `SHARD_TOKENS` by default. Raises `MinilmError` if a shard
+        is not there.
+        """
         path.mkdir(parents=True, exist_ok=True)
-        self._path, self._tokenizer, self._max_length, self._shard_tokens = path, tokenizer, max_length, shard_tokens
-        self._dtype = id_dtype(tokenizer.vocabulary_size)
-        self._pending: list[tuple[TokenIds, Indices]] = []
-        self._pending_tokens = 0
-        self._histogram = np.zeros(1, dtype=np.int64)
-        self._shards: list[Shard] = []
+        self.shards = list(shards)
+        """Those that are whole, and on disk for good."""
+        self._path, self._tokenizer, self._max_length = path, tokenizer, max_length
+        self._shard_tokens = shard_tokens or SHARD_TOKENS
+        self.length_histogram: Indices = np.zeros(1, dtype=np.int64)
+        """`length_histogram[n]` sequences have n tokens, in the shards that were there too."""
+        for number, shard in enumerate(shards):
+            _, offsets = _open_shard(path, number, shard, id_dtype(tokenizer.vocabulary_size))
+            file = path / shard.offsets_file
+            self.length_histogram = _count_in(self.length_histogram, offsets, max_length, file)
+        self._open: _OpenShard | None = None
 
     def add(self, ids: TokenIds, lengths: Indices) -> None:
         """Append sequences: their ids one after the other, and the length of each."""
         assert int(lengths.sum()) == len(ids), "the lengths are not those of these ids"
         assert (lengths > 0).all(), "an empty sequence"
-        self._histogram = count_lengths(self._histogram, lengths)
+        self.length_histogram = count_lengths(self.length_histogram, lengths)
         ends = np.cumsum(lengths)
         first, begin = 0, 0
-        # A shard closes after the sequence that fills it, wherever the calls are cut.
-        while self._pending_tokens + len(ids) - begin >= self._shard_tokens:
-            last = int(np.searchsorted(ends, begin + self._shard_tokens - self._pending_tokens)) + 1
-            end = int(ends[last - 1])
-            self._pending.append((ids[begin:end].astype(self._dtype), lengths[first:last]))
-            self._write_shard()
+        while first < len(lengths):
+            if self._open is None:
+                self._open = _OpenShard(self._path, len(self.shards), id_dtype(self._tokenizer.vocabulary_size))
+            # A shard closes after the sequence that fills it, wherever the calls are cut.
+            last = int(np.searchsorted(ends, begin + self._shard_tokens - self._open.tokens)) + 1
+            end = int(ends[min(last, len(lengths)) - 1])
+            self._open.add(ids[begin:end], lengths[first:last])
+            if last <= len(lengths):
+                self._close_shard()
             first, begin = last, end
-        if first < len(lengths):
-            self._pending.append((ids[begin:].astype(self._dtype), lengths[first:]))
-            self._pending_tokens += len(ids) - begin
 
     def close(self) -> Manifest:
-        """Write what is pending and the manifest."""
-        if self._pending:
-            self._write_shard()
+        """Finish the last shard and write the manifest."""
+        self._close_shard()
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             written_by=__version__,
             tokenizer=self._tokenizer,
             max_length=self._max_length,
-            sequences=sum(shard.sequences for shard in self._shards),
-            tokens=sum(shard.tokens for shard in self._shards),
-            length_histogram=self._histogram.tolist(),
-            shards=self._shards,
+            sequences=sum(shard.sequences for shard in self.shards),
+            tokens=sum(shard.tokens for shard in self.shards),
+            length_histogram=self.length_histogram.tolist(),
+            shards=self.shards,
         )
         write_json(self._path / "manifest.json", manifest.model_dump())
         return manifest
 
-    def _write_shard(self) -> None:
-        ids = np.concatenate([ids for ids, _ in self._pending])
-        lengths = np.concatenate([lengths for _, lengths in self._pending])
-        file = self._path / Shard.file_name(len(self._shards))
-        offsets_file = file.with_suffix(".offsets.npy")
-        _save(file, ids)
-        _save(offsets_file, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        self._shards.append(
-            Shard(
-                file=file.name,
-                sequences=len(lengths),
-                tokens=len(ids),
-                sha256=sha256(file),
-                offsets_sha256=sha256(offsets_file),
-            )
+    def __enter__(self) -> TokenStoreWriter:
+        return self
+
+    def __exit__(self, *_ended: object) -> None:
+        """Without `close` there is no store; the shards that are whole stay."""
+        if self._open is not None:
+            self._open.abandon()
+
+    def _close_shard(self) -> None:
+        if self._open is not None:
+            self.shards.append(self._open.close())
+            self._open = None
+
+
+class _OpenShard:
+    """A shard that grows on disk."""
+
+    def __init__(self, path: Path, number: int, dtype: np.dtype[np.unsignedinteger[Any]]) -> None:
+        self.tokens = 0
+        self._path, self._name = path, Shard.file_name(number)
+        file = path / self._name
+        with ExitStack() as opened:
+            self._ids = opened.enter_context(_GrowingArray(file, dtype))
+            self._offsets = opened.enter_context(_GrowingArray(file.with_suffix(".offsets.npy"), np.dtype(np.int64)))
+            self._offsets.append(np.zeros(1))
+            self._opened = opened.pop_all()
+
+    def add(self, ids: TokenIds, lengths: Indices) -> None:
+        self._ids.append(ids)
+        self._offsets.append(self.tokens + np.cumsum(lengths))
+        self.tokens += len(ids)
+
+    def close(self) -> Shard:
+        self._ids.close()
+        self._offsets.close()
+        return Shard(
+            file=self._name,
+            sequences=len(self._offsets) - 1,
+            tokens=self.tokens,
+            sha256=sha256(self._ids.path),
+            offsets_sha256=sha256(self._offsets.path),
         )
-        self._pending, self._pending_tokens = [], 0
+
+    def abandon(self) -> None:
+        self._opened.close()
 
 
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    # Opened for reading too: numpy's short cut for files that are only written loses the reason why one cannot be.
-    with path.open("w+b") as file:
-        np.save(file, array, allow_pickle=False)
+class _GrowingArray:
+    """A one-dimensional `.npy` file that is appended to."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path, self._dtype, self._length = path, dtype, 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __enter__(self) -> _GrowingArray:
+        return self
+
+    def __exit__(self, *_ended: object) -> None:
+        """Without `close` it is of no use: whether the rest of it can be written does not matter."""
+        with suppress(OSError):
+            self._file.close()
+
+    def append(self, values: npt.NDArray[Any]) -> None:
+        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
+        self._length += len(values)
+
+    def close(self) -> None:
+        """Say at the beginning how long it has become, for which numpy leaves room there, and flush it to disk."""
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _write_header(self) -> None:
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 def _corrupt(path: Path, what: str) -> MinilmError:
     return MinilmError(f"this token store is damaged: {what}", where=str(path), hint="Make it anew: minilm tokenize.")
+
+
+def _unreadable(path: Path, error: OSError) -> MinilmError:
+    message = f"this file of a token store cannot be read: {error.strerror}"
+    return MinilmError(message, where=str(path), hint=remedy(error))
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -287,26 +368,35 @@ def _read_manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise MinilmError("this is not a token store: it has no manifest.json", where=str(path))
     value = read_json(file, kind="manifest")
-    version = value.get("format_version") if isinstance(value, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise newer("token store", version, value.get("written_by"), FORMAT_VERSION, where=str(file))
+    refuse_newer("token store", value, FORMAT_VERSION, where=str(file))
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise _corrupt(file, f"{where}: {first['msg']}" if where else first["msg"]) from None
+        raise _corrupt(file, first_wrong(error)) from None
 
 
-def _open_shard(path: Path, number: int, manifest: Manifest) -> tuple[TokenIds, Indices]:
-    shard = manifest.shards[number]
+def _open_shard(
+    path: Path, number: int, shard: Shard, dtype: np.dtype[np.unsignedinteger[Any]]
+) -> tuple[TokenIds, Indices]:
     if shard.file != Shard.file_name(number):
         raise _corrupt(path / "manifest.json", f"the file of shard {number} is not {Shard.file_name(number)}")
-    ids: TokenIds = _map(path / shard.file, id_dtype(manifest.tokenizer.vocabulary_size), shard.tokens)
+    ids: TokenIds = _map(path / shard.file, dtype, shard.tokens)
     offsets: Indices = _map(path / shard.offsets_file, np.dtype(np.int64), shard.sequences + 1)
     if offsets[0] != 0 or offsets[-1] != shard.tokens:
         raise _corrupt(path / shard.offsets_file, "its offsets do not go from 0 to the number of tokens")
     return ids, offsets
+
+
+def _count_in(histogram: Indices, offsets: Indices, longest: int, file: Path) -> Indices:
+    """The histogram with the lengths of a shard's sequences; raises `MinilmError` for one that cannot be."""
+    for begin in range(0, len(offsets) - 1, _AT_ONCE):
+        lengths = np.diff(offsets[begin : begin + _AT_ONCE + 1])
+        shortest, most = int(lengths.min()), int(lengths.max())
+        if shortest < 1 or most > longest:  # before they are counted, which takes the memory of `most` numbers
+            wrong = shortest if shortest < 1 else most
+            raise _corrupt(file, f"its offsets give a sequence {wrong} tokens, and there are lengths of 1 to {longest}")
+        histogram = count_lengths(histogram, lengths)
+    return histogram
 
 
 def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[Any]:
@@ -330,4 +420,4 @@ def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[Any]
     except FileNotFoundError:
         raise _corrupt(path, "the file is missing") from None
     except OSError as error:
-        raise _corrupt(path, f"it cannot be read: {error.strerror}") from None
+        raise _unreadable(path, error) from None

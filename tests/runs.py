@@ -22,9 +22,16 @@ class Commands:
         self.started: list[subprocess.Popen[str]] = []
 
     def start(
-        self, *words: str | os.PathLike[str], launcher: tuple[str, ...] = (), **environment: str
+        self,
+        *words: str | os.PathLike[str],
+        launcher: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "minilm_cli"),
+        **environment: str,
     ) -> subprocess.Popen[str]:
-        """Start `minilm WORDS...`, as a launcher would if one is given, and go on at once."""
+        """Start `minilm WORDS...`, as a launcher would if one is given, and go on at once.
+
+        program: what Python is told to run instead.
+        """
         env = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
@@ -34,7 +41,7 @@ class Commands:
             **environment,
         }
         process = subprocess.Popen(
-            [sys.executable, *launcher, "-m", "minilm_cli", *map(os.fspath, words)],
+            [sys.executable, *launcher, *program, *map(os.fspath, words)],
             cwd=self.folder,
             env=env,
             stdout=subprocess.PIPE,

@@ -64,7 +64,7 @@ def write_store(path: Path, *, corpus: Path, tokenizer: str) -> None:
     """A token store of at most 32 tokens a sequence, so that some lines of the tiny corpus are split."""
     from minilm_cli.corpus import tokenize
 
-    settings = TokenizeSettings(inputs=(corpus,), tokenizer=tokenizer, output=path, max_length=32, workers=1)
+    settings = TokenizeSettings(inputs=(str(corpus),), tokenizer=tokenizer, output=path, max_length=32, workers=1)
     tokenize(settings, NoProgress())
 
 

@@ -91,10 +91,29 @@ def training(*, quick: bool) -> list[Row]:
 
 
 def tokenisation(*, quick: bool) -> list[Row]:
-    """(d) Text to token ids: the sample, repeated to about 5 MB."""
-    copies = "1" if quick else "9"
-    ways = {"transformers, line by line": ("tokenise", "plain", copies), "minilm": ("tokenise", "ours", copies)}
+    """(d) Text to token ids: the sample, repeated to about 10 MB, by the number of workers."""
+    copies = "2" if quick else "18"
+    cores = len(os.sched_getaffinity(0))
+    workers = {
+        f"minilm, {count} {'worker' if count == 1 else 'workers'}": ("tokenise", "rate", f"ours-{count}", copies)
+        for count in sorted({1, 2, cores // 2, cores} - {0})
+    }
+    ways = {
+        "transformers, line by line": ("tokenise", "rate", "plain", copies),
+        "tokenizers alone, a thread a core": ("tokenise", "rate", "raw", copies),
+        **workers,
+    }
     return in_turn(ways, "tokens_per_second", rounds=1 if quick else 3)
+
+
+def tokenisation_memory(*, quick: bool) -> list[Row]:
+    """(f) The memory of tokenising over the size of the text, two workers."""
+    return [measure("tokenise", "memory", str(size)) for size in ((2, 4) if quick else (10, 50, 250))]
+
+
+def token_store(*, quick: bool) -> list[Row]:
+    """(g) Opening a token store, and reading from it, over its size."""
+    return [measure("tokenise", "store", str(size)) for size in (10_000, 100_000 if quick else 10_000_000)]
 
 
 def machine() -> Row:
@@ -131,6 +150,8 @@ def main() -> None:
         "relation_loss": losses(quick=options.quick),
         "training": training(quick=options.quick),
         "tokenisation": tokenisation(quick=options.quick),
+        "tokenisation_memory": tokenisation_memory(quick=options.quick),
+        "token_store": token_store(quick=options.quick),
         "help": [measure("measure", "help")],
     }
     for section in TABLES:

@@ -96,14 +96,23 @@ counted, over what the machine could do in that time at the matrix products of a
 ## Tokenisation
 
 Text to token ids with the tokenizer of all-MiniLM-L6-v2, at most 128 tokens a line, on the English sample that comes
-with the package{"" if quick else ", repeated to about 5 MB"}. The plain way calls the fast tokenizer of transformers
-line by line, in one process, and writes lists of ids as gzipped JSON lines; `minilm tokenize` writes a token store, on
-as many cores as are worth it.
+with the package, repeated{"" if quick else " to about 10 MB"}. The plain way calls the fast tokenizer of transformers
+line by line, in one process, and writes lists of ids as gzipped JSON lines; tokenizers alone is that library's
+`encode_batch_fast`, whose ids are counted and thrown away; `minilm tokenize` writes a token store, and each worker has
+a core.
 
 {_table(figures, "tokenisation")}
 
-They were measured {rounds}, from loading the tokenizer to the finished file.{medians} Memory is that of all
-processes together.
+They were measured {rounds}, net of what starting takes: by the difference between two sizes of text.{medians} Memory
+is that of all processes together.
+
+It does not grow with the text (two workers):
+
+{_table(figures, "tokenisation_memory")}
+
+Nor does opening a token store read it, and a random batch of 256 sequences takes as long from a large one:
+
+{_table(figures, "token_store")}
 
 ## Start
 

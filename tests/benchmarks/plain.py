@@ -6,6 +6,8 @@ and autograd differentiates a masked `log_softmax` and `kl_div` over scores of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -42,7 +44,7 @@ class PlainTrainer:
                 projection.register_forward_hook(self._keeper(name))
         self._optimizer = torch.optim.AdamW(student.parameters(), lr=6e-4, eps=1e-6, weight_decay=0.01)
 
-    def _keeper(self, name: str):  # noqa: ANN202
+    def _keeper(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             self._kept.setdefault(name, []).append(output)
 

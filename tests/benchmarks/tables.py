@@ -39,6 +39,17 @@ TABLES = {
         Column("times_faster", "times faster", "{:.2f}"),
         Column("peak_mb", "peak MB", "{:,.0f}"),
     ),
+    "tokenisation_memory": (
+        Column("megabytes", "text, MB", "{:,.0f}"),
+        Column("tokens", "tokens", "{:,}"),
+        Column("peak_mb", "peak MB", "{:,.0f}"),
+    ),
+    "token_store": (
+        Column("sequences", "sequences", "{:,}"),
+        Column("open_seconds", "to open, s", "{:.3f}"),
+        Column("extra_mb", "memory it takes, MB", "{:,.0f}"),
+        Column("batch_ms", "a batch of 256, ms", "{:.2f}"),
+    ),
     "help": (Column("cpu_seconds", "CPU s of minilm --help", "{:.2f}"),),
 }
 

@@ -1,6 +1,9 @@
 """One measurement of tokenisation in a process of its own; prints a line of JSON.
 
-python -m tests.benchmarks.tokenise ours 9
+python -m tests.benchmarks.tokenise rate ours-2 9
+python -m tests.benchmarks.tokenise rate raw 9
+python -m tests.benchmarks.tokenise memory 50
+python -m tests.benchmarks.tokenise store 10000000
 
 Apart from `measure`, for the workers that `minilm tokenize` starts import this module: here too, they need no torch.
 """
@@ -17,19 +20,46 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
+
+import numpy as np
+from tokenizers import Tokenizer
 
 from minilm_cli.corpus import tokenize
 from minilm_cli.demo import SAMPLE, find_teacher
 from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import TokenizeSettings
+from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
 
 LONGEST = 128
 
+#: Lines that are handed to a tokenizer or a worker at once.
+BATCH = 1000
 
-def ours(text: Path, tokenizer: str, folder: Path) -> int:
-    """Tokens that `minilm tokenize` writes, on all cores."""
-    settings = TokenizeSettings(inputs=(text,), tokenizer=tokenizer, output=folder / "tokens", max_length=LONGEST)
+
+def ours(text: Path, tokenizer: str, folder: Path, workers: int) -> int:
+    """Tokens that `minilm tokenize` writes, in this many processes."""
+    settings = TokenizeSettings(
+        inputs=(str(text),),
+        tokenizer=tokenizer,
+        output=folder / "tokens",
+        max_length=LONGEST,
+        workers=workers,
+        batch_size=BATCH,
+        force=True,
+    )
     return tokenize(settings, NoProgress()).tokens
+
+
+def raw(text: Path, tokenizer: str) -> int:
+    """Tokens that the tokenizers library alone makes, in threads on all cores; they are counted and thrown away."""
+    loaded = Tokenizer.from_file(str(Path(tokenizer, "tokenizer.json")))
+    loaded.no_padding()
+    loaded.enable_truncation(LONGEST)
+    lines = text.read_text(encoding="utf-8").splitlines()
+    return sum(
+        sum(map(len, loaded.encode_batch_fast(lines[begin : begin + BATCH]))) for begin in range(0, len(lines), BATCH)
+    )
 
 
 def plain(text: Path, tokenizer: str, folder: Path) -> int:
@@ -79,21 +109,86 @@ def peak() -> Iterator[Callable[[], float]]:
         watcher.join()
 
 
-def main(which: str, copies: int) -> None:
-    """Tokenise the sample that many times over, and say how fast."""
-    from transformers import AutoTokenizer  # noqa: F401  # neither way's time is that of imports
+def rate(way: str, copies: int) -> dict[str, float]:
+    """Tokens a second, net of what starting takes: by the difference between the sample and `copies` more of it."""
+    from transformers import AutoTokenizer  # noqa: F401  # no way's time is that of imports
 
+    name, _, workers = way.partition("-")
+    tokenizer = find_teacher()
+    seconds, tokens, sizes = [], [], []
+    with tempfile.TemporaryDirectory() as folder, peak() as most:
+        for times in (2, 2 + copies):
+            text = Path(folder) / "text.txt"
+            text.write_bytes(times * SAMPLE.read_bytes())
+            started = time.perf_counter()
+            match name:
+                case "ours":
+                    tokens.append(ours(text, tokenizer, Path(folder), int(workers)))
+                case "raw":
+                    tokens.append(raw(text, tokenizer))
+                case _:
+                    tokens.append(plain(text, tokenizer, Path(folder)))
+            seconds.append(time.perf_counter() - started)
+            sizes.append(text.stat().st_size)
+    took = seconds[1] - seconds[0]
+    return {
+        "tokens_per_second": (tokens[1] - tokens[0]) / took,
+        "mb_per_second": (sizes[1] - sizes[0]) / 1e6 / took,
+        "peak_mb": most(),
+    }
+
+
+def memory(megabytes: int) -> dict[str, float]:
+    """The memory of all processes while that much text is tokenised on two workers."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
-        text.write_bytes(copies * SAMPLE.read_bytes())
-        size, tokenizer = text.stat().st_size, find_teacher()
+        text.write_bytes(SAMPLE.read_bytes() * round(megabytes * 1e6 / SAMPLE.stat().st_size))
         with peak() as most:
+            tokens = ours(text, find_teacher(), Path(folder), 2)
+        return {"megabytes": text.stat().st_size / 1e6, "tokens": tokens, "peak_mb": most()}
+
+
+def store(sequences: int) -> dict[str, float]:
+    """A store of that many short sequences: what opening it and reading a batch of 256 takes."""
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        with TokenStoreWriter(Path(folder), TokenizerInfo(vocabulary_size=30_000), LONGEST) as writer:
+            for _ in range(0, sequences, 10_000):
+                lengths = draw.integers(5, 60, 10_000)
+                writer.add(draw.integers(0, 30_000, lengths.sum(), dtype=np.uint16), lengths)
+            writer.close()
+        before = _held_mb()
+        started = time.perf_counter()
+        opened = TokenStore(Path(folder))
+        took = time.perf_counter() - started
+        held = _held_mb()
+        batches = []
+        for _ in range(50):
+            indices = draw.integers(0, sequences, 256)
             started = time.perf_counter()
-            tokens = (ours if which == "ours" else plain)(text, tokenizer, Path(folder))
-            took = time.perf_counter() - started
-    report = {"tokens_per_second": tokens / took, "mb_per_second": size / 1e6 / took, "peak_mb": most()}
-    print(json.dumps(report | {"tokens": tokens}))
+            for index, _ in zip(indices.tolist(), opened.lengths(indices, LONGEST), strict=True):
+                opened.sequence(index, LONGEST)
+            batches.append(time.perf_counter() - started)
+    return {
+        "sequences": sequences,
+        "open_seconds": took,
+        "peak_mb": held,
+        "extra_mb": held - before,
+        "batch_ms": 1e3 * median(batches),
+    }
+
+
+def main(what: str, *words: str) -> None:
+    """Measure it and print what was found."""
+    match what:
+        case "rate":
+            found = rate(words[0], int(words[1]))
+        case "memory":
+            found = memory(int(words[0]))
+        case _:
+            found = store(int(words[0]))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(*sys.argv[1:])

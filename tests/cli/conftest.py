@@ -36,7 +36,9 @@ def restored() -> Iterator[None]:
     """What a command sets for its whole process, a test puts back."""
     logger = logging.getLogger("minilm_cli")
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -1,12 +1,14 @@
-"""What `minilm distill` says to every mistake in its options, its settings and its tokens."""
+"""What `minilm distill` says to every mistake in its options, its settings and its tokens, and to models of no use."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config, GPT2Model
 
 from .conftest import Minilm
 from .mistakes import (
@@ -45,6 +47,13 @@ def tokens_of_another_tokenizer() -> None:
     manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["tokenizer"] |= {"name": "another", "vocabulary_sha256": "0" * 64}
     path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def causal_teacher() -> None:
+    """A teacher of a family whose tokens see only what is before them."""
+    vocabulary = json.loads(Path("teacher/config.json").read_text(encoding="utf-8"))["vocab_size"]
+    config = GPT2Config(vocab_size=vocabulary, n_embd=24, n_layer=2, n_head=4, bos_token_id=2, eos_token_id=3)
+    GPT2Model(config).save_pretrained("teacher")
 
 
 SHARD = "tokens/shard-00000.npy"
@@ -183,6 +192,7 @@ MISTAKES_IN_SETTINGS = [
     Mistake("set to a wrong type", DISTILL + "--set optimizer.betas=often", ("optimizer.betas", "often")),
     Mistake("set to a wrong range", DISTILL + "--set optimizer.betas='[0.9, 1.5]'", ("optimizer.betas", "1.5")),
     Mistake("set of a mapping", DISTILL + "--set training.seed='{a: 1}'", ("training.seed",)),
+    Mistake("set of dots", DISTILL + "--set ...=1", ("--set", "KEY=VALUE", "'...=1'")),
     Mistake("set of nothing", DISTILL + "--set ''", ("--set", "KEY=VALUE", "''")),
     Mistake("set of a dot too many", DISTILL + "--set optimizer.=1", ("no setting optimizer.", "optimizer.lr")),
     Mistake("set of what Python has", DISTILL + "--set __class__=1", ("no setting __class__", "Settings")),
@@ -368,7 +378,7 @@ MISTAKES_IN_TOKENS = [
         ids('["the", "of"]'),
     ),
     Mistake(
-        "ids that are not JSON", DISTILL + "--data ids.jsonl.gz", ("ids.jsonl.gz, line 1", "not JSON"), ids("2 5 3")
+        "ids that are not JSON", DISTILL + "--data ids.jsonl.gz", ("ids.jsonl.gz, line 1", "as JSON"), ids("2 5 3")
     ),
     Mistake("no id lists", DISTILL + "--data ids.jsonl.gz", ("ids.jsonl.gz", "no sequence"), ids()),
     Mistake("id lists cut short", DISTILL + "--data ids.jsonl.gz", ("ids.jsonl.gz", "cut short"), short_ids),
@@ -392,11 +402,62 @@ MISTAKES_IN_TOKENS = [
     ),
 ]
 
+#: Beside the second store, `more`, there is `link`, which is the first.
+MIXED = DISTILL + "--data tokens:0.7 "
+
+MISTAKES_IN_MIXTURES = [
+    Mistake("weight below zero", MIXED + "--data more:-1", ("data.path", "weight of more", "greater than 0", "-1")),
+    Mistake("weight of zero", MIXED + "--data more:0", ("data.path", "weight of more", "greater than 0")),
+    Mistake("weight not a number", MIXED + "--data more:nan", ("data.path", "weight of more", "finite", "nan")),
+    Mistake("endless weight", MIXED + "--data more:1e400", ("data.path", "weight of more", "finite", "inf")),
+    Mistake("wrong weight of one store", DISTILL + "--data tokens:0", ("data.path", "weight of tokens")),
+    Mistake("weight that is a word", MIXED + "--data more:much", ("--data more:much", "'much' is not a weight")),
+    Mistake("weight missing", MIXED + "--data more", ("--data more has no weight", "all a weight, or none")),
+    Mistake("share too small", MIXED + "--data more:0.00001", ("weight of more, 1e-05", "less than 1 in 10,000")),
+    Mistake("store of a mixture missing", MIXED + "--data nowhere:1", ("nowhere: there is no such token store",)),
+    Mistake("store twice with weights", MIXED + "--data ./tokens/:1", ("tokens twice", "once")),
+    Mistake("store twice without", DISTILL + "--data tokens --data tokens", ("--data gives tokens twice", "once")),
+    Mistake("store twice by a link", MIXED + "--data link:1", ("link: this token store is given twice",)),
+    Mistake("stores by flag and set", MIXED + "--set data.path=[a,b]", ("data.path", "by its flag and by --set")),
+    Mistake(
+        "stores in settings twice",
+        DISTILL + "--config run.yaml",
+        ("run.yaml", "data.path", "tokens is given twice"),
+        write("run.yaml", "data: {path: [tokens, more, tokens]}"),
+    ),
+    Mistake(
+        "stores of two vocabularies",
+        DISTILL + "--data more --data tokens",
+        ("tokens: these tokens were made with the tokenizer another", "--tokenizer"),
+        tokens_of_another_tokenizer,
+    ),
+    Mistake(
+        "second store damaged",
+        MIXED + "--data more:1",
+        ("more/shard-00000.npy", "damaged", "checksum"),
+        flip("more/shard-00000.npy"),
+    ),
+    Mistake(
+        "second store of id lists wrong",
+        MIXED + "--data ids.jsonl.gz:1",
+        ("ids.jsonl.gz, line 2", "70000", "vocabulary"),
+        ids("[2, 5, 3]", "[2, 70000, 3]"),
+    ),
+    Mistake(
+        "second store too long for the teacher",
+        MIXED + "--data ids.jsonl.gz:1",
+        ("ids.jsonl.gz: the teacher reads at most 128", "300", "--max-length 128"),
+        ids(json.dumps([5] * 300), "[2, 5, 3]"),
+    ),
+    Mistake("output in place of the second store", MIXED + "--data more:1 --force -o more", ("would replace more",)),
+]
+
 
 MISTAKES_IN_FILES = [
     Mistake("output in place of the tokens", DISTILL + "--force -o tokens", ("would replace tokens",)),
     Mistake("output in place of the teacher", DISTILL + "--force -o teacher", ("teacher: ",)),
     Mistake("output to a folder and back", DISTILL + "-o a/..", ("a/..", "a name of its own")),
+    Mistake("output that is this folder", DISTILL + "--force -o .", ("a name of its own", "--output")),
     Mistake("output in place of a pipe", DISTILL + "--force -o p", ("p: ", "a pipe"), pipe("p")),
     Mistake("output of a long name", DISTILL + f"-o {'x' * 300}", ("name too long",)),
     Mistake("settings from a pipe", DISTILL + "--config run.yaml", ("run.yaml",), pipe("run.yaml")),
@@ -440,7 +501,10 @@ MISTAKES_IN_FILES = [
         ("ids.jsonl.gz: the file cannot be read", "links"),
         link("ids.jsonl.gz", "ids.jsonl.gz"),
     ),
-    Mistake("empty id lists", DISTILL + "--data ids.jsonl.gz", ("holds no sequence",), write("ids.jsonl.gz", "")),
+    Mistake("empty id lists", DISTILL + "--data ids.jsonl.gz", ("damaged",), write("ids.jsonl.gz", "")),
+    Mistake(
+        "no id lists", DISTILL + "--data ids.jsonl.gz", ("no sequence",), write("ids.jsonl.gz", gzip.compress(b""))
+    ),
     Mistake(
         "id lists not compressed", DISTILL + "--data ids.jsonl.gz", ("damaged",), write("ids.jsonl.gz", "[2, 5, 3]\n")
     ),
@@ -483,6 +547,54 @@ MISTAKES_IN_FILES = [
             ("a link to nothing", lambda name: link(name, "nowhere")),
             ("a device", lambda name: link(name, "/dev/null")),
         )
+    ),
+]
+
+MISTAKES_IN_MODELS = [
+    Mistake(
+        "student that is endless",
+        "distill --teacher teacher --student-config /dev/zero",
+        ("/dev/zero: this student config", "not a file"),
+    ),
+    Mistake("student from a pipe", DISTILL, ("config.json: this student config", "not a file"), pipe("config.json")),
+    *(
+        Mistake(f"{side} of {what} beyond counting", DISTILL, (f"{where}: num_labels is", "at most"), prepare)
+        for side, where, file in (
+            ("teacher", "teacher", "teacher/config.json"),
+            ("student", "config.json", "config.json"),
+        )
+        for what, prepare in (
+            ("labels", edit(file, num_labels=10**9)),
+            ("labels within", edit(file, model_type="clip", text_config={"num_labels": 10**9})),
+        )
+    ),
+    *(
+        Mistake(
+            f"{side} set to be a decoder",
+            DISTILL,
+            (
+                f"{where}: is_decoder is true",
+                f"the {side} is a causal model and not an encoder",
+                "Set is_decoder to false",
+            ),
+            edit(file, is_decoder=True),
+        )
+        for side, where, file in (
+            ("teacher", "teacher", "teacher/config.json"),
+            ("student", "config.json", "config.json"),
+        )
+    ),
+    Mistake(
+        "teacher of a causal family",
+        DISTILL,
+        ("teacher: the teacher (gpt2) is a causal model and not an encoder", "such as BERT"),
+        causal_teacher,
+    ),
+    Mistake(
+        "student of a causal family",
+        DISTILL,
+        ("config.json: the student (gpt2) is a causal model and not an encoder", "such as BERT"),
+        write("config.json", '{"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 4}'),
     ),
 ]
 
@@ -530,11 +642,21 @@ MISTAKES_IN_RIGHTS = [
         *MISTAKES_IN_SETTINGS,
         *MISTAKES_IN_TOKENS,
         *MISTAKES_IN_FILES,
+        *MISTAKES_IN_MODELS,
     ],
     ids=str,
 )
 @pytest.mark.usefixtures("workplace")
 def test_a_mistake_is_told_and_leaves_nothing_behind(mistake: Mistake, minilm: Minilm) -> None:
+    is_told(mistake, minilm)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_IN_MIXTURES, ids=str)
+def test_a_mistake_in_several_stores_is_told_and_leaves_nothing_behind(
+    mistake: Mistake, minilm: Minilm, workplace: Path
+) -> None:
+    shutil.copytree(workplace / "tokens", workplace / "more")
+    link("link", "tokens")()
     is_told(mistake, minilm)
 
 
@@ -561,6 +683,10 @@ def test_a_missing_optional_package_is_named_with_its_remedy(minilm: Minilm, mon
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost"}, ("MASTER_PORT", "torchrun")),
         ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, ("RANK is 2", "torchrun")),
         ({"WORLD_SIZE": "0", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, ("WORLD_SIZE 0",)),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"},
+            ("MASTER_PORT", "'99999'", "65,535", "torchrun"),
+        ),
     ],
 )
 @pytest.mark.usefixtures("workplace")

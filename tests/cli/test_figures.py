@@ -49,6 +49,8 @@ MADE_UP: dict[str, Any] = {
     "tokenisation": [
         {"name": "abacus", "tokens_per_second": 1, "mb_per_second": 5.55, "peak_mb": 1, "times_faster": 1.0}
     ],
+    "tokenisation_memory": [{"megabytes": 4321, "tokens": 1_234_567_890, "peak_mb": 321}],
+    "token_store": [{"sequences": 54_321, "open_seconds": 0.987, "extra_mb": 65, "batch_ms": 1.75}],
     "help": [{"cpu_seconds": 0.42}],
 }
 
@@ -69,6 +71,8 @@ def test_made_up_figures_are_in_the_page() -> None:
         "| minilm bf16 | 8,765.4 | 99,999 | 3506.16 | 76% | 4 |",
         "| the larger batch | 9.0 | 9 | – | – | 24,680 |",
         "| abacus | 1 | 5.55 | 1.00 | 1 |",
+        "| 4,321 | 1,234,567,890 | 321 |",
+        "| 54,321 | 0.987 | 65 | 1.75 |",
         "| 0.42 |",
     ):
         assert row in text.splitlines()

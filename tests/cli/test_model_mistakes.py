@@ -97,6 +97,11 @@ MISTAKES_IN_MODELS = [
         "distill --teacher nobody/nothing --student-config config.json",
         ("nobody/nothing", "cannot be loaded", "HF_HUB_OFFLINE"),
     ),
+    Mistake(
+        "revision of a folder",
+        DISTILL + "--revision v2",
+        ("teacher: ", "no revision v2", "Leave out --revision"),
+    ),
     Mistake("teacher that is a file", "distill --teacher corpus.txt --student-config config.json", ("corpus.txt",)),
     Mistake(
         "teacher without weights",

@@ -11,11 +11,12 @@ import typer.main
 import yaml
 
 from minilm_cli import cli, corpus, export, run
-from minilm_cli.corpus import Counts, TokenizeReport
+from minilm_cli.corpus import TokenizeReport
 from minilm_cli.distributed import World
 from minilm_cli.export import ExportReport
 from minilm_cli.run import RunReport
 from minilm_cli.runfolder import RunFolder
+from minilm_cli.sequences import Counts
 from minilm_cli.settings import DistillSettings, ExportSettings, TokenizeSettings, flatten
 
 from .conftest import Minilm
@@ -23,8 +24,8 @@ from .conftest import Minilm
 #: The options of each command, by the contract.
 OPTIONS = {
     "tokenize": (
-        "--tokenizer --revision --trust-remote-code --output --max-length --overflow --text-field --workers"
-        " --batch-size --errors --force --json"
+        "--tokenizer --revision --trust-remote-code --output --max-length --overflow --pack --split-sentences"
+        " --language --text-field --workers --batch-size --errors --continue --force --json"
     ),
     "distill": (
         "--teacher --student-config --data --config --set --output --revision --trust-remote-code --teacher-layer"
@@ -49,6 +50,8 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--student-layer 3", "student.layer", 3),
     ("--init teacher", "student.init", "teacher"),
     ("--data ids.jsonl.gz", "data.path", Path("ids.jsonl.gz")),
+    ("--data a --data b", "data.path", (Path("a"), Path("b"))),
+    ("--data a:0.7 --data b:0.3", "data.path", {Path("a"): 0.7, Path("b"): 0.3}),
     ("--max-length 64", "data.max_length", 64),
     ("--relation-heads 12", "relations.heads", 12),
     ("--relation-heads auto", "relations.heads", "auto"),
@@ -82,6 +85,7 @@ FLAGS: list[tuple[str, str, Any]] = [
 #: Options whose default the help tells in words, and the setting's value that the words stand for.
 IN_WORDS = {
     ("tokenize", "workers"): ("all cores", None),
+    ("tokenize", "text_field"): ("text", None),
     ("tokenize", "revision"): ("the default", None),
     ("distill", "revision"): ("the default", None),
     ("distill", "max_length"): ("the store's", None),
@@ -96,7 +100,7 @@ IN_WORDS = {
 #: The setting of each flag of `minilm distill`, by the name of its parameter.
 SETTINGS = {flag.split()[0].strip("-").replace("-", "_"): dotted for flag, dotted, _ in FLAGS if "--no" not in flag}
 
-COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]  # of a group, which it is
 
 
 @pytest.fixture
@@ -155,9 +159,7 @@ def defaults(command: str) -> dict[str, Any]:
         flat = flatten(least.model_dump(mode="json"))
         names = SETTINGS | {"compile_models": "training.compile"}
         return {param: flat[dotted] for param, dotted in names.items()}
-    settings = (
-        TokenizeSettings(inputs=(Path("a"),)) if command == "tokenize" else ExportSettings(run=Path("runs/newest"))
-    )
+    settings = TokenizeSettings(inputs=("a",)) if command == "tokenize" else ExportSettings(run=Path("runs/newest"))
     return settings.model_dump(mode="json")
 
 
@@ -205,23 +207,28 @@ def test_tokenize_options_reach_their_settings(minilm: Minilm, monkeypatch: pyte
         import numpy as np
 
         seen.append(settings)
-        return TokenizeReport(settings.output, Counts(), 1, 1, np.array([0, 1]), 1.0)
+        return TokenizeReport(settings.output, 1, Counts(), 1, 1, np.array([0, 1]), 1.0)
 
     monkeypatch.setattr(corpus, "tokenize", tokenize)
     words = (
         "a.txt b.jsonl --tokenizer t --revision r --trust-remote-code --output o.jsonl.gz --max-length 9"
-        " --overflow drop --text-field body --errors replace --workers 3 --batch-size 7 --force"
+        " --overflow drop --text-field body --errors replace --workers 3 --batch-size 7 --force --pack"
+        " --split-sentences --language de --continue"
     )
     assert minilm("tokenize", *words.split()).out == "o.jsonl.gz\n"
     assert seen == [
         TokenizeSettings(
-            inputs=(Path("a.txt"), Path("b.jsonl")),
+            inputs=("a.txt", "b.jsonl"),
             tokenizer="t",
             revision="r",
             trust_remote_code=True,
             output=Path("o.jsonl.gz"),
             max_length=9,
             overflow="drop",
+            pack=True,
+            split_sentences=True,
+            language="de",
+            continued=True,
             text_field="body",
             errors="replace",
             workers=3,

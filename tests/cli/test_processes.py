@@ -106,8 +106,25 @@ cli.main()"""
     assert "ZeroDivisionError: a bug" in done.stderr
 
 
+def test_ctrl_c_gives_its_status_wherever_it_comes(tmp_path: Path) -> None:
+    # Inside the `exec` of a text, as most imports of dataclasses are, and with `-m`, where Python would end by the
+    # signal instead.
+    code = """
+import sys
+from minilm_cli import cli, runfolder
+def interrupted(path):
+    exec("import os, signal; os.kill(os.getpid(), signal.SIGINT); print('not reached')")
+runfolder.find_run = interrupted
+sys.argv = ["minilm", "export", "run"]
+cli.main()"""
+    (tmp_path / "interrupted.py").write_text(code, encoding="utf-8")
+    done = python("-m", "interrupted", PYTHONPATH=f"{tmp_path}:{PACKAGE.parent}")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_shell_completion_is_offered() -> None:
-    done = python("-m", "minilm_cli", "--show-completion", "bash")
+    # Named, not looked for: there may be no shell above the tests.
+    done = python("-m", "minilm_cli", "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert done.returncode == 0
     assert "minilm" in done.stdout
 

@@ -328,8 +328,8 @@ MISTAKES_IN_OUTPUTS = [
     *(
         Mistake(f"export to {what}", f"export run -o {name}", (said,), prepare)
         for what, name, said, prepare in (
-            ("no name", "''", "exists already", remove()),
-            ("this folder", ".", "exists already", remove()),
+            ("no name", "''", "an output needs a name of its own", remove()),
+            ("this folder", ".", "an output needs a name of its own", remove()),
             ("the run", "run", "run: this output exists already", remove()),
             ("a link to nothing", "l", "l: this output exists already", link("l", "nowhere")),
             ("a link to itself", "l", "l: this output exists already", link("l", "l")),
@@ -342,7 +342,7 @@ MISTAKES_IN_OUTPUTS = [
     ),
     *(
         Mistake(f"export in the place of {name}", f"export run --force -o {name}", (f"{name}: ", "not made by minilm"))
-        for name in (".", "teacher", "run/checkpoints", "run/tokenizer")
+        for name in ("teacher", "run/checkpoints", "run/tokenizer")
     ),
     Mistake(
         "export into a run whose exports are a file",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
 from pathlib import Path
 
 import pytest
-
-from minilm_cli.corpus import LONGEST_LINE
 
 from .conftest import Minilm
 from .mistakes import (
@@ -37,8 +37,8 @@ def half_a_gzip(name: str) -> Preparation:
 
 
 def zeros(name: str) -> Preparation:
-    """A file that is as long as no line may be, and takes no room."""
-    return all_of(write(name, ""), lambda: os.truncate(name, LONGEST_LINE + 1))
+    """A line of 32 MiB, which takes no room."""
+    return all_of(write(name, ""), lambda: os.truncate(name, 2**25))
 
 
 MISTAKES = [
@@ -46,6 +46,9 @@ MISTAKES = [
     Mistake("missing file", "tokenize nowhere.txt --tokenizer teacher", ("nowhere.txt", "no such file")),
     Mistake(
         "second file missing", "tokenize corpus.txt nowhere.txt --tokenizer teacher", ("nowhere.txt", "no such file")
+    ),
+    Mistake(
+        "revision of a folder", TOKENIZE + "--revision v2", ("teacher: ", "no revision v2", "Leave out --revision")
     ),
     Mistake("folder as input", "tokenize teacher --tokenizer teacher", ("teacher", "folder", "text file")),
     Mistake(
@@ -79,7 +82,7 @@ MISTAKES = [
     Mistake(
         "jsonl line not JSON",
         "tokenize bad.jsonl --tokenizer teacher",
-        ("bad.jsonl, line 2", "not JSON"),
+        ("bad.jsonl, line 2", "cannot be read as JSON"),
         write("bad.jsonl", '{"text": "a"}\n{"text": \n'),
     ),
     Mistake(
@@ -121,7 +124,7 @@ MISTAKES = [
     Mistake(
         "a table",
         "tokenize table.csv --tokenizer teacher",
-        ("table.csv", ".csv files are not read", "JSON lines"),
+        ("table.csv", "no column 'text'; there are 'a', 'b'", "--text-field"),
         write("table.csv", "a,b\n1,2\n"),
     ),
     Mistake("unknown option", TOKENIZE + "--tokeniser teacher", ("--tokeniser", "--tokenizer")),
@@ -193,7 +196,12 @@ MISTAKES_IN_NUMBERS = [
 ]
 
 MISTAKES_IN_FILES = [
-    Mistake("pipe", "tokenize pipe.txt" + REST, ("pipe.txt", "a pipe or a device", "to a file"), pipe("pipe.txt")),
+    Mistake(
+        "pipe",
+        "tokenize pipe.txt" + REST,
+        ("pipe.txt", "a pipe or a device", "minilm tokenize - < pipe.txt"),
+        pipe("pipe.txt"),
+    ),
     Mistake("pipe of gzip", "tokenize pipe.txt.gz" + REST, ("pipe.txt.gz", "a pipe"), pipe("pipe.txt.gz")),
     Mistake("device", "tokenize /dev/null" + REST, ("/dev/null", "a pipe or a device")),
     Mistake("endless device", "tokenize /dev/zero" + REST, ("/dev/zero", "a pipe or a device")),
@@ -202,14 +210,13 @@ MISTAKES_IN_FILES = [
     Mistake("link to nothing", "tokenize l.txt" + REST, ("l.txt", "no such file"), link("l.txt", "nowhere")),
     Mistake("file below a file", "tokenize corpus.txt/more.txt" + REST, ("corpus.txt/more.txt", "Not a directory")),
     Mistake("file without a name", "tokenize ''" + REST, ("folder",)),
-    Mistake("all that ends in txt", "tokenize '*.txt'" + REST, ("*.txt", "no such file")),
     Mistake("long name", f"tokenize {'x' * 300}.txt" + REST, ("cannot be read", "name too long")),
     Mistake("long path", f"tokenize {'x/' * 5000}y.txt" + REST, ("cannot be read", "name too long")),
     Mistake("name in two lines", "tokenize 'a\nb.txt'" + REST, ("a\nb.txt: there is no such file",)),
     Mistake("name in Japanese", "tokenize 日本語.txt" + REST, ("日本語.txt: there is no such file",)),
-    Mistake("name with markup", "tokenize '[bold]x[/].txt'" + REST, ("[bold]x[/].txt: there is no such file",)),
+    Mistake("name with markup", "tokenize '[bold]x[/].txt'" + REST, ("[bold]x[/].txt: no file matches this pattern",)),
     Mistake("name with a null", "tokenize 'a\0b.txt'" + REST, ("null",)),
-    Mistake("empty gzip", "tokenize e.txt.gz" + REST, ("e.txt.gz", "no text"), write("e.txt.gz", "")),
+    Mistake("empty gzip", "tokenize e.txt.gz" + REST, ("e.txt.gz", "damaged"), write("e.txt.gz", "")),
     Mistake("gzip of nothing", "tokenize e.txt.gz" + REST, ("no text",), write("e.txt.gz", gzip.compress(b""))),
     Mistake("gzip of a byte", "tokenize e.txt.gz" + REST, ("e.txt.gz", "damaged"), write("e.txt.gz", b"\x1f")),
     Mistake(
@@ -250,17 +257,83 @@ MISTAKES_IN_FILES = [
     Mistake("weights", "tokenize teacher/model.safetensors" + REST, ("model.safetensors, line 1", "not UTF-8")),
     Mistake("shard", "tokenize tokens/shard-00000.npy -o new" + REST, (".npy files are not read",)),
     Mistake(
-        "archive", "tokenize e.tar.gz" + REST, (".tar files are not read",), write("e.tar.gz", gzip.compress(b"x"))
+        "archive",
+        "tokenize e.tar.gz" + REST,
+        (".tar.gz files are not read", "JSON lines (.jsonl) and CSV"),
+        write("e.tar.gz", gzip.compress(b"x")),
     ),
-    Mistake("compressed table", "tokenize e.csv.gz" + REST, (".csv files are not read",), write("e.csv.gz", "")),
     Mistake("table in capitals", "tokenize E.TSV" + REST, (".tsv files are not read",), write("E.TSV", "a\tb\n")),
-    Mistake("line of zero bytes", "tokenize e.txt" + REST, ("e.txt, line 1", "32 MiB", "fold"), zeros("e.txt")),
+    Mistake("line of zero bytes", "tokenize e.txt" + REST, ("e.txt", "no text"), zeros("e.txt")),
     Mistake(
-        "long line in a small file",
+        "far in a long line",
         "tokenize e.txt.gz" + REST,
-        ("e.txt.gz, line 2", "longer than 32 MiB", "break it into lines"),
-        write("e.txt.gz", gzip.compress(b"the\n" + bytes(LONGEST_LINE + 1), 1)),
+        ("e.txt.gz, line 2", "byte 3145729 of the line", "0xff"),
+        write("e.txt.gz", gzip.compress(b"the\n" + bytes(3 * 2**20) + b"\xff", 1)),
     ),
+    Mistake("pattern without a file", "tokenize 'nothing-*.txt'" + REST, ("nothing-*.txt", "no file matches")),
+    Mistake("pattern of folders", "tokenize 'teach*'" + REST, ("teach*", "no file matches")),
+    Mistake("standard input twice", "tokenize - -" + REST, ("standard input", "only once")),
+    *(
+        Mistake(f"{name} of gzip", f"tokenize {name}" + REST, (name, "damaged, or not compressed"), write(name, packed))
+        for packed in [gzip.compress(b"the of and\n")]
+        for name in ("e.txt.bz2", "e.txt.xz", "e.txt.zst")
+    ),
+    *(
+        Mistake(f"{name} cut short", f"tokenize {name}" + REST, (f"{name}, line", "cut short"), write(name, packed))
+        for name, packed in (
+            ("e.txt.bz2", bz2.compress(b"the of and\n" * 999)[:-9]),
+            ("e.txt.xz", lzma.compress(b"the of and\n" * 999)[:-9]),
+        )
+    ),
+    Mistake(
+        "table without the column",
+        "tokenize e.csv" + REST,
+        ("e.csv", "no column 'text'", "'id', 'body'", "--text-field"),
+        write("e.csv", "id,body\n1,the\n"),
+    ),
+    Mistake(
+        "table with a value too many",
+        "tokenize e.csv" + REST,
+        ("e.csv, line 3", "header has 2 values", "row 3", "quotation marks"),
+        write("e.csv", "id,text\n1,the\n2,of,and\n"),
+    ),
+    Mistake(
+        "table with an open quotation mark",
+        "tokenize e.csv.gz" + REST,
+        ("e.csv.gz", "this is not CSV"),
+        write("e.csv.gz", gzip.compress(b'id,text\n1,the\n2,"of\n')),
+    ),
+    Mistake(
+        "table of semicolons",
+        "tokenize e.csv" + REST,
+        ("e.csv", "no column 'text'", "Commas are wanted"),
+        write("e.csv", "id;text\n1;the\n"),
+    ),
+    Mistake("language without sentences", TOKENIZE + "--language de", ("--language", "--split-sentences")),
+    Mistake("store called a file", TOKENIZE + "-o new.jsonl", ("new.jsonl", "taken for a file", ".jsonl.gz")),
+    Mistake(
+        "whole store gone on with",
+        TOKENIZE + "-o done --continue",
+        ("done", "this store is whole", "add --force"),
+        all_of(folder("done"), write("done/manifest.json", "{}")),
+    ),
+    Mistake(
+        "input of a pattern replaced",
+        "tokenize 'do*/more.txt' -o done --force" + REST,
+        ("done", "would replace done/more.txt"),
+        all_of(
+            folder("done"), *(write(f"done/{name}", "") for name in ("manifest.json", "shard-00000.npy", "more.txt"))
+        ),
+    ),
+    Mistake("text called Parquet", "tokenize e.parquet" + REST, ("e.parquet", "damaged"), write("e.parquet", "the\n")),
+    Mistake("empty Parquet", "tokenize e.parquet" + REST, ("e.parquet", "damaged"), write("e.parquet", "")),
+    Mistake("data set without a name", "tokenize hf://datasets/" + REST, ("hf://datasets/", "names no data set")),
+    Mistake("model of the Hub", "tokenize hf://models/a" + REST, ("hf://models/a", "names no data set")),
+    Mistake("data set that is not there", "tokenize hf://datasets/nobody/nothing" + REST, ("cannot be loaded", "Hub")),
+    Mistake("language that is none", TOKENIZE + "--split-sentences --language ''", ("language",)),
+    Mistake("language in words", TOKENIZE + "--split-sentences --language English", ("language", "English")),
+    Mistake("lists gone on with", TOKENIZE + "-o new.jsonl.gz --continue", ("--continue", "token-id lists", "anew")),
+    Mistake("no room when packing", TOKENIZE + "--pack --max-length 2", ("--max-length 2", "special tokens")),
     *(
         Mistake(
             f"JSON line that is {what}", "tokenize e.jsonl" + REST, ("e.jsonl, line 1", said), write("e.jsonl", line)
@@ -270,15 +343,15 @@ MISTAKES_IN_FILES = [
             ("an empty object", "{}\n", "'text'"),
             ("not a number", '{"text": NaN}\n', "'text'"),
             ("a list of texts", '{"text": ["a"]}\n', "'text'"),
-            ("nested deeply", "[" * 100_000 + "\n", "not JSON"),
-            ("the first of a long list", '[\n{"text": "a"}\n]\n', "not JSON"),
-            ("of a number of 5000 digits", f'{{"text": "a", "n": {"9" * 5000}}}\n', "not JSON"),
+            ("nested deeply", "[" * 100_000 + "\n", "cannot be read as JSON"),
+            ("the first of a long list", '[\n{"text": "a"}\n]\n', "cannot be read as JSON"),
+            ("of a number of 5000 digits", f'{{"text": "a", "n": {"9" * 5000}}}\n', "cannot be read as JSON"),
         )
     ),
     Mistake(
         "JSON line with a field without a name",
         "tokenize e.jsonl --text-field ''" + REST,
-        ("e.jsonl, line 1", "string field ''", "--text-field"),
+        ("text_field", "at least 1 character"),
         write("e.jsonl", '{"text": "a"}\n'),
     ),
     Mistake(
@@ -341,23 +414,38 @@ MISTAKES_IN_TOKENIZERS = [
 ]
 
 MISTAKES_IN_OUTPUTS = [
-    Mistake("output of a long name", TOKENIZE + f"-o {'x' * 300}", ("name too long",)),
+    Mistake("output of a long name", TOKENIZE + f"-o {'x' * 300}", ("name too long", "a shorter name")),
+    Mistake("output of a name too long to be built", TOKENIZE + f"-o {'x' * 250}", ("too long", "a shorter name")),
     Mistake("output in place of a pipe", TOKENIZE + "--force -o p", ("p: ", "a pipe"), pipe("p")),
     *(
         Mistake(f"output {what} exists", TOKENIZE + f"-o {name}", ("this output exists already",), prepare)
         for what, name, prepare in (
-            ("without a name", "''", write("more.txt", "")),
-            ("of this folder", ".", write("more.txt", "")),
-            ("of the folder above", "..", write("more.txt", "")),
             ("that is a link to nothing", "l", link("l", "nowhere")),
             ("that is a link to itself", "l", link("l", "l")),
             ("that is a pipe", "p", pipe("p")),
         )
     ),
-    Mistake("output that exists and is this folder", TOKENIZE + "--force -o .", ("not made by minilm",)),
+    Mistake("output that is this folder", TOKENIZE + "--force -o .", ("a name of its own", "--output")),
+    Mistake("output that has no name", TOKENIZE + "-o ''", ("a name of its own", "--output")),
+    Mistake("output that is the folder above", TOKENIZE + "--force -o ..", ("..: ", "a name of its own", "--output")),
+    Mistake("maximum length beyond reason", TOKENIZE + "--max-length 9999999", ("max_length", "2097152")),
+    Mistake("field of text that has none", TOKENIZE + "--text-field body", ("--text-field", "none of the inputs")),
     Mistake("output below a link to nothing", TOKENIZE + "-o l/x", ("l/x", "below a file"), link("l", "nowhere")),
     Mistake("output below a link to itself", TOKENIZE + "-o l/x", ("l/x", "below a file"), link("l", "l")),
     Mistake("output of ids that exists as a folder", TOKENIZE + "-o x.jsonl.gz", ("exists",), folder("x.jsonl.gz")),
+    *(
+        Mistake(
+            f"output in place of {what}",
+            TOKENIZE + f"--force -o {name}",
+            (f"{name}: this is a {there}", "--force does not replace it", "--output"),
+            prepare,
+        )
+        for what, name, there, prepare in (
+            ("a file", "notes.txt", "file", write("notes.txt", "mine")),
+            ("a file of ids that is to be a folder", "ids.txt", "file", write("ids.txt", "[1]\n")),
+            ("a folder that is to be a file", "ids.jsonl.gz", "folder", folder("ids.jsonl.gz")),
+        )
+    ),
     Mistake("output with a null", TOKENIZE + "-o 'a\0b'", ("null",)),
     Mistake(
         "output in place of the input",
@@ -390,7 +478,7 @@ MISTAKES_IN_RIGHTS = [
         Mistake(
             f"tokenizer folder with the mode {bits:o}",
             TOKENIZE,
-            ("teacher: the tokenizer folder cannot be read", "denied"),
+            ("teacher: the tokenizer folder cannot be read", "denied", "ls -ld teacher"),
             mode("teacher", bits),
         )
         for bits in (0, 0o600, 0o300)
@@ -407,8 +495,26 @@ MISTAKES_IN_RIGHTS = [
     Mistake(
         "output in a folder not to be written",
         TOKENIZE + "-o sub/x",
-        ("sub", "nothing can be written", "denied"),
+        ("sub", "nothing can be written", "denied", "ls -ld sub\n"),
         all_of(folder("sub"), mode("sub", 0o500)),
+    ),
+    Mistake(
+        "output in a folder to be searched by nobody",
+        TOKENIZE + "-o sub/x",
+        ("sub/x: Permission denied", "ls -ld sub\n"),
+        all_of(folder("sub"), mode("sub", 0)),
+    ),
+    Mistake(
+        "output below a folder not to be written",
+        TOKENIZE + "-o sub/a/b/x",
+        ("sub/a/b/x: the folder of this output cannot be made", "ls -ld sub\n"),
+        all_of(folder("sub"), mode("sub", 0o500)),
+    ),
+    Mistake(
+        "output that exists and may be listed by nobody",
+        TOKENIZE + "--force",
+        ("tokens: Permission denied", "ls -ld tokens\n"),
+        mode("tokens", 0),
     ),
     Mistake("current folder not to be written", TOKENIZE + "-o new", (".: nothing can be written",), mode(".", 0o500)),
 ]

@@ -5,9 +5,11 @@ Whatever the bytes, files either open properly or are refused with a `MinilmErro
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import resource
 import tempfile
@@ -15,22 +17,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import yaml
 from hypothesis import strategies as st
+from pyarrow import parquet
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from minilm_cli import checkpoint
 from minilm_cli.card import loss_curve, model_card
-from minilm_cli.corpus import convert_token_lists
+from minilm_cli.encoding import Encoder, Recipe
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import write_json
+from minilm_cli.idlists import convert_token_lists
+from minilm_cli.readers import find_sources
 from minilm_cli.runfolder import Notes, RunFolder, final_losses, find_run
+from minilm_cli.sequences import Counts, Sequencer, SpecialTokens, State
 from minilm_cli.settings import DistillSettings, load_distill_settings, setting_names
 from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.unfinished import Standing, Unfinished, unfinished
 from tests.fuzz.mutations import ANY_JSON, PIECES, changed_json, changed_lines, damaged
 from tests.unit.test_plan import plan
 
@@ -190,6 +202,84 @@ def _open_lists(folder: Path) -> None:
     _open_store(folder / "store")
 
 
+# --- Text --------------------------------------------------------------------------------------------------------
+
+_TEXT = b"the of and\r\n\n" + b"to in is was it " * 9 + b"\n\xef\xbb\xbf\xc3\xa9\xf0\x9f\x98\x80\0\nthe"
+_OBJECTS = b'{"text": "the of"}\n{"id": 3, "text": "\\ud83d\\ude00 and", "more": [1, {"text": null}]}\n'
+_ROWS = b'id,text\n1,the of\n2,"and, to ""in""\nis"\n\n3,was\n'
+
+
+@cache
+def _parquet() -> bytes:
+    table = pa.table({"id": [1, 2, 3], "text": ["the of", None, "and"]})
+    return _made(lambda folder: parquet.write_table(table, folder / "x.parquet", row_group_size=2))["x.parquet"]
+
+
+@cache
+def _zstd() -> Callable[[bytes], bytes]:
+    try:
+        return import_module("compression.zstd").compress
+    except ImportError:
+        return import_module("backports.zstd").compress
+
+
+def _inputs() -> Iterator[st.SearchStrategy[Files]]:
+    """Text, JSON lines and tables, damaged as they are or before they are compressed, or by their compression."""
+    compressions = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": _zstd()}
+    for name, whole in (("x.txt", _TEXT), ("x.jsonl", _OBJECTS), ("x.csv", _ROWS)):
+        texts = damaged(whole) | changed_lines(whole) if name == "x.jsonl" else damaged(whole)
+        for end, compress in compressions.items():
+            packed = texts.map(compress) | damaged(compress(whole) * 2)
+            yield st.fixed_dictionaries({name + end: packed})
+    # A line of 64 MB.
+    yield st.sampled_from([b" ", b"9"]).map(lambda byte: {"x.txt.gz": gzip.compress(byte * 2**20, 1) * 64})
+    yield st.fixed_dictionaries({"x.parquet": damaged(_parquet())})
+
+
+@cache
+def _encoder() -> Encoder:
+    words = {word: number for number, word in enumerate(["?", "the", "of", "and", "to", "in"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return Encoder(Recipe(tokenizer.to_str(), "uint16", errors="replace"))
+
+
+def _open_inputs(folder: Path) -> None:
+    for source in find_sources([str(path) for path in folder.iterdir()], None):
+        sequencer = Sequencer(SpecialTokens((), ()), 16, "split", pack=True)
+        tokens = count = 0
+        for lines in source.batches(2):
+            units = _encoder()(lines)
+            count += len(units.ids)
+            tokens += len(sequencer.add(units)[0])
+        assert tokens + len(sequencer.end()[0]) == count
+
+
+# --- What is left of an interrupted token store --------------------------------------------------------------------
+
+
+def _write_unfinished(folder: Path) -> None:
+    with TokenStoreWriter(folder / ".unfinished-store/store", INFO, 16, shard_tokens=9) as writer:
+        writer.add(np.arange(20, dtype=np.uint16), np.array([3, 1, 5, 2, 2, 7]))
+        work = Unfinished(folder / ".unfinished-store", _MADE_WITH, [_INPUT])
+        standing = Standing(lines=3, sequences=2, sequencer=State([1], False, [2, 3], Counts(3)))
+        work.save(standing, writer.shards)
+
+
+_MADE_WITH, _INPUT = {"--max-length": 16}, {"name": "x.txt", "size": 9}
+
+
+def _open_unfinished(folder: Path) -> None:
+    with unfinished(folder / "store", INFO, 16, made_with=_MADE_WITH, inputs=[_INPUT], continued=True, force=False) as (
+        work,
+        writer,
+    ):
+        if work.standing.sequencer is not None:
+            Sequencer(SpecialTokens((), ()), 16, "split").restore(work.standing.sequencer)
+        writer.add(np.arange(3, dtype=np.uint16), np.array([3]))
+    _open_store(folder / "store")
+
+
 # --- Settings ----------------------------------------------------------------------------------------------------
 
 REQUIRED = {"teacher.name": "t", "student.config": "s"}
@@ -255,7 +345,7 @@ def _use_settings(settings: DistillSettings) -> None:
         run = RunFolder(Path(folder))
         run.settings_file.write_text(json.dumps(settings.model_dump(mode="json"), ensure_ascii=False), encoding="utf-8")
         assert run.settings() == settings
-    for path in (settings.data.path, settings.output or Path()):
+    for path in (*settings.data.paths, settings.output or Path()):
         os.fsencode(path)
 
 
@@ -356,6 +446,8 @@ def targets() -> list[Target]:
         Target(
             "token-id lists", _some_damaged({"ids.jsonl.gz": gzip.compress(_LISTS)}, ways={".gz": _packed}), _open_lists
         ),
+        Target("text and tables", st.one_of(*_inputs()), _open_inputs),
+        Target("unfinished store", _some_damaged(_made(_write_unfinished)), _open_unfinished),
         _settings_target(".yaml", yaml.safe_dump(_SETTINGS), pieces=_YAML, ways=yaml_ways),
         _settings_target(".toml", _TOML_SETTINGS, pieces=_TOML),
         _settings_target(".json", json.dumps(_SETTINGS)),

@@ -82,11 +82,11 @@ class At(NoProgress):
             action()
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Go on as soon as `condition` holds; the process must still run then."""
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    """Go on as soon as `condition` holds; the process, if one is given, must still run then."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None, process.communicate()[1]
+        assert process is None or process.poll() is None, process and process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
 

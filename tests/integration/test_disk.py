@@ -116,7 +116,7 @@ def test_tokenising_onto_a_full_disk_leaves_nothing(
 ) -> None:
     text = disk.path.parent / "text.txt"
     text.write_text(tiny_corpus.read_text(encoding="utf-8") * 20, encoding="utf-8")
-    settings = TokenizeSettings(inputs=(text,), tokenizer=str(tiny_teacher), output=disk.path / name, workers=1)
+    settings = TokenizeSettings(inputs=(str(text),), tokenizer=str(tiny_teacher), output=disk.path / name, workers=1)
     disk.fill(leave=leave)
     with pytest.raises(RunError, match="No space left on device") as caught:
         tokenize(settings, NoProgress())
@@ -219,7 +219,9 @@ def test_where_all_is_read_only_that_is_said_at_once(
     shutil.copytree(finished_run, folder)
     before = {path: path.is_file() and path.read_bytes() for path in disk.path.rglob("*")}
     disk.turn_read_only()
-    text = TokenizeSettings(inputs=(tiny_corpus,), tokenizer=str(tiny_teacher), output=disk.path / "tokens", workers=1)
+    text = TokenizeSettings(
+        inputs=(str(tiny_corpus),), tokenizer=str(tiny_teacher), output=disk.path / "tokens", workers=1
+    )
     commands: dict[str, Callable[[], object]] = {
         "tokenize": lambda: tokenize(text, NoProgress()),
         "distill": lambda: run.distill(small_settings(disk.path / "new"), NoProgress()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -117,6 +118,20 @@ def is_the_same(ours: list[dict[str, float]], theirs: list[dict[str, float]]) ->
             assert one[name] == pytest.approx(other[name], rel=ROUNDING, abs=1e-9), (one["step"], name)
 
 
+def test_the_sequences_of_several_stores_are_shared_too(
+    minilm: Commands,
+    distill: tuple[str, ...],
+    alone: Callable[..., list[dict[str, float]]],
+    tmp_path: Path,
+    tiny_store: Path,
+) -> None:
+    more = shutil.copytree(tiny_store, tmp_path / "more")
+    words = [f"{tiny_store}:0.7" if word == str(tiny_store) else word for word in distill]
+    done = minilm(*words, "--data", f"{more}:0.3", "--batch-size", "9", launcher=torchrun(2))
+    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
+    is_the_same(metrics(minilm.folder / "run"), alone(training__batch_size=9, data__path={tiny_store: 0.7, more: 0.3}))
+
+
 @pytest.mark.parametrize(("processes", "batch_size"), [(2, 16), (3, 7), (4, 3)])
 def test_the_result_does_not_depend_on_how_many_computed_it(
     minilm: Commands,
@@ -218,8 +233,8 @@ def test_a_process_that_is_lost_is_named_and_the_work_of_the_others_is_kept(
     os.kill(rank(1, minilm.folder), signal.SIGKILL)
     ended = minilm.end(process)
     assert ended.returncode != 0
-    (error,) = (line for line in ended.stderr.splitlines() if line.startswith("Error: "))
-    assert error.endswith("rank 1 is lost.")
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+    assert [error.rpartition(": ")[2] for error in errors] == ["rank 1 is lost."]
     assert "Go on with minilm resume" in ended.stderr
     written = [record["step"] for record in metrics(folder)]
     assert (folder / "checkpoints" / f"step-{int(written[-1]):08}").exists()

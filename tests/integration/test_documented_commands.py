@@ -39,6 +39,7 @@ NOT_RUN = {
     'pip install "${TORCH:-torch}" ".[demo]" && minilm demo': README,
     'pip install "${TORCH:-torch}" -e ".[test]" && pytest -n 2': README,
     "pip install torch --index-url https://download.pytorch.org/whl/cpu": NETWORK,
+    "minilm tokenize hf://datasets/wikimedia/wikipedia:20231101.en/train --output wikipedia": NETWORK,
     "minilm export --push-to-hub NAME/REPOSITORY --private": NETWORK,
     'pip install "${TORCH:-torch}" -e ".[dev]"': REPOSITORY,
     "ruff check .": REPOSITORY,

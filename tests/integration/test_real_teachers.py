@@ -75,7 +75,7 @@ def distilled(folder: Path, teacher: Path, text: str, student: str, **changes: A
     """A run of forty steps on the text."""
     (folder / "corpus.txt").write_text(text, encoding="utf-8")
     settings = TokenizeSettings(
-        inputs=(folder / "corpus.txt",),
+        inputs=(str(folder / "corpus.txt"),),
         tokenizer=str(teacher),
         output=folder / "tokens",
         max_length=40,

@@ -71,7 +71,7 @@ def test_id_lists_are_as_good_as_a_store(
 ) -> None:
     ids = tmp_path / "ids.jsonl.gz"
     settings = TokenizeSettings(
-        inputs=(tiny_corpus,), tokenizer=str(tiny_teacher), output=ids, max_length=32, workers=1
+        inputs=(str(tiny_corpus),), tokenizer=str(tiny_teacher), output=ids, max_length=32, workers=1
     )
     assert tokenize(settings, NoProgress()).path == ids
     lists = [json.loads(line) for line in gzip.decompress(ids.read_bytes()).splitlines()]
@@ -111,7 +111,7 @@ def test_tokenizing_that_is_stopped_leaves_nothing(
     (place / "corpus.txt").write_text(text * (2**25 // len(text)), encoding="utf-8")
     before = set(place.rglob("*"))
     process = minilm.start("tokenize", "corpus.txt", "--tokenizer", "teacher", "--workers", "2")
-    wait_until(lambda: list(place.glob(".tmp-tokens-*/tokens")), process)
+    wait_until(lambda: list(place.glob(".unfinished-tokens/store/shard-*")), process)
     time.sleep(pause)
     # To the workers as well, as a terminal does.
     os.killpg(process.pid, number)

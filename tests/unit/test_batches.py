@@ -18,11 +18,11 @@ from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
 PAD = 9
 
 
-def store_of(folder: Path, lengths: list[int]) -> TokenStore:
+def store_of(folder: Path, lengths: list[int], *, shard_tokens: int = 64) -> TokenStore:
     """Sequences of these lengths; the ids of each are 1, 2, 3 …, and the last is the special 99."""
-    writer = TokenStoreWriter(folder, TokenizerInfo(vocabulary_size=100, special_ids=[99]), 512, shard_tokens=64)
-    for length in lengths:
-        writer.add(np.array([*range(1, length), 99]), np.array([length]))
+    info = TokenizerInfo(vocabulary_size=100, special_ids=[99])
+    writer = TokenStoreWriter(folder, info, 512, shard_tokens=shard_tokens)
+    writer.add(np.array([token for length in lengths for token in (*range(1, length), 99)]), np.array(lengths))
     writer.close()
     return TokenStore(folder)
 
@@ -227,7 +227,8 @@ def test_padded_micro_batches_are_the_cheapest_cut(lengths: list[int], tokens: i
 
 def test_padding_stays_below_eight_percent(tmp_path: Path) -> None:
     lengths = np.clip(np.round(np.exp(np.random.default_rng(0).normal(np.log(40), 0.6, 2560))), 4, 128)
-    steps = stream(store_of(tmp_path, lengths.astype(int).tolist()), batch_size=256, max_length=128)
+    store = store_of(tmp_path, lengths.astype(int).tolist(), shard_tokens=10**6)
+    steps = stream(store, batch_size=256, max_length=128)
     for tokens in (1024, 2048, 16384):
         steps.micro_batch_tokens = tokens
         for step in range(1, 11):
@@ -331,7 +332,8 @@ def test_work_is_balanced_on_text_as_it_is(tmp_path: Path, batch_size: int, rank
     # Log-normal, median 40, at most 128: as in the benchmarks.
     generator = np.random.default_rng(0)
     lengths = np.clip(np.round(np.exp(generator.normal(np.log(40), 0.6, 4000))), 4, 128).astype(int)
-    steps = stream(store_of(tmp_path / "store", lengths.tolist()), batch_size=batch_size, max_length=128, ranks=ranks)
+    store = store_of(tmp_path, lengths.tolist(), shard_tokens=10**6)
+    steps = stream(store, batch_size=batch_size, max_length=128, ranks=ranks)
     found = [steps.step(step).imbalance for step in range(1, 40)]
     assert np.mean(found) < most
     assert max(found) < 0.05 if batch_size > 32 else np.mean(np.array(found) < 0.05) > 0.9

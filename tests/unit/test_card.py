@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from minilm_cli import __version__
 from minilm_cli.card import CURVE_FILE, loss_curve, model_card
-from minilm_cli.plan import DataFacts, Plan, RelationFacts, StudentFacts, TeacherFacts, TrainingFacts
+from minilm_cli.plan import DataFacts, Plan, RelationFacts, StoreFacts, StudentFacts, TeacherFacts, TrainingFacts
 from minilm_cli.settings import DistillSettings, load_distill_settings
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -126,6 +126,17 @@ def test_teacher_data_and_settings_are_told() -> None:
     assert "# l3-h384 distilled from big/teacher" in text
     assert "(17,000,000 parameters, float16)" in text
     assert f"minilm {__version__}" in text
+
+
+def test_each_of_several_stores_is_told_with_its_share() -> None:
+    stores = [
+        StoreFacts(name=name, sequences=9_000, tokens=70_000, share=share, weight=None, manifest_sha256="0")
+        for name, share in (("books", 0.75), ("web", 0.25))
+    ]
+    text = card(changed("data", stores=stores))
+    assert "| tokens | books (9,000 sequences, 70,000 tokens; 75.00% of the sequences seen) |" in text
+    assert "| tokens | web (9,000 sequences, 70,000 tokens; 25.00% of the sequences seen) |" in text
+    assert "99,000" not in text
 
 
 def test_what_was_not_trained_is_listed_by_name() -> None:

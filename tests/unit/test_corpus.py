@@ -4,20 +4,30 @@ import bz2
 import gzip
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AlbertTokenizer,
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaTokenizer,
+    T5Tokenizer,
+)
 
-from minilm_cli import corpus
-from minilm_cli.corpus import JsonlWriter, TokenizeReport, convert_token_lists, tokenize
+from minilm_cli import corpus, encoding, readers
+from minilm_cli.corpus import TokenizeReport, tokenize
 from minilm_cli.errors import MinilmError
+from minilm_cli.idlists import convert_token_lists
 from minilm_cli.settings import TokenizeSettings
 from minilm_cli.tokens import TokenizerInfo, TokenStore
 
@@ -26,13 +36,15 @@ class Told:
     """Progress that keeps what it was told."""
 
     def __init__(self) -> None:
-        self.total: float = 0
+        self.total: float | None = 0
         self.done: list[float] = []
         self.stopped = False
 
-    def start(self, title: str, total: float, *, done: float = 0, unit: str = "steps") -> None:
-        assert (title, done, unit) == ("Tokenising", 0, "bytes")
+    def start(self, title: str, total: float | None, *, done: float = 0, unit: str = "steps") -> None:
+        assert (title, unit) == ("Tokenising", "bytes")
+        assert not self.done, "it has begun already"
         self.total = total
+        self.began_at = done
 
     def update(self, done: float, shown: object = None) -> None:
         self.done.append(done)
@@ -55,7 +67,7 @@ def run(tiny_teacher: Path, tmp_path: Path) -> Run:
             file = source if isinstance(source, Path) else tmp_path / f"input-{number}.txt"
             if not isinstance(source, Path):
                 file.write_bytes(source if isinstance(source, bytes) else source.encode())
-            files.append(file)
+            files.append(str(file))
         defaults = {"tokenizer": str(tiny_teacher), "output": tmp_path / "tokens", "workers": 1}
         return tokenize(TokenizeSettings(inputs=tuple(files), **defaults | options), Told())
 
@@ -78,7 +90,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def counts(report: TokenizeReport) -> dict[str, int]:
-    return {name: count for name, count in vars(report.counts).items() if count}
+    return {name: count for name, count in vars(report.counts).items() if count and name != "units"}
 
 
 # --- What is read ------------------------------------------------------------------------------------------------
@@ -86,23 +98,43 @@ def counts(report: TokenizeReport) -> dict[str, int]:
 line_of_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\ufeff"), max_size=30)
 
 
-@given(lines=st.lists(line_of_text | st.sampled_from(["the man", "[SEP]", "", "  ", "a\r"]), max_size=30))
+@pytest.fixture(scope="session")
+def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of the RoBERTa family that has a token for each byte."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    RobertaTokenizer(vocab={token: n for n, token in enumerate(tokens)}, merges=[]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def of_pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of sentence pieces, of the ALBERT family."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    AlbertTokenizer(vocab=PIECES).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["tiny_teacher", "of_bytes", "of_pieces"])
+@given(lines=st.lists(line_of_text | st.sampled_from(["the man", "[SEP]", "", "  ", "\t", "a\r"]), max_size=30))
 @settings(max_examples=15)
 def test_each_line_is_read_back_as_the_tokenizer_gives_it(
-    tiny_teacher: Path, tokenizer: PreTrainedTokenizerBase, lines: list[str]
+    request: pytest.FixtureRequest, kind: str, lines: list[str]
 ) -> None:
+    folder_of_tokenizer = request.getfixturevalue(kind)
+    tokenizer = AutoTokenizer.from_pretrained(folder_of_tokenizer)
     lines = [*lines, "the last line"]
-    wanted = [tokenizer(line)["input_ids"] for line in lines if line.strip()]
+    wanted = [tokenizer(line.removesuffix("\r"))["input_ids"] for line in lines if line.strip()]
     wanted = [ids for ids in wanted if len(ids) > 2]
     with tempfile.TemporaryDirectory() as folder:
         file, output = Path(folder, "lines.txt"), Path(folder, "tokens")
         file.write_bytes("\n".join(lines).encode())
         given_settings = TokenizeSettings(
-            inputs=(file,), tokenizer=str(tiny_teacher), output=output, workers=1, batch_size=4
+            inputs=(str(file),), tokenizer=str(folder_of_tokenizer), output=output, workers=1, batch_size=4
         )
         report = tokenize(given_settings, Told())
         assert sequences(output) == wanted
-    assert (report.counts.lines, report.sequences) == (len(lines), len(wanted))
+    assert (report.lines, report.sequences) == (len(lines), len(wanted))
     assert report.counts.blank == len(lines) - len(wanted)
     assert report.tokens == sum(map(len, wanted))
 
@@ -115,7 +147,7 @@ def test_line_ends_byte_order_marks_and_blank_lines_make_no_tokens(
 ) -> None:
     report = run(text)
     assert sequences(report.path) == [tokenizer(word)["input_ids"] for word in ("one", "two")]
-    assert report.counts.lines - report.counts.blank == 2
+    assert report.lines - report.counts.blank == 2
 
 
 def test_a_byte_order_mark_is_left_out_of_each_file(
@@ -160,7 +192,7 @@ def test_the_text_field_of_json_lines_is_read(
     report = run(file, text_field="body")
     wanted = [tokenizer(text)["input_ids"] for text in ("one é\ntwo", "people", "?")]
     assert sequences(report.path) == wanted
-    assert counts(report) == {"lines": 5, "blank": 2}
+    assert (report.lines, counts(report)) == (5, {"blank": 2})
 
 
 def test_the_tokenizers_own_padding_and_truncation_are_put_aside(
@@ -186,9 +218,9 @@ WORDS = ["the", "of", "and", "to", "in", "is", "was", "it", "that", "he", "for",
 @pytest.mark.parametrize(
     ("overflow", "parts", "count"),
     [
-        ("split", [WORDS[0:5], WORDS[5:10], WORDS[10:12], ["one"]], {"lines": 3, "blank": 1, "split": 1}),
-        ("truncate", [WORDS[0:5], ["one"]], {"lines": 3, "blank": 1, "truncated": 1}),
-        ("drop", [["one"]], {"lines": 3, "blank": 1, "dropped": 1}),
+        ("split", [WORDS[0:5], WORDS[5:10], WORDS[10:12], ["one"]], {"blank": 1, "split": 1}),
+        ("truncate", [WORDS[0:5], ["one"]], {"blank": 1, "truncated": 1}),
+        ("drop", [["one"]], {"blank": 1, "dropped": 1}),
     ],
 )
 def test_a_longer_line_is_split_truncated_or_dropped(
@@ -204,7 +236,7 @@ def test_a_longer_line_is_split_truncated_or_dropped(
 def test_a_line_that_just_fits_is_left_alone(run: Run, tokenizer: PreTrainedTokenizerBase, overflow: str) -> None:
     report = run(" ".join(WORDS), max_length=len(WORDS) + 2, overflow=overflow)
     assert sequences(report.path) == [tokenizer(" ".join(WORDS))["input_ids"]]
-    assert counts(report) == {"lines": 1}
+    assert (report.lines, counts(report)) == (1, {})
 
 
 def test_split_loses_and_repeats_no_token(run: Run, tokenizer: PreTrainedTokenizerBase, tiny_corpus: Path) -> None:
@@ -228,6 +260,141 @@ def test_the_report_knows_the_percentiles_of_the_lengths(run: Run) -> None:
     assert [report.percentile(share) for share in (0.1, 0.5, 0.9, 1.0)] == [3, 7, 11, 12]
 
 
+# --- Packing and sentences ---------------------------------------------------------------------------------------
+
+PIECES = [("<pad>", 0.0), ("<unk>", 0.0), ("</s>", 0.0), ("[CLS]", 0.0), ("[SEP]", 0.0), ("▁a", -1.0), ("▁b", -2.0)]
+MERGED = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4, "a": 5, "b": 6, "Ġ": 7, "Ġa": 8, "Ġb": 9}
+WORDS_OF_BERT = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "a": 5, "b": 6}
+
+
+def modernbert() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE(vocab={"[CLS]": 0, "[SEP]": 1, "a": 2, "b": 3, "Ġ": 4}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.TemplateProcessing(
+        "[CLS] $0 [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, cls_token="[CLS]", sep_token="[SEP]")
+
+
+@pytest.mark.parametrize(
+    ("family", "before", "after"),
+    [
+        (lambda: BertTokenizer(vocab=WORDS_OF_BERT), [2], [3]),
+        (lambda: RobertaTokenizer(vocab=MERGED, merges=[("Ġ", "a"), ("Ġ", "b")]), [0], [2]),
+        (lambda: AlbertTokenizer(vocab=PIECES), [3], [4]),
+        (lambda: T5Tokenizer(vocab=PIECES, extra_ids=0), [], [2]),
+        (modernbert, [0], [1]),
+    ],
+    ids=["BERT", "RoBERTa", "ALBERT", "T5", "ModernBERT"],
+)
+def test_packed_lines_stand_between_the_special_tokens_of_the_family(
+    run: Run, tmp_path: Path, family: Callable[[], PreTrainedTokenizerBase], before: list[int], after: list[int]
+) -> None:
+    tokenizer = family()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    lines = ["a b", "b", "a a b", " \t", "b a"]
+    ids = [tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+    assert tokenizer("a b")["input_ids"] == before + ids[0] + after
+    room = len(ids[0]) + len(ids[1])
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "max_length": room + len(before) + len(after)}
+    report = run("\n".join(lines), pack=True, **options)
+    wanted = [ids[0] + ids[1], *([ids[2]] if len(ids[2]) <= room else [ids[2][:room], ids[2][room:]]), ids[4]]
+    assert sequences(report.path) == [before + body + after for body in wanted]
+    assert (report.lines, report.counts.blank) == (5, 1)
+
+
+def test_no_packed_sequence_crosses_from_one_input_to_the_next(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
+    report = run("one\ntwo", "people", pack=True)
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in ("one two", "people")]
+
+
+def test_packing_loses_and_repeats_no_token(run: Run, tokenizer: PreTrainedTokenizerBase, tiny_corpus: Path) -> None:
+    report = run(tiny_corpus, max_length=200, pack=True)
+    documents = tiny_corpus.read_text().split("\n\n")
+    wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in documents if text.strip()]
+    found = [ids[1:-1] for ids in sequences(report.path)]
+    assert [token for ids in found for token in ids] == [token for ids in wanted for token in ids]
+    assert max(map(len, found)) <= 198
+    assert len(found) < (report.lines - report.counts.blank) / 2
+
+
+def test_sentences_are_samples(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
+    report = run("The man is one. He was the one! \n\n  \nto people", split_sentences=True)
+    wanted = ["The man is one.", "He was the one!", "to people"]
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in wanted]
+    assert (report.lines, report.counts.units, report.counts.blank) == (4, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("language", "wanted"), [("en", ["Am 3.", "Mai war es.", "Gut."]), ("de", ["Am 3. Mai war es.", "Gut."])]
+)
+def test_the_language_decides_where_a_sentence_ends(
+    run: Run, tokenizer: PreTrainedTokenizerBase, language: str, wanted: list[str]
+) -> None:
+    report = run("Am 3. Mai war es. Gut.", split_sentences=True, language=language)
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in wanted]
+
+
+def test_no_white_space_is_left_on_sentences(run: Run, of_bytes: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(of_bytes)
+    report = run(" The man is one. He was the one! ", split_sentences=True, tokenizer=str(of_bytes))
+    wanted = ["The man is one.", "He was the one!"]
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in wanted]
+
+
+def test_whole_sentences_are_packed(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
+    report = run("One two. The man. One.\nPeople one.", split_sentences=True, pack=True, max_length=9)
+    wanted = ["One two. The man.", "One. People one."]
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in wanted]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_the_package_sentences_are_not_split(run: Run, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    monkeypatch.setitem(sys.modules, "sentencex", None)
+    monkeypatch.setattr(corpus, "WORTH_A_WORKER", 1)
+    with pytest.raises(MinilmError, match="needs the package sentencex") as caught:
+        run("one", split_sentences=True, workers=workers)
+    assert caught.value.hint == "pip install 'minilm-cli[sentences]'"
+
+
+# --- Lines of any length -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("overflow", ["split", "truncate", "drop"])
+def test_a_long_line_is_tokenised_in_parts_as_if_it_were_not(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overflow: str, pack: bool
+) -> None:
+    text = f"one\n{' '.join(WORDS * 30)}\n{' '.join(WORDS * 9)}\n\ntwo people"
+    options = {"overflow": overflow, "pack": pack, "max_length": 50}
+    whole = run(text, output=tmp_path / "whole", **options)
+    monkeypatch.setattr(readers, "PIECE", 100)
+    monkeypatch.setattr(encoding, "_AT_ONCE", 50)
+    parts = run(text, output=tmp_path / "parts", **options)
+    assert contents(parts.path) == contents(whole.path)
+    assert (parts.lines, parts.counts) == (whole.lines, whole.counts)
+
+
+def test_the_long_text_of_a_json_line_is_tokenised_in_parts(
+    run: Run, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "_AT_ONCE", 50)
+    file = tmp_path / "text.jsonl"
+    texts = [" ".join(WORDS * 9), "", "one", " ".join(WORDS * 2)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    report = run(file)
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in texts if text]
+
+
+def test_what_is_wrong_far_in_a_long_line_is_told_by_its_place(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "PIECE", 100)
+    with pytest.raises(MinilmError, match="byte 961 of the line, 0xff, is not UTF-8") as caught:
+        run(b"one\n" + b"one " * 240 + b"\xff" + b" one" * 100)
+    assert caught.value.where == f"{tmp_path / 'input-0.txt'}, line 2"
+
+
 # --- The same bytes ----------------------------------------------------------------------------------------------
 
 
@@ -237,11 +404,11 @@ def test_batch_size_and_workers_do_not_change_the_bytes(
     run(tiny_corpus, output=tmp_path / "one", max_length=16)
     run(tiny_corpus, output=tmp_path / "small", max_length=16, batch_size=7)
     monkeypatch.setattr(corpus, "WORTH_A_WORKER", 1)
-    pools = []
-    executor = corpus.ProcessPoolExecutor
-    monkeypatch.setattr(corpus, "ProcessPoolExecutor", lambda *args: pools.append(args[0]) or executor(*args))
+    started = []
+    workers = encoding.workers
+    monkeypatch.setattr(encoding, "workers", lambda *args: started.append(args[-1]) or workers(*args))
     report = run(tiny_corpus, output=tmp_path / "two", max_length=16, workers=2, batch_size=11)
-    assert pools == [2]
+    assert started == [2]
     assert contents(tmp_path / "one") == contents(tmp_path / "small") == contents(tmp_path / "two")
     assert counts(report)["blank"] == 20
 
@@ -254,25 +421,41 @@ def test_an_error_in_a_worker_process_says_where(run: Run, tmp_path: Path, monke
     assert not (tmp_path / "tokens").exists()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_of_two_errors_the_first_is_told_whoever_finds_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(corpus, "WORTH_A_WORKER", 1)
+    file = tmp_path / "text.txt.gz"
+    file.write_bytes(gzip.compress(b"one\n" * 5 + b"\xff\n" + b"two\n" * 50)[:-9])
+    with pytest.raises(MinilmError, match="is not UTF-8") as caught:
+        run(file, workers=workers, batch_size=4)
+    assert caught.value.where == f"{file}, line 6"
+
+
 def test_workers_that_are_not_worth_their_start_are_not_started(
     run: Run, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(encoding, "workers", None)
     assert run(tiny_corpus, workers=8).sequences > 0
+
+
+def test_progress_begins_once_whatever_there_is_to_read(run: Run) -> None:
+    assert run("\n\n\n\none", batch_size=1).lines == 5
 
 
 def test_progress_is_in_bytes_and_reaches_the_end(tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     packed = tmp_path / "corpus.txt.gz"
     packed.write_bytes(gzip.compress(tiny_corpus.read_bytes()))
     progress = Told()
-    inputs = (tiny_corpus, packed)
+    inputs = (str(tiny_corpus), str(packed))
     tokenize(
         TokenizeSettings(
             inputs=inputs, tokenizer=str(tiny_teacher), output=tmp_path / "tokens", workers=1, batch_size=50
         ),
         progress,
     )
-    assert progress.total == sum(file.stat().st_size for file in inputs)
+    assert progress.total == sum(Path(file).stat().st_size for file in inputs)
     assert progress.done == sorted(progress.done)
     assert progress.done[-1] == progress.total
     assert progress.stopped
@@ -292,111 +475,13 @@ def test_token_lists_are_gzipped_json_lines_and_the_same_bytes_each_time(
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_a_writer_of_token_lists_takes_any_cut_of_its_calls(tmp_path: Path) -> None:
-    for name, cuts in (("one", [[1, 2]]), ("two", [[1], [], [2]])):
-        writer = JsonlWriter(tmp_path / name)
-        begin = 0
-        for lengths in cuts:
-            end = begin + sum(lengths)
-            writer.add(np.arange(begin, end, dtype=np.uint16), np.array(lengths, dtype=np.int64))
-            begin = end
-        writer.close()
-        assert gzip.decompress((tmp_path / name).read_bytes()) == b"[0]\n[1, 2]\n"
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-
-
-INFO = TokenizerInfo(vocabulary_size=180, special_ids=[3])
-
-
-def converted(folder: Path, content: bytes, info: TokenizerInfo = INFO) -> Path:
-    file = folder / "ids.jsonl.gz"
-    file.write_bytes(gzip.compress(content))
-    convert_token_lists(file, folder / "store", info)
-    return folder / "store"
-
-
-@given(st.lists(st.lists(st.integers(0, 179), min_size=1, max_size=6), min_size=1, max_size=20))
-def test_token_lists_become_a_store_of_the_same_sequences(lists: list[list[int]]) -> None:
-    content = "".join(json.dumps(ids) + "\n" for ids in lists).encode()
-    with tempfile.TemporaryDirectory() as folder:
-        assert sequences(converted(Path(folder), content)) == lists
-
-
 def test_what_was_tokenised_as_lists_is_the_store_that_was_tokenised_at_once(
     run: Run, tiny_corpus: Path, tmp_path: Path
 ) -> None:
     store = run(tiny_corpus, output=tmp_path / "tokens").path
     lists = run(tiny_corpus, output=tmp_path / "ids.jsonl.gz").path
-    convert_token_lists(lists, tmp_path / "store", INFO)
+    convert_token_lists(lists, tmp_path / "store", TokenizerInfo(vocabulary_size=180))
     assert sequences(store) == sequences(tmp_path / "store")
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("[1, 2", "not JSON"),
-        ("{}", "a list of token ids is wanted"),
-        ("[]", "a list of token ids is wanted"),
-        ("[1.0]", "a list of token ids is wanted"),
-        ("[true]", "a list of token ids is wanted"),
-        ('["1"]', "a list of token ids is wanted"),
-        ("[[1]]", "a list of token ids is wanted"),
-        ("7", "a list of token ids is wanted"),
-        ("[180]", "the token id 180 is outside the teacher's vocabulary of 180"),
-        ("[3, -1]", "the token id -1 is outside"),
-        ("[18446744073709551616]", "the token id 18446744073709551616 is outside"),
-        pytest.param(f"[{'9' * 5000}]", "not JSON", id="a number of thousands of digits"),
-        ("[NaN]", "a list of token ids is wanted"),
-        ("", "not JSON"),
-        pytest.param("[" * 100_000, "not JSON", id="nested too deeply"),
-    ],
-)
-def test_a_line_that_is_no_list_of_ids_is_refused_with_its_number(tmp_path: Path, line: str, message: str) -> None:
-    with pytest.raises(MinilmError, match=message) as caught:
-        converted(tmp_path, b"[1]\n" * 1500 + line.encode() + b"\n[2]\n")
-    assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 1501"
-
-
-def test_a_line_longer_than_may_be_read_at_once_is_refused_with_its_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(corpus, "LONGEST_LIST", 20)
-    fits = b"[1, 2, 3, 4, 5, 66]\n"
-    assert sequences(converted(tmp_path, fits)) == [[1, 2, 3, 4, 5, 66]]
-    with pytest.raises(MinilmError, match="this line is longer than") as caught:
-        converted(tmp_path, b"[1]\n" + b"[1, 2, 3, 4, 5, 666]\n")
-    assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 2"
-
-
-def test_lists_of_more_than_a_batch_are_all_read(tmp_path: Path) -> None:
-    lists = [[n % 180] * 100 for n in range(5000)]
-    content = "".join(json.dumps(ids) + "\n" for ids in lists).encode()
-    assert len(content) > 2**20
-    assert sequences(converted(tmp_path, content)) == lists
-
-
-def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:
-    with pytest.raises(MinilmError) as caught:
-        converted(tmp_path, b"[1]\n\xff\xfe\n")
-    assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 2"
-
-
-def test_a_file_of_no_lists_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MinilmError, match="the file holds no sequence"):
-        converted(tmp_path, b"")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"no gzip at all", gzip.compress(b"[1]\n" * 9999)[:-30], b""],
-    ids=["no gzip", "cut short", "empty"],
-)
-def test_a_damaged_file_of_lists_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "ids.jsonl.gz"
-    file.write_bytes(content)
-    with pytest.raises(MinilmError) as caught:
-        convert_token_lists(file, tmp_path / "store", INFO)
-    assert caught.value.where == str(file)
 
 
 # --- What is refused ---------------------------------------------------------------------------------------------
@@ -425,8 +510,8 @@ def test_an_error_in_the_middle_leaves_nothing_and_no_file_open(run: Run, tmp_pa
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "this line is not JSON"),
-        pytest.param("[" * 100_000, "this line is not JSON", id="nested too deeply"),
+        ("{", "this line cannot be read as JSON: Expecting"),
+        pytest.param("[" * 100_000, "cannot be read as JSON: it is nested too deeply", id="nested too deeply"),
         ('["text"]', "not a JSON object with a string field 'text'"),
         ('{"body": "x"}', "not a JSON object with a string field 'text'"),
         ('{"text": null}', "not a JSON object with a string field 'text'"),
@@ -459,9 +544,9 @@ def test_a_damaged_gzip_file_is_refused_by_name(run: Run, tiny_corpus: Path, tmp
     for content in (whole[:-40], whole[:200] + b"\x00" * 50 + whole[250:], b"plain text", bz2.compress(b"one")):
         file = tmp_path / "corpus.txt.gz"
         file.write_bytes(content)
-        with pytest.raises(MinilmError, match="damaged or cut short") as caught:
+        with pytest.raises(MinilmError, match="damaged") as caught:
             run(file)
-        assert caught.value.where == str(file)
+        assert (caught.value.where or "").startswith(str(file))
 
 
 def test_an_input_that_is_not_there_or_a_folder_is_refused_before_anything_is_loaded(run: Run, tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ def test_a_world_of_one_needs_no_rank() -> None:
         ({"MASTER_ADDR": ""}, "MASTER_ADDR not set"),
         ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR and MASTER_PORT not set"),
         ({"MINILM_TIMEOUT": "1.5"}, "MINILM_TIMEOUT is '1.5'"),
+        ({"WORLD_SIZE": "1" + 30 * "0"}, "WORLD_SIZE is '1000"),
+        ({"WORLD_SIZE": 10_000 * "9"}, "WORLD_SIZE is '999"),
+        ({"WORLD_SIZE": "²"}, "WORLD_SIZE is '²'"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999', and not a number up to 65,535"),
+        ({"MINILM_TIMEOUT": "99999999"}, "MINILM_TIMEOUT is '99999999'"),
     ],
 )
 def test_nonsense_is_named(wrong: dict[str, str], said: str) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from minilm_cli import files
 from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.files import discard, read_json, refuse_existing, sha256, staged, sweep, write_json
+from minilm_cli.files import copy_files, discard, read_json, refuse_existing, sha256, staged, sweep, write_json
 from minilm_cli.locks import Lock
 
 
@@ -145,7 +145,7 @@ def test_when_the_last_rename_fails_the_old_is_still_there(tmp_path: Path, monke
 
 
 def test_refusing_looks_at_existing_outputs_only(tmp_path: Path) -> None:
-    refuse_existing(tmp_path / "nothing", force=False)
+    refuse_existing(tmp_path / "nothing", tmp_path / "nothing", force=False, folder=True)
     refuse_existing(tmp_path, force=True)
     with pytest.raises(MinilmError):
         refuse_existing(tmp_path, force=False)
@@ -195,6 +195,69 @@ def test_a_folder_that_is_not_ours_is_not_replaced_even_by_force(tmp_path: Path)
     assert (tmp_path / "home" / "letter.txt").read_text(encoding="utf-8") == "dear"
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_folder_replaces_no_file_and_a_file_no_folder_even_by_force(tmp_path: Path, folder: bool) -> None:
+    path = tmp_path / "output"
+    if folder:
+        path.touch()
+    else:
+        path.mkdir()
+    refuse_existing(path, force=True, folder=not folder)
+    with pytest.raises(MinilmError, match="--force does not replace it"), staged(path, force=True, folder=folder):
+        pytest.fail("it was begun")
+    assert path.is_file() == folder
+    assert names(tmp_path) == ["output"]
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    with pytest.raises(MinilmError, match="this is a file"), staged(path, force=True, folder=True) as built:  # noqa: PT012
+        built.mkdir()
+        path.write_text("theirs")
+    assert path.read_text() == "theirs"
+
+
+def test_a_link_is_replaced_by_force_whatever_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("dear")
+    (tmp_path / "output").symlink_to("letter")
+    with staged(tmp_path / "output", force=True, folder=True) as built:
+        built.mkdir()
+    assert (tmp_path / "output").is_dir()
+    assert (tmp_path / "letter").read_text() == "dear"
+
+
+def test_what_an_output_is_made_from_is_not_replaced_even_by_force(tmp_path: Path) -> None:
+    (tmp_path / "text").touch()
+    (tmp_path / "link").symlink_to("text")
+    with pytest.raises(MinilmError, match="link, which is read"):
+        refuse_existing(tmp_path / "text", tmp_path / "other", tmp_path / "link", force=True)
+    refuse_existing(tmp_path / "link", tmp_path / "text", force=True)
+
+
+# --- Copies ------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_folder_are_copied_with_those_in_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "from" / "inner").mkdir(parents=True)
+    (tmp_path / "from" / "a").write_bytes(b"\x00\xff")
+    (tmp_path / "from" / "inner" / "b").write_text("b")
+    (tmp_path / "from" / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "from" / "pipe")
+    copy_files(tmp_path / "from", tmp_path / "to")
+    assert names(tmp_path / "to") == ["a", "inner"]
+    assert (tmp_path / "to" / "a").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "to" / "inner" / "b").read_text() == "b"
+
+
+@pytest.mark.usefixtures("ordinary_user")
+def test_a_file_that_may_not_be_copied_is_named(tmp_path: Path) -> None:
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "a").touch(mode=0)
+    with pytest.raises(PermissionError) as caught:
+        copy_files(tmp_path / "from", tmp_path / "to")
+    assert caught.value.filename == str(tmp_path / "from" / "a")
+
+
 # --- What a killed process leaves --------------------------------------------------------------------------------
 
 KILLED = """
@@ -217,7 +280,7 @@ def killed_in(function: str, folder: Path) -> None:
     assert ended.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("function", ["Lock", "_sync_tree", "_put", "sync"])
+@pytest.mark.parametrize("function", ["_claim", "_sync_tree", "_put", "sync"])
 def test_what_a_killed_process_left_is_cleared_away_by_the_next(tmp_path: Path, function: str) -> None:
     (tmp_path / "output").write_text("old")
     killed_in(function, tmp_path)
@@ -369,6 +432,15 @@ def test_a_json_file_that_cannot_be_written_leaves_the_old(tmp_path: Path, monke
         write_json(tmp_path / "file", 2)
     assert read_json(tmp_path / "file", kind="number") == 1
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.usefixtures("ordinary_user")
+def test_the_folder_that_keeps_a_json_file_from_being_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a folder" / "inner").mkdir(parents=True)
+    (tmp_path / "a folder").chmod(0)
+    with pytest.raises(MinilmError, match="this manifest cannot be read: Permission denied") as caught:
+        read_json(tmp_path / "a folder" / "inner" / "file", kind="manifest")
+    assert caught.value.hint == f"Do you have the right to it? See: ls -ld '{tmp_path}/a folder'"
 
 
 def test_a_json_file_larger_than_any_of_ours_is_not_read(tmp_path: Path) -> None:

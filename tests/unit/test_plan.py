@@ -2,7 +2,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from minilm_cli.plan import DataFacts, Measured, Plan, RelationFacts, StudentFacts, TeacherFacts, TrainingFacts
+import pytest
+
+from minilm_cli.plan import (
+    DataFacts,
+    Measured,
+    Plan,
+    RelationFacts,
+    StoreFacts,
+    StudentFacts,
+    TeacherFacts,
+    TrainingFacts,
+)
 
 
 def plan(**sections: Any) -> Plan:
@@ -45,8 +56,27 @@ def test_a_plan_is_shown_in_tables_without_what_is_not_known() -> None:
     assert not [name for rows in tables.values() for name in rows if "sha256" in name]
 
 
-def test_what_was_measured_is_shown_if_it_was() -> None:
+def test_each_of_several_stores_is_shown_with_its_share() -> None:
+    stores = [
+        StoreFacts(name="a", sequences=90_000, tokens=2, share=0.7, weight=7.0, manifest_sha256="1"),
+        StoreFacts(name="b", sequences=9_000, tokens=1, share=0.3, weight=3.0, manifest_sha256="2"),
+    ]
+    one = plan()
+    several = one.model_copy(update={"data": one.data.model_copy(update={"stores": stores})})
+    assert Plan.model_validate_json(several.model_dump_json()) == several
+    assert several.tables()["data"] == [
+        *one.tables()["data"],
+        ("a", "90,000 sequences, 2 tokens; 70.00% of the sequences seen"),
+        ("b", "9,000 sequences, 1 tokens; 30.00% of the sequences seen"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hours", "shown"), [(2.0, "2.00"), (0.012, "0.01"), (0.0003, "less than 0.01"), (1234.5, "1,234.50")]
+)
+def test_what_was_measured_is_shown_if_it_was(hours: float, shown: str) -> None:
     measured = Measured(
-        seconds_per_step=1.5, sequences_per_second=20.0, tokens_per_second=1e3, peak_memory_gib=0.5, hours_in_all=2.0
+        seconds_per_step=1.5, sequences_per_second=20.0, tokens_per_second=1e3, peak_memory_gib=0.5, hours_in_all=hours
     )
-    assert dict(plan(measured=measured).tables()["measured"])["seconds per step"] == "1.5"
+    rows = dict(plan(measured=measured).tables()["measured"])
+    assert (rows["seconds per step"], rows["hours in all"]) == ("1.5", shown)

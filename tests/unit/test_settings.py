@@ -86,20 +86,24 @@ def test_the_defaults_of_distill_are_those_of_the_contract() -> None:
 
 
 def test_the_defaults_of_tokenize_are_those_of_the_contract() -> None:
-    settings = TokenizeSettings(inputs=(Path("corpus.txt"),))
+    settings = TokenizeSettings(inputs=("corpus.txt",))
     assert settings.workers >= 1
     assert values_of(settings) | {"workers": 1} == {
-        "inputs": (Path("corpus.txt"),),
+        "inputs": ("corpus.txt",),
         "tokenizer": "bert-base-uncased",
         "revision": None,
         "trust_remote_code": False,
         "output": Path("tokens"),
         "max_length": 512,
         "overflow": "split",
-        "text_field": "text",
+        "pack": False,
+        "split_sentences": False,
+        "language": "en",
+        "text_field": None,
         "errors": "strict",
         "workers": 1,
         "batch_size": 1000,
+        "continued": False,
         "force": False,
     }
 
@@ -195,6 +199,10 @@ def test_a_section_of_which_all_is_commented_out_sets_nothing(tmp_path: Path) ->
         ("settings.yaml", "a: 2001-99-99", "cannot be parsed"),
         pytest.param("settings.yaml", "a: 1" + ":59" * 400 + ".5", "cannot be parsed", id="beyond all floats"),
         ("settings.yaml", "a: &a {lr: 1}\noptimizer: {<<: *a}", "merge keys"),
+        ("settings.yaml", "optimizer: {lr: 1, betas: [0, 0], lr: 2}", "lr is given twice"),
+        ("settings.yaml", "seed: 1\nseed: 1", "seed is given twice"),
+        ("settings.json", '{"optimizer": {"lr": 1, "eps": 1, "lr": 2}}', "lr is given twice"),
+        ("settings.toml", "a = 1\na = 2", "cannot be parsed"),
         ("settings.json", "3", "holds a mapping"),
         ("settings.ini", "a = 1", "ends in .yaml, .toml or .json"),
         ("settings", "a: 1", "ends in .yaml, .toml or .json"),
@@ -288,6 +296,85 @@ def test_what_is_required_and_missing_is_named(missing: str) -> None:
     with pytest.raises(MinilmError, match=f"{flag} is missing") as caught:
         load_distill_settings(flags={name: value for name, value in REQUIRED.items() if name != missing})
     assert missing in (caught.value.hint or "")
+
+
+# --- Several token stores ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "paths", "weights"),
+    [
+        ("tokens", Path("tokens"), ("tokens",), None),
+        ("a:0.5", Path("a:0.5"), ("a:0.5",), None),
+        ("[a]", Path("a"), ("a",), None),
+        ("{a: 3}", Path("a"), ("a",), None),
+        ("[b, a]", (Path("b"), Path("a")), ("b", "a"), None),
+        ("{b: 0.7, a.jsonl.gz: 3e-1}", {Path("b"): 0.7, Path("a.jsonl.gz"): 0.3}, ("b", "a.jsonl.gz"), (0.7, 0.3)),
+    ],
+)
+def test_the_data_is_a_store_or_several(
+    tmp_path: Path, text: str, path: object, paths: tuple[str, ...], weights: object
+) -> None:
+    for settings in (load(f"data.path={text}"), load(file=written(tmp_path, f"data: {{path: {text}}}\n"))):
+        assert settings.data.path == path
+        assert settings.data.paths == tuple(map(Path, paths))
+        assert settings.data.weights == weights
+        assert DistillSettings.model_validate(json.loads(json.dumps(settings.model_dump(mode="json")))) == settings
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (["a"], Path("a")),
+        (["a:2"], Path("a")),
+        (["a", "b:c"], (Path("a"), Path("b:c"))),
+        (["a:7", "b:3"], {Path("a"): 7.0, Path("b"): 3.0}),
+        (["a:b:.5", "c/d:1e-3"], {Path("a:b"): 0.5, Path("c/d"): 0.001}),
+        (["there:1", "a"], (Path("there:1"), Path("a"))),
+        (["there:1:1", "a:1"], {Path("there:1"): 1.0, Path("a"): 1.0}),
+        ([":1"], Path(":1")),
+    ],
+)
+def test_what_follows_the_last_colon_is_a_weight_unless_something_is_named_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], path: object
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there:1").mkdir()
+    assert load(**{"data.path": words}).data.path == path
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("3", "a path is wanted, a list of paths, or a mapping"),
+        ("[]", "a path is wanted"),
+        ("{}", "a path is wanted"),
+        ("[a, 3]", "a path is wanted"),
+        ("{3: 1}", "a path is wanted"),
+        ("[a, ./a]", "a is given twice"),
+        ("{a: 1, ./a: 2}", "a is given twice"),
+        ("{a: 1, b: -1}", "the weight of b must be a finite number greater than 0, not -1"),
+        ("{a: 1, b: true}", "the weight of b must be a finite number greater than 0, not True"),
+        ("{a: 1, b: }", "the weight of b must be a finite number greater than 0, not None"),
+        ("{a: .inf, b: 1}", "the weight of a must be a finite number greater than 0, not inf"),
+        ("{a: much, b: 1}", "the weight of a must be a finite number greater than 0, not 'much'"),
+        (f"{{a: 1, b: 1{'0' * 400}}}", "the weight of b must be a finite number greater than 0, not 0x"),
+        ("{a: 1, b: 9999.1}", "the weight of a, 1, gives it less than 1 in 10,000"),
+        ('["a\\0", b]', "no null character"),
+        ('["a\\ud800", b]', "must be Unicode text"),
+        ('["a\\ud800", "a\\ud800"]', "a? is given twice"),
+        ('{"a\\ud800": x}', "the weight of a? must be a finite number"),
+    ],
+)
+def test_stores_and_weights_that_cannot_be_are_refused(value: str, said: str) -> None:
+    with pytest.raises(MinilmError, match=r"^data\.path: ") as caught:
+        load(f"data.path={value}")
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_the_smallest_share_is_one_in_ten_thousand() -> None:
+    assert load("data.path={a: 0.0001, b: 0.9999}").data.weights == (0.0001, 0.9999)
 
 
 # --- Wrong values ------------------------------------------------------------------------------------------------

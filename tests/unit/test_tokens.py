@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli import __version__
+from minilm_cli import __version__, tokens
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import sha256
 from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter, id_dtype
@@ -67,6 +70,40 @@ def test_what_is_written_is_read_back_however_it_was_cut_into_calls(
         assert [sum(len(s) == n for s in sequences) for n in range(manifest.longest + 1)] == manifest.length_histogram
         at_once = write(Path(folder, "other"), sequences, shard_tokens=shard_tokens)
         assert contents(store.path) == contents(at_once.path)
+
+
+def test_a_store_may_have_more_shards_than_a_process_may_have_files(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    write(tmp_path, SEQUENCES * 20, shard_tokens=1)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (150, before[1]))
+    try:
+        store = TokenStore(tmp_path)
+        assert len(store.manifest.shards) == len(store) == 20 * len(SEQUENCES) > 75
+        assert [store[n].tolist() for n in range(len(store))] == SEQUENCES * 20
+        store.verify()
+        (tmp_path / "there is room for more").open("w").close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_where_a_process_may_have_no_more_files_it_is_said_how_to_allow_them(tmp_path: Path) -> None:
+    write(tmp_path, SEQUENCES * 20, shard_tokens=1)
+    # Of a process of its own, for what may be had less of cannot be had back.
+    code = f"""
+import pathlib, resource
+from minilm_cli.tokens import TokenStore
+resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))
+TokenStore(pathlib.Path({str(tmp_path)!r}))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "cannot be read: Too many open files" in done.stderr
+    assert "ulimit -n" in done.stderr
+
+
+def test_lengths_are_counted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = write(tmp_path / "at once", SEQUENCES * 5, shard_tokens=100).manifest.length_histogram
+    monkeypatch.setattr(tokens, "_AT_ONCE", 4)
+    assert TokenStore(tmp_path / "at once").manifest.length_histogram == wanted
+    assert write(tmp_path / "in parts", SEQUENCES * 5, shard_tokens=100).manifest.length_histogram == wanted
 
 
 def test_a_shard_closes_with_the_sequence_that_fills_it(tmp_path: Path) -> None:

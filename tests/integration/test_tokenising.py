@@ -1,0 +1,143 @@
+"""Tokenising that is killed and gone on with; its memory, and that of opening a store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import PATIENCE, Commands, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+#: The command with small shards, so that there are whole ones soon.
+SMALL_SHARDS = "from minilm_cli import tokens; tokens.SHARD_TOKENS = 20_000; from minilm_cli.cli import main; main()"
+
+
+@pytest.fixture
+def place(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> Path:
+    """A folder with a teacher and a few megabytes of text."""
+    shutil.copytree(tiny_teacher, minilm.folder / "teacher")
+    text = tiny_corpus.read_text(encoding="utf-8")
+    (minilm.folder / "corpus.txt").write_text(text * (2**22 // len(text)), encoding="utf-8")
+    return minilm.folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def shards(place: Path) -> int:
+    """How many are whole."""
+    state = place / ".unfinished-tokens" / "unfinished.json"
+    return len(json.loads(state.read_text(encoding="utf-8"))["shards"]) if state.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_what_was_killed_is_gone_on_with(minilm: Commands, place: Path, number: signal.Signals, status: int) -> None:
+    command = ("tokenize", "corpus.txt", "--tokenizer", "teacher", "--max-length", "64")
+    program = ("-c", SMALL_SHARDS)
+    for least in (2, 6):
+        process = minilm.start(*command, "--workers", "2", "--continue", program=program)
+        wait_until(lambda: shards(place) >= least, process)  # noqa: B023
+        os.killpg(process.pid, number)
+        done = minilm.end(process)
+        assert (done.returncode, done.stdout) == (status, "")
+        assert "Traceback" not in done.stderr
+        assert ("--continue" in done.stderr) == (number != signal.SIGKILL)
+        assert not (place / "tokens").exists()
+    done = minilm.end(minilm.start(*command, "--workers", "1", "--continue", program=program))
+    assert (done.returncode, done.stdout) == (0, "tokens\n")
+    assert minilm.end(minilm.start(*command, "--output", "whole", program=program)).returncode == 0
+    assert contents(place / "tokens") == contents(place / "whole")
+    assert {path.name for path in place.iterdir()} == {"corpus.txt", "teacher", "tokens", "whole"}
+
+
+@pytest.fixture
+def waiting(place: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """Tokenising whose two workers have nothing to do, for no more text comes; and those."""
+    words = ("tokenize", "-", "--tokenizer", "teacher", "--workers", "2", "--batch-size", "1")
+    with subprocess.Popen(
+        [sys.executable, "-m", "minilm_cli", *words],
+        cwd=place,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write("the man\n" * 2**10)
+        process.stdin.flush()
+        looks: list[list[str]] = []
+
+        def idle() -> bool:
+            looks.append([time_taken(pid) for pid in workers(process.pid)])
+            return len(looks[-1]) == 2 and looks[-200:].count(looks[-1]) == 200
+
+        wait_until(idle, process)
+        yield process, workers(process.pid)
+        process.kill()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def workers(parent: int) -> list[int]:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
+    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="ascii")]
+
+
+def time_taken(pid: int) -> str:
+    """By the main thread of a process, in nanoseconds of a core."""
+    return Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_worker_that_dies_while_it_waits_is_missed(
+    waiting: tuple[subprocess.Popen[str], list[int]], which: int
+) -> None:
+    process, found = waiting
+    os.kill(found[which], signal.SIGKILL)
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        process.stdin.write("one more\n" * 2**10)
+        process.stdin.close()
+    assert process.wait(timeout=PATIENCE) == 1
+    assert process.stderr is not None
+    assert "a worker process died" in process.stderr.read()
+
+
+def test_workers_end_with_whom_they_work_for(waiting: tuple[subprocess.Popen[str], list[int]]) -> None:
+    process, found = waiting
+    process.kill()
+    process.wait(timeout=PATIENCE)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found))
+
+
+def measured(*words: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.tokenise", *words], check=True, stdout=subprocess.PIPE, cwd=ROOT
+    )
+    return json.loads(done.stdout)
+
+
+def test_more_text_takes_no_more_memory() -> None:
+    some, more = measured("memory", "3"), measured("memory", "15")
+    assert more["tokens"] > 4 * some["tokens"]
+    assert more["peak_mb"] < 1.1 * some["peak_mb"]
+
+
+def test_ten_million_sequences_are_opened_in_little_memory() -> None:
+    found = measured("store", "10000000")
+    assert found["sequences"] == 10_000_000
+    assert 70 < found["extra_mb"] < 150  # where the sequences begin takes 80
+    assert found["peak_mb"] < 200

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilm_cli import idlists
+from minilm_cli.errors import MinilmError
+from minilm_cli.idlists import IdListWriter, convert_token_lists
+from minilm_cli.tokens import TokenizerInfo, TokenStore
+
+
+def sequences(path: Path) -> list[list[int]]:
+    store = TokenStore(path)
+    store.verify()
+    return [store[index].tolist() for index in range(len(store))]
+
+
+def test_a_writer_of_token_lists_takes_any_cut_of_its_calls(tmp_path: Path) -> None:
+    for name, cuts in (("one", [[1, 2]]), ("two", [[1], [], [2]])):
+        writer = IdListWriter(tmp_path / name)
+        begin = 0
+        for lengths in cuts:
+            end = begin + sum(lengths)
+            writer.add(np.arange(begin, end, dtype=np.uint16), np.array(lengths, dtype=np.int64))
+            begin = end
+        writer.close()
+        assert gzip.decompress((tmp_path / name).read_bytes()) == b"[0]\n[1, 2]\n"
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+INFO = TokenizerInfo(vocabulary_size=180, special_ids=[3])
+
+
+def converted(folder: Path, content: bytes, info: TokenizerInfo = INFO) -> Path:
+    file = folder / "ids.jsonl.gz"
+    file.write_bytes(gzip.compress(content))
+    convert_token_lists(file, folder / "store", info)
+    return folder / "store"
+
+
+@given(st.lists(st.lists(st.integers(0, 179), min_size=1, max_size=6), min_size=1, max_size=20))
+def test_token_lists_become_a_store_of_the_same_sequences(lists: list[list[int]]) -> None:
+    content = "".join(json.dumps(ids) + "\n" for ids in lists).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        assert sequences(converted(Path(folder), content)) == lists
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1, 2", "cannot be read as JSON"),
+        ("{}", "a list of token ids is wanted"),
+        ("[]", "a list of token ids is wanted"),
+        ("[1.0]", "a list of token ids is wanted"),
+        ("[true]", "a list of token ids is wanted"),
+        ('["1"]', "a list of token ids is wanted"),
+        ("[[1]]", "a list of token ids is wanted"),
+        ("7", "a list of token ids is wanted"),
+        ("[180]", "the token id 180 is outside the teacher's vocabulary of 180"),
+        ("[3, -1]", "the token id -1 is outside"),
+        ("[18446744073709551616]", "the token id 18446744073709551616 is outside"),
+        pytest.param(f"[{'9' * 5000}]", "cannot be read as JSON", id="a number of thousands of digits"),
+        ("[NaN]", "a list of token ids is wanted"),
+        ("", "cannot be read as JSON"),
+        pytest.param("[" * 100_000, "cannot be read as JSON", id="nested too deeply"),
+    ],
+)
+def test_a_line_that_is_no_list_of_ids_is_refused_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(MinilmError, match=message) as caught:
+        converted(tmp_path, b"[1]\n" * 1500 + line.encode() + b"\n[2]\n")
+    assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 1501"
+
+
+def test_a_line_longer_than_may_be_read_at_once_is_refused_with_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idlists, "LONGEST_LIST", 19)
+    fits = b"[1, 2, 3, 4, 5, 66]\n"
+    assert sequences(converted(tmp_path, fits)) == [[1, 2, 3, 4, 5, 66]]
+    with pytest.raises(MinilmError, match="this line is longer than") as caught:
+        converted(tmp_path, b"[1]\n" + b"[1, 2, 3, 4, 5, 666]\n")
+    assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 2"
+
+
+def test_a_line_of_gigabytes_in_a_small_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    file = tmp_path / "ids.jsonl.gz"
+    file.write_bytes(gzip.compress(b"[1]\n[") + gzip.compress(b"1," * 2**20) * 1000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(MinilmError, match="this line is longer than 4 MiB") as caught:
+            convert_token_lists(file, tmp_path / "store", INFO)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+    assert caught.value.where == f"{file}, line 2"
+
+
+def test_the_name_of_a_file_of_lists_is_no_pattern(tmp_path: Path) -> None:
+    converted(tmp_path, b"[1]\n")
+    with pytest.raises(MinilmError, match="there is no such file") as caught:
+        convert_token_lists(tmp_path / "*.jsonl.gz", tmp_path / "another", INFO)
+    assert caught.value.where == str(tmp_path / "*.jsonl.gz")
+
+
+def test_lists_of_more_than_a_batch_are_all_read(tmp_path: Path) -> None:
+    lists = [[n % 180] * 100 for n in range(5000)]
+    content = "".join(json.dumps(ids) + "\n" for ids in lists).encode()
+    assert len(content) > 2**20
+    assert sequences(converted(tmp_path, content)) == lists
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:
+    with pytest.raises(MinilmError) as caught:
+        converted(tmp_path, b"[1]\n\xff\xfe\n")
+    assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 2"
+
+
+def test_a_file_of_no_lists_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MinilmError, match="the file holds no sequence"):
+        converted(tmp_path, b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        pytest.param(b"no gzip at all", "", id="no gzip"),
+        pytest.param(gzip.compress(b"[1]\n" * 9999)[:-5], ", line 10000", id="cut short"),
+        pytest.param(
+            gzip.compress(b"[1]\n[2") + gzip.compress(b"]\n[3]\n")[:-9], ", line 4", id="second member cut short"
+        ),
+        pytest.param(b"", "", id="empty"),
+    ],
+)
+def test_a_damaged_file_of_lists_is_refused_with_its_line(tmp_path: Path, content: bytes, line: str) -> None:
+    file = tmp_path / "ids.jsonl.gz"
+    file.write_bytes(content)
+    with pytest.raises(MinilmError) as caught:
+        convert_token_lists(file, tmp_path / "store", INFO)
+    assert caught.value.where == f"{file}{line}"
