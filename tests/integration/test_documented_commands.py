@@ -157,7 +157,10 @@ def _run(command: str, folder: Path) -> tuple[int, str]:
 def _lines_of_endless_runs(folder: Path) -> dict[Path, int]:
     """How many steps each run logged that would take days."""
     lines = {}
-    for file in folder.rglob("metrics.jsonl"):
+    for place, _, names in os.walk(folder):  # which passes over folders that are gone before it comes to them
+        file = Path(place, "metrics.jsonl")
+        if file.name not in names:
+            continue
         settings = json.loads(file.with_name("settings.json").read_text(encoding="utf-8"))
         if settings["training"]["steps"] > ENDLESS:
             lines[file] = file.read_text(encoding="utf-8").count('"grad_norm"')
