@@ -87,10 +87,10 @@ def _command_page(name: str, command: Any) -> str:
     hints = typing.get_type_hints(inspect.unwrap(command.callback))
     of_settings = _settings_of_flags() if name == "distill" else {}
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    usage = " ".join(["minilm", name, *(argument.metavar for argument in arguments), "[OPTIONS]"])
+    usage = " ".join(["minilm", name, *map(_metavar, arguments), "[OPTIONS]"])
     parts = [f"# minilm {name}", _sentence(command.help), f"```text\n{usage}\n```"]
     if arguments:
-        rows = [(f"`{argument.metavar}`", _default(argument), _sentence(argument.help)) for argument in arguments]
+        rows = [(f"`{_metavar(argument)}`", _default(argument), _sentence(argument.help)) for argument in arguments]
         parts += ["## Arguments", _table(("argument", "default", "meaning"), rows)]
     head = ("option", "value", "default", *(["setting"] if of_settings else []), "meaning")
     rows = [
@@ -108,6 +108,11 @@ def _command_page(name: str, command: Any) -> str:
     if of_settings:
         parts.append("What a setting may be in full is on the page [Settings](settings.md).")
     return "\n\n".join(parts)
+
+
+def _metavar(argument: Any) -> str:
+    metavar: str = argument.metavar + ("..." if argument.nargs < 0 else "")
+    return metavar if argument.required else f"[{metavar}]"
 
 
 def _options(command: Any) -> list[Any]:

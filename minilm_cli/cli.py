@@ -34,7 +34,8 @@ app = typer.Typer(
     help="Make a small, fast encoder from a big one: MiniLMv2 self-attention relation distillation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # whose tables cut names and defaults at 80 columns
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
@@ -63,7 +64,7 @@ def tokenize(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="Text (a line a sample), .jsonl or .csv, each also as .gz, .bz2, .xz or .zst; .parquet; a quoted"
             " pattern of such files; - for standard input; hf://datasets/NAME[:SPLIT].",
         ),
@@ -345,7 +346,7 @@ def distill(
 def resume(
     context: typer.Context,
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="The run's folder.", show_default="the newest in runs/")
+        Path | None, typer.Argument(metavar="RUN", help="The run's folder.", show_default="the newest in runs/")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="A new total of steps.", show_default="the run's")] = None,
     assignments: Annotated[
@@ -369,7 +370,7 @@ def resume(
 @app.command()
 def export(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="The run's folder.", show_default="the newest in runs/")
+        Path | None, typer.Argument(metavar="RUN", help="The run's folder.", show_default="the newest in runs/")
     ] = None,
     format: Annotated[
         str | None, typer.Option(metavar="hf", help="hf: a folder for transformers.", show_default="hf")
@@ -427,7 +428,7 @@ def demo(
     ),
     force: Force = False,
 ) -> None:
-    """Run the whole path in about two minutes, on a sample that comes with the package."""
+    """Run the whole path in two minutes, on a sample it brings."""
     from minilm_cli import demo as demonstration
 
     console = _console()

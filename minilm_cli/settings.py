@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar
 
 import yaml
 from pydantic import (
@@ -79,6 +79,12 @@ Stores = Path | tuple[Path, ...] | dict[Path, PositiveFloat]
 def _nonzero_layer(value: Any) -> Any:
     if value in (0, "0"):  # a list is no layer either, and cannot be in a set
         raise ValueError("layers are counted from 1, or from −1 backwards; there is no layer 0")
+    return value
+
+
+def _check_language(value: str) -> str:
+    if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*", value):
+        raise ValueError("must be the code of a language, such as en, de or zh-Hant")
     return value
 
 
@@ -367,7 +373,11 @@ CHANGEABLE_MID_RUN = frozenset(
 )
 
 
-class TokenizeSettings(Section):
+class Flags(Section):
+    """Settings that no file holds: what is wrong with one is told by the name of its flag."""
+
+
+class TokenizeSettings(Flags):
     """All settings of `minilm tokenize`."""
 
     inputs: tuple[str, ...] = Field(min_length=1)
@@ -389,7 +399,7 @@ class TokenizeSettings(Section):
     """Join successive lines, up to `max_length`; none across a blank line, which ends a document."""
     split_sentences: bool = False
     """Each sentence is a sample, instead of each line."""
-    language: str = Field(default="en", pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
+    language: Annotated[str, AfterValidator(_check_language)] = "en"
     """The language whose rules sentences are split by."""
     text_field: str | None = Field(default=None, min_length=1)
     """The field or column that holds the text (default: `text`); with it, standard input is JSON lines."""
@@ -411,7 +421,7 @@ class TokenizeSettings(Section):
         return self
 
 
-class ExportSettings(Section):
+class ExportSettings(Flags):
     """All settings of `minilm export`."""
 
     run: Path
@@ -575,31 +585,35 @@ def load_distill_settings(
 ) -> DistillSettings:
     """Settings from a file, overridden by `--set` assignments and flags (dotted paths; `None` is not given).
 
-    A list for `data.path` among the flags is one of words, PATH or PATH:WEIGHT.
+    A list for `data.path` is one of words, PATH or PATH:WEIGHT.
     Raises `MinilmError` for a file that cannot be read, an unknown or twice given setting, or a wrong value.
     """
     # A section with nothing in it, as where all its lines are commented out, is read as null.
     read = read_settings_file(file) if file else {}
     values = {name: {} if value is None and name != "output" else value for name, value in read.items()}
-    flags = dict(flags or {})
-    if isinstance(words := flags.get("data.path"), list):
-        flags["data.path"] = _typed_stores(words)
-    overrides = combine(flags, assignments)
+    overrides = combine(flags or {}, assignments)
     # Of the two ways to say how long to train, the command line's replaces the file's.
     for name, other in (("training.steps", "training.epochs"), ("training.epochs", "training.steps")):
         if name in overrides and other not in overrides and isinstance(values.get("training"), dict):
             values["training"].pop(other.partition(".")[2], None)
     for dotted, value in overrides.items():
         _merge(values, dotted, value)
+    where, data = str(file) if file else None, values.get("data")
+    if isinstance(data, dict) and isinstance(words := data.get("path"), list) and _all_words(words):
+        data["path"] = _typed_stores(words, where)
     for required, flag in (("teacher.name", "--teacher"), ("student.config", "--student-config")):
         section, name = required.split(".")
         if not isinstance(values.get(section, {}), dict) or values.get(section, {}).get(name) is None:
             raise MinilmError(f"{flag} is missing", hint=f"Give {flag}, or {required} in a settings file (--config).")
-    return validate(DistillSettings, values, where=str(file) if file else None)
+    return validate(DistillSettings, values, where=where)
 
 
-def _typed_stores(words: Sequence[str]) -> tuple[Path, ...] | dict[Path, float]:
-    """What `--data` is given: the weight is what follows the last colon, unless there is a file of the whole name."""
+def _all_words(values: list[Any]) -> TypeGuard[list[str]]:
+    return all(isinstance(value, str) for value in values)
+
+
+def _typed_stores(words: Sequence[str], where: str | None) -> tuple[Path, ...] | dict[Path, float]:
+    """What words name: the weight is what follows the last colon, unless there is a file of the whole name."""
     stores: dict[Path, float | None] = {}
     for word in words:
         name, _, number = word.rpartition(":")
@@ -609,17 +623,25 @@ def _typed_stores(words: Sequence[str]) -> tuple[Path, ...] | dict[Path, float]:
                 weight = float(number)
             except ValueError:
                 if os.path.lexists(name):
-                    raise MinilmError(f"--data {word}: {number!r} is not a weight") from None
+                    raise MinilmError(
+                        f"data.path: {_encodable(word)}: {_encodable(number)!r} is not a weight", where=where
+                    ) from None
         path = Path(word if weight is None else name)
         if path in stores:
-            raise MinilmError(f"--data gives {path} twice", hint="Give each token store once.")
+            raise MinilmError(
+                f"data.path: {_encodable(path)} is given twice", where=where, hint="Give each token store once."
+            )
         stores[path] = weight
     weights = {path: weight for path, weight in stores.items() if weight is not None}
     if not weights:
         return tuple(stores)
     for path in stores:
         if path not in weights:
-            raise MinilmError(f"--data {path} has no weight, and another has", hint="Give all a weight, or none.")
+            raise MinilmError(
+                f"data.path: {_encodable(path)} has no weight, and another has",
+                where=where,
+                hint="Give all a weight, or none.",
+            )
     return weights
 
 
@@ -673,7 +695,8 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str | None) 
     message = " or ".join(dict.fromkeys(reason[0].lower() + reason[1:] for reason in reasons))
     given = first["input"]
     shown = f" (given: {_short(given)})" if isinstance(given, str | int | float | bool) else ""
-    return MinilmError(f"{dotted}: {message}{shown}" if dotted else message, where=where)
+    name = f"--{dotted.replace('_', '-')}" if dotted and issubclass(model, Flags) else dotted
+    return MinilmError(f"{name}: {message}{shown}" if name else message, where=where)
 
 
 def _short(value: str | float | bool) -> str:

@@ -362,9 +362,7 @@ def _unreadable(path: Path, error: OSError) -> MinilmError:
 def _read_manifest(path: Path) -> Manifest:
     file = path / "manifest.json"
     if not path.exists():
-        raise MinilmError(
-            "there is no such token store", where=str(path), hint="Make it with: minilm tokenize corpus.txt"
-        )
+        raise MinilmError("there is no such token store", where=str(path), hint="minilm tokenize makes one.")
     if not file.is_file():
         raise MinilmError("this is not a token store: it has no manifest.json", where=str(path))
     value = read_json(file, kind="manifest")

@@ -411,12 +411,14 @@ MISTAKES_IN_MIXTURES = [
     Mistake("weight not a number", MIXED + "--data more:nan", ("data.path", "weight of more", "finite", "nan")),
     Mistake("endless weight", MIXED + "--data more:1e400", ("data.path", "weight of more", "finite", "inf")),
     Mistake("wrong weight of one store", DISTILL + "--data tokens:0", ("data.path", "weight of tokens")),
-    Mistake("weight that is a word", MIXED + "--data more:much", ("--data more:much", "'much' is not a weight")),
-    Mistake("weight missing", MIXED + "--data more", ("--data more has no weight", "all a weight, or none")),
+    Mistake("weight that is a word", MIXED + "--data more:much", ("data.path: more:much", "'much' is not a weight")),
+    Mistake("weight missing", MIXED + "--data more", ("data.path: more has no weight", "all a weight, or none")),
     Mistake("share too small", MIXED + "--data more:0.00001", ("weight of more, 1e-05", "less than 1 in 10,000")),
     Mistake("store of a mixture missing", MIXED + "--data nowhere:1", ("nowhere: there is no such token store",)),
-    Mistake("store twice with weights", MIXED + "--data ./tokens/:1", ("tokens twice", "once")),
-    Mistake("store twice without", DISTILL + "--data tokens --data tokens", ("--data gives tokens twice", "once")),
+    Mistake("store twice with weights", MIXED + "--data ./tokens/:1", ("tokens is given twice", "once")),
+    Mistake(
+        "store twice without", DISTILL + "--data tokens --data tokens", ("data.path: tokens is given twice", "once")
+    ),
     Mistake("store twice by a link", MIXED + "--data link:1", ("link: this token store is given twice",)),
     Mistake("stores by flag and set", MIXED + "--set data.path=[a,b]", ("data.path", "by its flag and by --set")),
     Mistake(

@@ -128,13 +128,13 @@ MISTAKES = [
         write("table.csv", "a,b\n1,2\n"),
     ),
     Mistake("unknown option", TOKENIZE + "--tokeniser teacher", ("--tokeniser", "--tokenizer")),
-    Mistake("max length of zero", TOKENIZE + "--max-length 0", ("max_length", "greater than or equal to 2", "0")),
+    Mistake("max length of zero", TOKENIZE + "--max-length 0", ("--max-length: ", "greater than or equal to 2", "0")),
     Mistake("max length that is a word", TOKENIZE + "--max-length long", ("--max-length", "integer")),
     Mistake("no room for text", TOKENIZE + "--max-length 2", ("--max-length 2", "special tokens")),
     Mistake("unknown overflow", TOKENIZE + "--overflow wrap", ("overflow", "split", "truncate", "drop", "wrap")),
     Mistake("unknown errors", TOKENIZE + "--errors ignore", ("errors", "strict", "replace", "ignore")),
     Mistake("no workers", TOKENIZE + "--workers 0", ("workers", "greater than 0")),
-    Mistake("batches of nothing", TOKENIZE + "--batch-size 0", ("batch_size", "greater than 0")),
+    Mistake("batches of nothing", TOKENIZE + "--batch-size 0", ("--batch-size: ", "greater than 0")),
     Mistake(
         "tokenizer folder missing",
         "tokenize corpus.txt --tokenizer ./nowhere",
@@ -183,16 +183,16 @@ MISTAKES = [
 
 
 MISTAKES_IN_NUMBERS = [
-    Mistake("max length beyond counting", TOKENIZE + f"--max-length {10**30}", ("max_length", "less than")),
+    Mistake("max length beyond counting", TOKENIZE + f"--max-length {10**30}", ("--max-length: ", "less than")),
     Mistake("max length of 5000 digits", TOKENIZE + f"--max-length {'9' * 5000}", ("--max-length", "maximum size")),
-    Mistake("max length below zero", TOKENIZE + "--max-length -5", ("max_length", "-5")),
+    Mistake("max length below zero", TOKENIZE + "--max-length -5", ("--max-length: ", "-5")),
     Mistake("max length with a fraction", TOKENIZE + "--max-length 12.5", ("--max-length", "integer")),
     Mistake("workers below zero", TOKENIZE.replace("--workers 1", "--workers -1"), ("workers", "-1")),
     Mistake(
         "workers beyond counting", TOKENIZE.replace("--workers 1", f"--workers {10**30}"), ("workers", "less than")
     ),
-    Mistake("batches beyond counting", TOKENIZE + f"--batch-size {2**63}", ("batch_size", "less than")),
-    Mistake("batches below zero", TOKENIZE + "--batch-size -1", ("batch_size", "-1")),
+    Mistake("batches beyond counting", TOKENIZE + f"--batch-size {2**63}", ("--batch-size: ", "less than")),
+    Mistake("batches below zero", TOKENIZE + "--batch-size -1", ("--batch-size: ", "-1")),
 ]
 
 MISTAKES_IN_FILES = [
@@ -351,7 +351,7 @@ MISTAKES_IN_FILES = [
     Mistake(
         "JSON line with a field without a name",
         "tokenize e.jsonl --text-field ''" + REST,
-        ("text_field", "at least 1 character"),
+        ("--text-field: ", "at least 1 character"),
         write("e.jsonl", '{"text": "a"}\n'),
     ),
     Mistake(
@@ -428,7 +428,7 @@ MISTAKES_IN_OUTPUTS = [
     Mistake("output that is this folder", TOKENIZE + "--force -o .", ("a name of its own", "--output")),
     Mistake("output that has no name", TOKENIZE + "-o ''", ("a name of its own", "--output")),
     Mistake("output that is the folder above", TOKENIZE + "--force -o ..", ("..: ", "a name of its own", "--output")),
-    Mistake("maximum length beyond reason", TOKENIZE + "--max-length 9999999", ("max_length", "2097152")),
+    Mistake("maximum length beyond reason", TOKENIZE + "--max-length 9999999", ("--max-length: ", "2097152")),
     Mistake("field of text that has none", TOKENIZE + "--text-field body", ("--text-field", "none of the inputs")),
     Mistake("output below a link to nothing", TOKENIZE + "-o l/x", ("l/x", "below a file"), link("l", "nowhere")),
     Mistake("output below a link to itself", TOKENIZE + "-o l/x", ("l/x", "below a file"), link("l", "l")),

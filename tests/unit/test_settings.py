@@ -309,6 +309,7 @@ def test_what_is_required_and_missing_is_named(missing: str) -> None:
         ("[a]", Path("a"), ("a",), None),
         ("{a: 3}", Path("a"), ("a",), None),
         ("[b, a]", (Path("b"), Path("a")), ("b", "a"), None),
+        ("[b:0.7, a:.3]", {Path("b"): 0.7, Path("a"): 0.3}, ("b", "a"), (0.7, 0.3)),
         ("{b: 0.7, a.jsonl.gz: 3e-1}", {Path("b"): 0.7, Path("a.jsonl.gz"): 0.3}, ("b", "a.jsonl.gz"), (0.7, 0.3)),
     ],
 )
