@@ -119,6 +119,13 @@ def load_config(teacher: TeacherSettings) -> tuple[PreTrainedConfig, str]:
     return config, _sha256(json.dumps(said, sort_keys=True))
 
 
+def refuse_missing(stores: tuple[Path, ...]) -> None:
+    """Raise `MinilmError` if a token store is gone that a run began with; a file of id lists was converted then."""
+    for path in stores:
+        if not is_id_lists(path) and not path.exists():
+            raise _changed("the token store is gone that the run began with", path)
+
+
 def refuse_changes(settings: DistillSettings, before: Plan, now: Plan) -> None:
     """Raise `MinilmError` if tokens, teacher or student are not those that the run began with."""
     _refuse_other_stores(settings.data.paths, before.data, now.data)

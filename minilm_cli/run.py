@@ -29,7 +29,7 @@ from minilm_cli.export import write_hf
 from minilm_cli.files import refuse_existing, sha256, staged, write_json
 from minilm_cli.health import Finding
 from minilm_cli.hub import load_tokenizer, quiet
-from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare, refuse_changes
+from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare, refuse_changes, refuse_missing
 from minilm_cli.locks import Lock
 from minilm_cli.metrics import NoProgress, Progress, check_sinks
 from minilm_cli.models import saved_config
@@ -109,8 +109,7 @@ def _go_on(run: RunFolder, progress: Progress, changes: Mapping[str, Any], world
         )
     if newest is not None and newest.step == total and run.student.exists() and settings == before:
         return RunReport(run.path, total, final_losses(run.metrics()), finished_before=True)
-    job = prepare(settings, _names_of(run, settings), converted=run.tokens, world=world)
-    refuse_changes(settings, run.plan(), job.plan)
+    job = _prepare_again(run, settings, world)
     if settings != before:
         run.write_settings(job.settings)
         write_json(run.plan_file, job.plan.model_dump())
@@ -133,8 +132,7 @@ def follow(world: World) -> None:
     if told["step"] is not None:
         _wait_for(path := checkpoint.path_of(run.checkpoints, told["step"]), world)
         newest = checkpoint.load(path)
-    job = prepare(settings, _names_of(run, settings), converted=run.tokens, world=world)
-    refuse_changes(settings, run.plan(), job.plan)
+    job = _prepare_again(run, settings, world)
     _train(job, run, NoProgress(), world, None, newest)
 
 
@@ -147,8 +145,7 @@ def replay(file: Path) -> Finding:
     step, weights = evidence.read(file)
     run = find_run(file.parent)
     settings = run.settings()
-    job = prepare(settings, _names_of(run, settings), converted=run.tokens, world=World())
-    refuse_changes(settings, run.plan(), job.plan)
+    job = _prepare_again(run, settings, World())
     job.distiller.load_state({"student": weights, "optimizer": {}})
     return job.distiller.examine(step, job.stream.step(step))
 
@@ -161,11 +158,15 @@ def _begin(settings: DistillSettings, *, force: bool) -> Names:
     return load_names(settings)
 
 
-def _names_of(run: RunFolder, settings: DistillSettings) -> Names:
-    """What the settings of a run that was begun name."""
+def _prepare_again(run: RunFolder, settings: DistillSettings, world: World) -> Job:
+    """The job of a run that was begun; raises `MinilmError` if what it began with is gone or is another."""
+    refuse_missing(settings.data.paths)
     tokenizer = load_tokenizer(str(run.tokenizer.absolute()))
     config = saved_config(run.student_config_file)
-    return Names(tokenizer, *load_config(settings.teacher), config, run.path, sha256(run.student_config_file))
+    names = Names(tokenizer, *load_config(settings.teacher), config, run.path, sha256(run.student_config_file))
+    job = prepare(settings, names, converted=run.tokens, world=world)
+    refuse_changes(settings, run.plan(), job.plan)
+    return job
 
 
 def _begun_by_this_launch(settings: DistillSettings) -> RunFolder | None:

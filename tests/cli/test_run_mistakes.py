@@ -107,7 +107,7 @@ MISTAKES_IN_RESUME = [
     Mistake(
         "resume without the tokens",
         "resume run --steps 6",
-        ("/nowhere/tokens", "no such token store"),
+        ("/nowhere/tokens", "is gone that the run began with", "Put it back"),
         setting("data.path", "/nowhere/tokens"),
     ),
     Mistake(
