@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from minilm_cli.workers import workers
 
 #: Bytes of text that are tokenised at once: while it is at work, a tokenizer takes a hundred times that in memory.
 _AT_ONCE = 2**20
+
+#: Fields that are named where the wanted one is missing.
+_NAMES_SHOWN = 8
 
 #: The environment variable by which the tokenizers library is told whether to use threads.
 _THREADS = "TOKENIZERS_PARALLELISM"
@@ -127,16 +131,26 @@ def _in_portions(texts: list[str]) -> Iterator[list[str]]:
 
 
 def _field(line: str, field: str, where: str) -> str:
+    """The text in a JSON object; none is what is null, as it is in tables."""
     value = parse_json(line, kind="line", where=where)
-    text = value.get(field) if isinstance(value, dict) else None
-    if not isinstance(text, str):
+    if not isinstance(value, dict):
+        raise MinilmError(f"this line is no JSON object, so it has no field {field!r}", where=where)
+    if field not in value:
         raise MinilmError(
-            f"this line is not a JSON object with a string field {field!r}",
+            f"this line has no field {field!r}; it has {_names(value)}",
             where=where,
             hint="Name the field that holds the text with --text-field.",
         )
+    text = value[field] if value[field] is not None else ""
+    if not isinstance(text, str):
+        raise MinilmError(f"the field {field!r} holds no text, but {reprlib.repr(text)}", where=where)
     # A lone surrogate is valid in JSON and in no UTF-8.
     return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _names(value: dict[str, Any]) -> str:
+    shown = [reprlib.repr(name) for name in itertools.islice(value, _NAMES_SHOWN)]
+    return ", ".join(shown) + (", …" if len(value) > len(shown) else "") or "none"
 
 
 def _sentence_splitter(language: str) -> Callable[[str], list[str]]:
