@@ -74,7 +74,9 @@ def _id_arrays(file: Path, info: TokenizerInfo) -> Iterator[list[TokenIds]]:
 
 def _id_list(line: bytes, info: TokenizerInfo, where: str) -> list[int]:
     ids = parse_json(line, kind="line", where=where)
-    if not isinstance(ids, list) or not ids or not all(type(value) is int for value in ids):
+    if ids == []:
+        raise MinilmError("this list of token ids is empty", where=where, hint="Take the line out.")
+    if not isinstance(ids, list) or not all(type(value) is int for value in ids):
         raise MinilmError("a list of token ids is wanted on each line, such as [101, 7592, 102]", where=where)
     if min(ids) < 0 or max(ids) >= info.vocabulary_size:
         wrong = min(ids) if min(ids) < 0 else max(ids)

@@ -368,7 +368,7 @@ MISTAKES_IN_TOKENS = [
     Mistake(
         "empty id list",
         DISTILL + "--data ids.jsonl.gz",
-        ("ids.jsonl.gz, line 3", "list of token ids"),
+        ("ids.jsonl.gz, line 3", "list of token ids is empty"),
         ids("[2, 3]", "[2, 3]", "[]"),
     ),
     Mistake(

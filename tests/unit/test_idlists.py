@@ -58,7 +58,7 @@ def test_token_lists_become_a_store_of_the_same_sequences(lists: list[list[int]]
     [
         ("[1, 2", "cannot be read as JSON"),
         ("{}", "a list of token ids is wanted"),
-        ("[]", "a list of token ids is wanted"),
+        ("[]", "this list of token ids is empty"),
         ("[1.0]", "a list of token ids is wanted"),
         ("[true]", "a list of token ids is wanted"),
         ('["1"]', "a list of token ids is wanted"),
