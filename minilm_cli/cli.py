@@ -163,6 +163,7 @@ def _tokenize_facts(report: TokenizeReport, samples: str) -> dict[str, int]:
         f"{samples} split": counts.split,
         f"{samples} truncated": counts.truncated,
         f"{samples} dropped": counts.dropped,
+        **({"characters replaced": counts.replaced} if counts.replaced else {}),
         "sequences": report.sequences,
         "tokens": report.tokens,
         "median length": report.percentile(0.5),

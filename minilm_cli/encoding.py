@@ -32,6 +32,9 @@ _AT_ONCE = 2**20
 #: Fields that are named where the wanted one is missing.
 _NAMES_SHOWN = 8
 
+#: What stands for bytes that are not UTF-8.
+_REPLACEMENT = "\ufffd"
+
 #: The environment variable by which the tokenizers library is told whether to use threads.
 _THREADS = "TOKENIZERS_PARALLELISM"
 
@@ -76,8 +79,15 @@ class Encoder:
         is_part = lines.goes_on or lines.place.skipped > 0
         texts: list[str] = []
         begins: list[int] = []  # where each unit's texts begin
+        replaced = 0
         for index, line in enumerate(lines.lines):
-            text = self._decode(line, lines, index)
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                if self._recipe.errors == "strict":
+                    raise _not_utf8(error, lines, index) from None
+                text = line.decode(errors="replace")
+                replaced += text.count(_REPLACEMENT) - line.count(_REPLACEMENT.encode())
             if lines.field is not None and text.strip():
                 text = _field(text, lines.field, lines.where(index))
             if self._split is not None:
@@ -90,7 +100,7 @@ class Encoder:
         ids, lengths = self._encode(texts)
         if len(begins) != len(texts):
             lengths = np.add.reduceat(lengths, begins)
-        return Units(ids, lengths, lines.goes_on and self._split is None)
+        return Units(ids, lengths, lines.goes_on and self._split is None, replaced)
 
     def _encode(self, texts: list[str]) -> tuple[Any, Any]:
         """The ids of all texts, one after the other, and how many each has."""
@@ -103,16 +113,14 @@ class Encoder:
             ids.append(np.fromiter(flat, dtype=self._recipe.dtype, count=int(lengths[-1].sum())))
         return np.concatenate(ids), np.concatenate(lengths)
 
-    def _decode(self, line: bytes, lines: Lines, index: int) -> str:
-        try:
-            return line.decode("utf-8", errors=self._recipe.errors)
-        except UnicodeDecodeError as error:
-            place = 1 + error.start + (0 if index else lines.place.skipped)
-            raise MinilmError(
-                f"byte {place} of the {lines.unit}, 0x{line[error.start]:02x}, is not UTF-8",
-                where=lines.where(index),
-                hint="Convert the file (iconv -f latin1 -t utf-8), or replace such bytes with --errors replace.",
-            ) from None
+
+def _not_utf8(error: UnicodeDecodeError, lines: Lines, index: int) -> MinilmError:
+    place = 1 + error.start + (0 if index else lines.place.skipped)
+    return MinilmError(
+        f"byte {place} of the {lines.unit}, 0x{error.object[error.start]:02x}, is not UTF-8",
+        where=lines.where(index),
+        hint="Convert the file (iconv -f latin1 -t utf-8), or replace such bytes with --errors replace.",
+    )
 
 
 def _short(text: str) -> list[str]:

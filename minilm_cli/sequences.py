@@ -27,6 +27,8 @@ class Units:
     """Tokens of each; one without a token is a blank line."""
     goes_on: bool = False
     """This is a part of one line, alone, and the next `Units` is the next part of it."""
+    replaced: int = 0
+    """Characters that stand for bytes which are not UTF-8."""
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Counts:
     """Cut into several sequences."""
     truncated: int = 0
     dropped: int = 0
+    replaced: int = 0
+    """Characters that stand for bytes which are not UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Sequencer:
 
     def add(self, units: Units) -> tuple[TokenIds, Indices]:
         """The sequences that these lines finish: their ids, one after the other, and their lengths."""
+        self.counts.replaced += units.replaced
         if units.goes_on or self._line is not None:
             ids, lengths = self._take_part(units)
         else:

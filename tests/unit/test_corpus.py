@@ -497,8 +497,10 @@ def test_bytes_that_are_not_utf8_are_refused_with_file_and_line(run: Run, tmp_pa
 
 
 def test_bytes_that_are_not_utf8_are_replaced_if_asked(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
-    report = run(b"one\ntwo \xe9 three\n", errors="replace")
-    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in ("one", "two \ufffd three")]
+    report = run("one \ufffd\n".encode() + b"two \xe9 three\n\xff\xff four\n", errors="replace")
+    texts = ("one \ufffd", "two \ufffd three", "\ufffd\ufffd four")
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in texts]
+    assert report.counts.replaced == 3
 
 
 @pytest.mark.parametrize("output", ["tokens", "ids.jsonl.gz"])
