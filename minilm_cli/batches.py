@@ -90,6 +90,8 @@ class Batch:
     """Real tokens of the whole step."""
     imbalance: float
     """How much more the busiest process has to do than they have on average: 0.02 is 2% more."""
+    budget: int
+    """Tokens that its micro-batches were cut to."""
 
     @property
     def padded_tokens(self) -> int:
@@ -185,11 +187,13 @@ class BatchStream:
         owners = share(work, self._ranks)
         mine = owners == self._rank
         loads = np.bincount(owners, weights=work, minlength=self._ranks)
+        budget = self.micro_batch_tokens  # which may become another meanwhile
         return Batch(
             micro_batches=list(self._cut(indices[mine], lengths[mine])),
             sequences=len(indices),
             tokens=int(lengths.sum()),
             imbalance=float(loads.max() / loads.mean() - 1),
+            budget=budget,
         )
 
     def sequence(self, index: int) -> TokenIds:

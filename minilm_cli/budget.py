@@ -23,7 +23,7 @@ import torch
 from minilm_cli.batches import BatchStream, MicroBatch
 from minilm_cli.engine import Distiller, out_of_memory
 from minilm_cli.errors import MinilmError
-from minilm_cli.files import staged, write_json
+from minilm_cli.files import renewed, write_json
 from minilm_cli.seeding import derive
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def settle(distiller: Distiller, stream: BatchStream, *, run_tokens: float, fact
     rates = _try_out(distiller, stream, ladder)
     tried = ", ".join(f"{rate:,.0f} with {budget:,}" for budget, rate in rates.items())
     logger.info("Micro-batches of %s tokens. Tokens a second: %s.", f"{stream.micro_batch_tokens:,}", tried)
-    with suppress(OSError, MinilmError), staged(file, force=True) as built:
+    with suppress(OSError, MinilmError), renewed(file) as built:
         write_json(built, {"micro_batch_tokens": stream.micro_batch_tokens, "tokens_per_second": rates})
 
 

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minilm_cli import __version__
-from minilm_cli.errors import Interrupted, MinilmError, RunError, refuse_newer, remedy
-from minilm_cli.files import discard, first_wrong, read_json, sha256, staged, write_json
+from minilm_cli.errors import MinilmError, RunError, refuse_newer, remedy
+from minilm_cli.files import discard, first_wrong, read_json, renewed, sha256, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -63,17 +63,7 @@ class Checkpoint:
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], notes: Mapping[str, Any]) -> Checkpoint:
     """Write the checkpoint of `step` into `folder`, replacing one of the same step; raises `RunError` if it cannot."""
     path = path_of(folder, step)
-    try:
-        _write(path, step, tensors, notes)
-    except (Interrupted, RunError):
-        raise
-    except MinilmError as error:  # a folder that became read-only is no mistake of the user's
-        raise RunError(error.message, where=error.where, hint=error.hint) from None
-    return Checkpoint(path, step, notes)
-
-
-def _write(path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], notes: Mapping[str, Any]) -> None:
-    with staged(path, force=True) as built:
+    with renewed(path) as built:
         built.mkdir()
         for group, members in tensors.items():
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in members.items()}
@@ -86,6 +76,7 @@ def _write(path: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], n
             "notes": dict(notes),
         }
         write_json(built / _MANIFEST, manifest | {"seal": _seal(manifest)})
+    return Checkpoint(path, step, notes)
 
 
 def load(path: Path) -> Checkpoint:
@@ -152,8 +143,10 @@ def latest(folder: Path) -> Checkpoint | None:
     problems = []
     for step in reversed(steps(folder)):
         try:
-            return load(path_of(folder, step))
+            return load(path := path_of(folder, step))
         except RunError as error:
+            if not path.exists():  # the run that is at work has a newer one by now
+                return latest(folder)
             logger.warning("Passing over a damaged checkpoint: %s", error)
             problems.append(f"{error.where}: {error.message}")
     if problems:

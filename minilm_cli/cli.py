@@ -457,8 +457,9 @@ def _tell(console: Console, report: RunReport, as_json: bool) -> None:
     if report.finished_before:
         console.say(f"{report.path} is finished: {report.step} steps. Extend it with --steps.")
     else:
-        held_out = f", {report.losses['eval_loss']:.4f} on held-out text" if "eval_loss" in report.losses else ""
-        console.say(f"Trained {report.step} steps: loss {report.losses['loss']:.4f}{held_out}.")
+        losses = {"loss": "loss {:.4f}", "eval_loss": "{:.4f} on held-out text"}
+        known = [words.format(report.losses[name]) for name, words in losses.items() if name in report.losses]
+        console.say(f"Trained {report.step} steps{': ' if known else ''}{', '.join(known)}.")
         console.say(f"The student is in {report.path / 'student'}. Export it with:\n    minilm export {report.path}")
     _result(report.path, {"step": report.step, **report.losses}, as_json)
 

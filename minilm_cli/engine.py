@@ -115,23 +115,21 @@ class Distiller:
             following = thread.submit(stream.step, first)
             for step in range(first, last + 1):
                 batch = following.result()
+                following = thread.submit(stream.step, step + 1)  # while this step computes
                 while True:
-                    following = thread.submit(stream.step, step + 1)  # while this step computes
+                    if batch.budget != stream.micro_batch_tokens:  # memory ran out since it was cut
+                        batch = stream.step(step)
                     try:
                         sums, self.stopped_by = self._accumulate(step, batch, stop)
                         break
                     except RuntimeError as error:
-                        if not out_of_memory(error):
-                            raise
-                        self._back_off(step, stream)
-                    batch = stream.step(step)
+                        self._back_off(error, f"step {step}", stream)
                 padded_tokens = batch.padded_tokens
                 if exchange is not None:
                     sums, of_ranks = exchange(sums, (padded_tokens, self.stopped_by, stream.micro_batch_tokens))
                     padded_tokens = sum(padded for padded, _, _ in of_ranks)
                     self.stopped_by = max(number for _, number, _ in of_ranks)
-                    if _follow_budget(step, stream, min(budget for _, _, budget in of_ranks)):
-                        following = thread.submit(stream.step, step + 1)
+                    _follow_budget(step, stream, min(budget for _, _, budget in of_ranks))
                 if self.stopped_by:
                     return
                 yield self._update(step, batch, sums / batch.sequences, padded_tokens)
@@ -196,10 +194,11 @@ class Distiller:
             for index, span in zip(micro_batch.indices.tolist(), micro_batch.spans, strict=True):
                 with torch.no_grad():
                     loss, parts = relation_loss(teacher, student, [span], heads=self._heads, weights=self._weights)
-                if not torch.isfinite(loss).item():
-                    bad.append(index)
-                    culprits.update((~torch.isfinite(parts)).nonzero().flatten().tolist())
-                    teacher_fails |= not all(torch.isfinite(side[span[0] : sum(span)]).all() for side in teacher)
+                    if not torch.isfinite(loss).item():
+                        bad.append(index)
+                        culprits.update((~torch.isfinite(parts)).nonzero().flatten().tolist())
+                        alone, _ = relation_loss(teacher, teacher, [span], heads=self._heads, weights=self._weights)
+                        teacher_fails |= not torch.isfinite(alone).item()
             if not bad:
                 self.optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(self._compare(teacher, student, micro_batch)[0])
@@ -227,28 +226,25 @@ class Distiller:
         finally:
             self.optimizer.zero_grad(set_to_none=True)
 
-    def evaluate(self, batches: Iterable[MicroBatch], *, stop: Callable[[], int] = lambda: 0) -> dict[str, float]:
-        """The mean loss per sequence over `batches`, this process's share of them, without dropout.
+    def evaluate(self, stream: BatchStream, *, stop: Callable[[], int] = lambda: 0) -> dict[str, float]:
+        """The mean loss per sequence over the held-out ones, without dropout; each process does its share.
 
-        Empty if there are none, or if `stop` gives a number in one of the processes, which is kept in `stopped_by`.
+        Empty if there are none, or if `stop` gives a number in one of the processes, which is kept in `stopped_by`. If
+        memory runs out it is as in `steps`.
         """
-        losses = [torch.zeros(1 + len(self._weights), device=self.device)]
-        sequences = number = 0
         self.student.eval()
         try:
-            with torch.no_grad():
-                for batch in batches:
-                    loss, parts = self._loss(batch)
-                    losses.append(torch.cat([loss[None], parts]))
-                    sequences += len(batch.lengths)
-                    if number := stop():
-                        break
+            while True:
+                try:
+                    losses, sequences, number = self._held_out_losses(stream, stop)
+                    break
+                except RuntimeError as error:
+                    self._back_off(error, "the evaluation", stream)
         finally:
             self.student.train()
-        number = number if sequences else stop()
         numbers = torch.zeros(self._world.size, dtype=torch.double)
         numbers[self._world.rank] = number
-        total = torch.cat([torch.stack(losses).cpu().double().sum(0), torch.tensor([float(sequences)]), numbers])
+        total = torch.cat([losses, torch.tensor([float(sequences)]), numbers])
         self._world.add_up(total)
         *sums, seen = total[: -self._world.size].tolist()
         self.stopped_by = int(total[-self._world.size :].max())
@@ -256,6 +252,19 @@ class Distiller:
             return {}
         names = ["eval_loss", *(f"eval_loss_{pair}" for pair in self._weights)]
         return {name: value / seen for name, value in zip(names, sums, strict=True)}
+
+    @torch.no_grad()
+    def _held_out_losses(self, stream: BatchStream, stop: Callable[[], int]) -> tuple[Tensor, int, int]:
+        """Losses summed over this process's share, how many sequences these are, and what `stop` said."""
+        losses = [torch.zeros(1 + len(self._weights), device=self.device)]
+        sequences = number = 0
+        for batch in stream.held_out():
+            loss, parts = self._loss(batch)
+            losses.append(torch.cat([loss[None], parts]))
+            sequences += len(batch.lengths)
+            if number := stop():
+                break
+        return torch.stack(losses).cpu().double().sum(0), sequences, number if sequences else stop()
 
     def copy_from_first(self) -> None:
         """Begin with the student's weights of rank 0, in all processes."""
@@ -313,11 +322,13 @@ class Distiller:
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
 
-    def _back_off(self, step: int, stream: BatchStream) -> None:
-        """Halve the budget; raises `RunError` if that was done before."""
+    def _back_off(self, error: RuntimeError, what: str, stream: BatchStream) -> None:
+        """Halve the budget if memory ran out in `what`; raises `RunError` if it did before, and any other error."""
+        if not out_of_memory(error):
+            raise error
         if self._backed_off:
             raise RunError(
-                f"step {step}: out of memory, with micro-batches of {stream.micro_batch_tokens:,} tokens.",
+                f"{what}: out of memory, with micro-batches of {stream.micro_batch_tokens:,} tokens.",
                 hint="Resume with a lower --set training.micro_batch_tokens=N, or start a run with a lower"
                 " --max-length.",
             ) from None
@@ -326,9 +337,8 @@ class Distiller:
         stream.micro_batch_tokens //= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        logger.warning(
-            "Step %d: out of memory; going on with micro-batches of %s tokens.", step, f"{stream.micro_batch_tokens:,}"
-        )
+        budget = f"{stream.micro_batch_tokens:,}"
+        logger.warning("%s: out of memory; going on with micro-batches of %s tokens.", what.capitalize(), budget)
 
 
 def _is_finite(tensor: Tensor | None) -> bool:
@@ -396,15 +406,13 @@ class _SparseEmbeddings:
             table.weight.grad = self._gradients[table].zero_().index_add_(0, rows._indices()[0], rows._values())
 
 
-def _follow_budget(step: int, stream: BatchStream, budget: int) -> bool:
+def _follow_budget(step: int, stream: BatchStream, budget: int) -> None:
     """Take the smallest budget that a process has come down to, so that a checkpoint has one number to keep."""
-    if budget >= stream.micro_batch_tokens:
-        return False
-    stream.micro_batch_tokens = budget
-    logger.warning(
-        "Step %d: a process is out of memory; going on with micro-batches of %s tokens.", step, f"{budget:,}"
-    )
-    return True
+    if budget < stream.micro_batch_tokens:
+        stream.micro_batch_tokens = budget
+        logger.warning(
+            "Step %d: a process is out of memory; going on with micro-batches of %s tokens.", step, f"{budget:,}"
+        )
 
 
 def schedule_factor(schedule: ScheduleSettings, step: int, total: int) -> float:

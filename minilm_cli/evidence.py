@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minilm_cli import __version__
 from minilm_cli.errors import MinilmError
-from minilm_cli.files import staged
+from minilm_cli.files import renewed
 from minilm_cli.health import NotFinite
 from minilm_cli.tokens import TokenIds
 
@@ -37,7 +37,7 @@ def keep(file: Path, error: NotFinite, sequences: Mapping[int, TokenIds], studen
         tensors["lengths"] = torch.tensor([len(sequence) for sequence in ids])
         tensors["input_ids"] = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     facts = {"step": str(error.finding.step), "message": error.message, "minilm": __version__}
-    with staged(file, force=True) as built:
+    with renewed(file) as built:
         save_file(tensors, built, facts)
 
 

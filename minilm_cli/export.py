@@ -51,12 +51,22 @@ def export(settings: ExportSettings) -> ExportReport:
         raise MinilmError("--private says how a repository is made, and none is named", hint="Add --push-to-hub.")
     if not run.tokenizer.is_dir():
         raise MinilmError("the run's tokenizer is missing", where=str(run.tokenizer))
-    chosen = run.pick_checkpoint(settings.checkpoint)
     sweep(run.path)
-    with staged(output, force=settings.force, folder=True) as built:
-        difference = write_hf(run, chosen, built, dtype=settings.dtype)
+    chosen, difference = _export(run, output, settings)
     url = _upload(output, settings.push_to_hub, private=settings.private) if settings.push_to_hub else None
     return ExportReport(output, chosen.step, difference, url)
+
+
+def _export(run: RunFolder, output: Path, settings: ExportSettings) -> tuple[Checkpoint, float]:
+    """Write the checkpoint that is wanted; picked anew if a run that is at work removes it meanwhile."""
+    chosen = run.pick_checkpoint(settings.checkpoint)
+    try:
+        with staged(output, force=settings.force, folder=True) as built:
+            return chosen, write_hf(run, chosen, built, dtype=settings.dtype)
+    except RunError:
+        if chosen.path.exists():
+            raise
+    return _export(run, output, settings)
 
 
 def _refuse_parts(output: Path, run: RunFolder) -> None:

@@ -24,10 +24,13 @@ from minilm_cli.locks import Held, Lock, holder
 #: A folder that has a file of this name is worked on by whoever holds the lock on it.
 LOCK = "lock"
 
-#: The same, in the folders that outputs are built in.
+#: What the names of folders begin with that outputs are built in.
+_BUILDING = ".tmp-minilm-"
+
+#: The same as `LOCK`, in such a folder.
 _HOLDER_LOCK = ".minilm-lock"
 
-#: In such a folder: what stood in the output's place.
+#: There too: what stood in the output's place.
 _REPLACED = ".replaced"
 
 #: Bytes of a JSON file that is worth reading; the manifest of a store of terabytes has less.
@@ -95,19 +98,35 @@ def staged(path: Path, *, force: bool = False, folder: bool | None = None) -> It
     with room_for(path, force=force, folder=folder), _holder(path) as holding, writing(path, inside=holding):
         built = holding / path.name
         yield built
-        _publish(built, path, holding, force=force, folder=folder)
+        refuse_existing(path, force=force, folder=folder)  # another process may have been faster
+        _publish(built, path, holding)
+
+
+@contextmanager
+def renewed(path: Path) -> Iterator[Path]:
+    """The same for a part of what is minilm's own, such as a checkpoint: whatever stands there gives way.
+
+    That nothing can be written there is no mistake of the user's, but always a `RunError`.
+    """
+    with _refused(path, own=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    with _holder(path, own=True) as holding, writing(path, inside=holding):
+        built = holding / path.name
+        yield built
+        _publish(built, path, holding)
 
 
 def publish(built: Path, path: Path, *, force: bool = False, folder: bool | None = None) -> None:
     """Flush what was built beside `path` to disk, and rename it; where that fails it is left as it is."""
     with _holder(path) as holding, writing(path):
-        _publish(built, path, holding, force=force, folder=folder)
+        refuse_existing(path, force=force, folder=folder)  # as in `staged`
+        _publish(built, path, holding)
 
 
-def _publish(built: Path, path: Path, holding: Path, *, force: bool, folder: bool | None) -> None:
+def _publish(built: Path, path: Path, holding: Path) -> None:
     # safetensors gives its files to their owner alone; an output is as open as any new file.
     _sync_tree(built, mode=stat.S_IMODE((holding / _HOLDER_LOCK).stat().st_mode))
-    refuse_existing(path, force=force, folder=folder)  # another process may have been faster
     _put(built, path, aside=holding / _REPLACED)
     sync(path.parent)
 
@@ -156,12 +175,15 @@ def writing(path: Path, *, inside: Path | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    """Tell where nothing can be written beside `path`: for want of leave, which is a mistake, or for want of space."""
+def _refused(path: Path, *, own: bool = False) -> Iterator[None]:
+    """Tell where nothing can be written beside `path`: for want of leave, which is a mistake, or for want of space.
+
+    own: the path is not of the user's choice, so it is never a mistake.
+    """
     try:
         yield
     except OSError as error:
-        mistakes = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+        mistakes = () if own else (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
         kind = MinilmError if error.errno in mistakes else RunError
         message = f"nothing can be written here: {_reason(error)}"
         raise kind(message, where=str(path.parent), hint=_hint(error, path)) from None
@@ -195,12 +217,12 @@ def _room(path: Path) -> str | None:
 
 
 @contextmanager
-def _holder(path: Path) -> Iterator[Path]:
+def _holder(path: Path, *, own: bool = False) -> Iterator[Path]:
     """A locked folder beside `path`, on its file system, so that renaming is atomic; removed at the end."""
     lock = None
-    with _refused(path):
+    with _refused(path, own=own):
         while lock is None:
-            folder = Path(tempfile.mkdtemp(prefix=f".tmp-{path.name}-", dir=path.parent))
+            folder = Path(tempfile.mkdtemp(prefix=f"{_BUILDING}{path.name}-", dir=path.parent))
             lock = _claim(folder)
     try:
         with lock:
@@ -222,7 +244,7 @@ def sweep(folder: Path, *, own: bool = False) -> None:
 
     What a living process works on stays. own: nobody else writes here, so that temporary files without a lock go too.
     """
-    for left in sorted(folder.glob(".tmp-*")) if folder.is_dir() else ():
+    for left in sorted(folder.glob(".tmp-*" if own else f"{_BUILDING}*")) if folder.is_dir() else ():
         with suppress(Held, OSError):
             if (left / _HOLDER_LOCK).is_file():
                 with Lock(left / _HOLDER_LOCK) as lock:
@@ -235,6 +257,12 @@ def sweep(folder: Path, *, own: bool = False) -> None:
                 shutil.rmtree(left)
             else:
                 left.unlink()
+
+
+def restore(path: Path) -> None:
+    """If there is nothing at `path`, put back what a process had moved aside that was killed while it replaced it."""
+    if not path.exists():
+        sweep(path.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -255,9 +283,14 @@ def _put_back(aside: Path, folder: Path) -> None:
 
 
 def _put(built: Path, path: Path, *, aside: Path) -> None:
-    """Rename `built` to `path`, after moving what stood there into the folder `aside`, for `sweep` to find."""
+    """Rename `built` to `path`, after moving a folder that stood there into `aside`, for `sweep` to find.
+
+    Nothing takes the place of a folder at once: a process that is killed in between leaves neither, and the next that
+    looks puts the old one back. A file is replaced at once.
+    """
     try:
-        if path.exists() or path.is_symlink():
+        there = path.exists() or path.is_symlink()
+        if there and not (built.is_file() and path.is_file()):
             aside.mkdir()
             path.rename(aside / path.name)
         built.rename(path)

@@ -39,7 +39,7 @@ class Finding:
     relations: Sequence[str] = ()
     """The relations whose loss is not finite."""
     teacher: bool = False
-    """Whether the teacher's own queries, keys or values are not, for one of them."""
+    """Whether the teacher's relations are not either, for one of them: then nothing of the student's helps."""
     weights: Sequence[str] = ()
     """Weights of the student that are not."""
     gradients: Sequence[str] = ()
@@ -55,7 +55,7 @@ class Finding:
         ]
         told = [form.format(_few(names)) for names, form in parts if names]
         if self.teacher:
-            told.append("The teacher's own queries, keys or values are not finite for them.")
+            told.append("The teacher's own relations are not finite for them.")
         return " ".join(told)
 
 
@@ -66,8 +66,7 @@ class NotFinite(RunError):
         self.finding = finding
         super().__init__(
             f"step {finding.step}: the loss is {loss:g} and its gradient's norm {grad_norm:g}; the step was not taken."
-            f" {finding.told()}".rstrip(),
-            hint="Resuming would meet it again. A lower --lr, a longer --warmup-steps or --precision fp32 may help.",
+            f" {finding.told()}".rstrip()
         )
 
 

@@ -27,7 +27,7 @@ from minilm_cli.batches import BatchStream
 from minilm_cli.distributed import World
 from minilm_cli.engine import Distiller, has_bf16, pick_device
 from minilm_cli.errors import MinilmError
-from minilm_cli.files import sha256
+from minilm_cli.files import restore, sha256
 from minilm_cli.hub import load_tokenizer, tokenizer_info
 from minilm_cli.idlists import convert_token_lists, is_id_lists
 from minilm_cli.metrics import check_sinks
@@ -122,6 +122,7 @@ def load_config(teacher: TeacherSettings) -> tuple[PreTrainedConfig, str]:
 def refuse_missing(stores: tuple[Path, ...]) -> None:
     """Raise `MinilmError` if a token store is gone that a run began with; a file of id lists was converted then."""
     for path in stores:
+        restore(path)
         if not is_id_lists(path) and not path.exists():
             raise _changed("the token store is gone that the run began with", path)
 
@@ -494,6 +495,7 @@ def _open_store(
     path: Path, converted: Path, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedConfig
 ) -> TokenStore:
     """The token store at `path`, checked and of the teacher's vocabulary; a file of id lists is converted first."""
+    restore(path)
     if is_id_lists(path) or path.is_file():
         if not is_id_lists(path):
             raise MinilmError("a token store (a folder) or a .jsonl.gz of token-id lists is wanted", where=str(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,21 +20,28 @@ class Held(Exception):
 class Lock:
     """A file that is this process's until it lets go of it, or ends in whatever way."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the lock, making the file if need be; raises `Held`, and `OSError` if there can be no such file."""
+    def __init__(self, path: Path, *, patience: float = 0.0) -> None:
+        """Take the lock, making the file if need be; raises `Held`, and `OSError` if there can be no such file.
+
+        patience: seconds to wait for another to let go, as one does at once that only looks (`holder`).
+        """
         self.path = path
         self._file = path.open("a+", encoding="utf-8", errors="replace")
         self.holds = True
         """Whether it keeps others out; it does not on file systems that know no locks."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            words = self._file.read(200).split()
-            self._file.close()
-            raise Held(f"process {' on '.join(words)}" if words else "another process") from None
-        except OSError:
-            self.holds = False
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    self._file.close()
+                    raise Held(_who(path)) from None
+                time.sleep(patience / 10)
+            except OSError:
+                self.holds = False
+                break
         with suppress(OSError):  # a full disk is no reason: what is written is a courtesy
             self._file.truncate(0)
             self._file.write(f"{os.getpid()}\n{socket.gethostname()}\n")
@@ -77,9 +85,17 @@ def holder(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        with Lock(path):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may look at the same time
             return None
-    except Held as held:
-        return str(held)
-    except OSError:  # a file system that is read-only, where nobody is at work
+    except BlockingIOError:
+        return _who(path)
+    except OSError:  # it may not be read, or knows no locks: nobody is known to be at work
         return None
+
+
+def _who(path: Path) -> str:
+    with suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        if words := file.read(200).split():
+            return f"process {' on '.join(words)}"
+    return "another process"

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from minilm_cli.errors import MinilmError
-from minilm_cli.files import replace_text
+from minilm_cli.errors import Interrupted, MinilmError
+from minilm_cli.files import replace_text, sync
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +61,21 @@ class JsonlSink:
     they can be.
     """
 
-    def __init__(self, path: Path, keep: Callable[[Record], bool] = lambda _: True) -> None:
-        """Go on with `path`, dropping the records that are not to be kept: a resumed run writes those again."""
-        self._path = path
-        self._waiting: list[str] = []
-        self._told = False
-        self._drop(keep)
+    def __init__(
+        self, path: Path, keep: Callable[[Record], bool] = lambda _: True, waiting: Iterable[str] = ()
+    ) -> None:
+        """Go on with `path`, dropping the records that are not to be kept: a resumed run writes those again.
 
-    def _drop(self, keep: Callable[[Record], bool]) -> None:
+        waiting: what was when the run was interrupted.
+        """
+        self._path = path
+        self._told = False
+        there = self._drop(keep)
+        self.waiting = [line for line in waiting if line not in there]
+        """Lines that could not be written yet."""
+
+    def _drop(self, keep: Callable[[Record], bool]) -> list[str]:
+        """Leave the lines to be kept, and return them."""
         before = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else None
         kept = []
         for line in (before or "").splitlines(keepends=True):
@@ -78,9 +85,10 @@ class JsonlSink:
                     kept.append(line)
         if before != "".join(kept):
             replace_text(self._path, "".join(kept))
+        return kept
 
     def write(self, record: Record) -> None:
-        self._waiting.append(json.dumps(record) + "\n")
+        self.waiting.append(json.dumps(record) + "\n")
         try:
             self._append_waiting()
         except OSError as error:
@@ -89,24 +97,30 @@ class JsonlSink:
             self._told = True
 
     def _append_waiting(self) -> None:
-        lines = "".join(self._waiting).encode()
+        lines = "".join(self.waiting).encode()
         # Opened each time: a file system that was gone may be back. Not created: its folder may be another one.
         with self._path.open("r+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
                 while lines:  # a disk that fills up takes a part of them first
                     lines = lines[file.write(lines) :]
-            except OSError:
+                self.waiting.clear()
+            except BaseException:  # or a second signal came, and `close` will write them
                 file.truncate(end)
                 raise
-        self._waiting.clear()
         self._told = False
+
+    def flush(self) -> None:
+        """Put on disk what can be: what is still `waiting` then is not there."""
+        with suppress(OSError):
+            self._append_waiting()
+            sync(self._path)
 
     def close(self) -> None:
         try:
             self._append_waiting()
         except OSError as error:
-            logger.warning("%s lacks its last %d lines: %s", self._path, len(self._waiting), error.strerror)
+            logger.warning("%s lacks its last %d lines: %s", self._path, len(self.waiting), error.strerror)
 
 
 class TensorBoardSink:
@@ -171,18 +185,25 @@ def check_sinks(names: Iterable[str]) -> None:
 
 
 def open_sinks(
-    names: Sequence[str], folder: Path, *, run_id: str, first_step: int, settings: Mapping[str, Any]
+    names: Sequence[str], folder: Path, *, run_id: str, first_step: int, settings: Mapping[str, Any], needed: bool
 ) -> list[Sink]:
-    """The optional sinks of these names, writing beside or about the run in `folder` from step `first_step` on."""
-    try:
-        return [
-            TensorBoardSink(folder, first_step) if name == "tensorboard" else WandbSink(folder, run_id, settings)
-            for name in names
-        ]
-    except MinilmError:
-        raise
-    except Exception as error:  # whatever a service's own package raises where there is no login or network
-        raise MinilmError(f"reporting.sinks: {' and '.join(names)} cannot be started: {error}") from error
+    """The optional sinks of these names, writing beside or about the run in `folder` from step `first_step` on.
+
+    One that does not start is left out with a warning, or if they are `needed` raises `MinilmError`.
+    """
+    sinks: list[Sink] = []
+    for name in names:
+        try:
+            sinks.append(
+                TensorBoardSink(folder, first_step) if name == "tensorboard" else WandbSink(folder, run_id, settings)
+            )
+        except MinilmError:
+            raise
+        except Exception as error:  # whatever a service's own package raises where there is no login or network
+            if needed:
+                raise MinilmError(f"reporting.sinks: {name} cannot be started: {error}") from error
+            logger.warning("%s cannot be started, and is left out: %s", name, error)
+    return sinks
 
 
 class Fanout:
@@ -195,6 +216,8 @@ class Fanout:
         for sink in list(self._sinks):
             try:
                 sink.write(record)
+            except Interrupted:
+                raise
             except Exception as error:  # noqa: BLE001  # whatever it is, a report must not end days of work
                 logger.warning("%s failed and is left out from now on: %s", type(sink).__name__, error)
                 self._sinks.remove(sink)
@@ -203,5 +226,7 @@ class Fanout:
         for sink in self._sinks:
             try:
                 sink.close()
+            except Interrupted:
+                raise
             except Exception as error:  # noqa: BLE001  # as above
                 logger.warning("%s could not be closed: %s", type(sink).__name__, error)

@@ -26,7 +26,7 @@ from minilm_cli import __version__, checkpoint, evidence
 from minilm_cli.distributed import World, launch, same_launch
 from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.export import write_hf
-from minilm_cli.files import refuse_existing, sha256, staged, write_json
+from minilm_cli.files import refuse_existing, renewed, sha256, staged, write_json
 from minilm_cli.health import Finding
 from minilm_cli.hub import load_tokenizer, quiet
 from minilm_cli.job import Job, Names, load_config, load_names, measure, prepare, refuse_changes, refuse_missing
@@ -107,8 +107,17 @@ def _go_on(run: RunFolder, progress: Progress, changes: Mapping[str, Any], world
         raise MinilmError(
             f"the run has done {newest.step} steps already and cannot be shortened to {total}", where=str(run.path)
         )
-    if newest is not None and newest.step == total and run.student.exists() and settings == before:
-        return RunReport(run.path, total, final_losses(run.metrics()), finished_before=True)
+    if run.is_finished() and (newest is None or newest.step == total):
+        if settings == before:
+            return RunReport(run.path, total, final_losses(run.metrics()), finished_before=True)
+        if settings.training.steps == before.training.steps:
+            raise MinilmError(
+                "the run is finished: no step is left that a setting could change",
+                where=str(run.path),
+                hint="Extend it with --steps.",
+            )
+    if newest is None:
+        run.refuse_lost_checkpoints(before.checkpoint)
     job = _prepare_again(run, settings, world)
     if settings != before:
         run.write_settings(job.settings)
@@ -140,7 +149,9 @@ def replay(file: Path) -> Finding:
     """Do the step again that a `not-finite-step-….safetensors` was left of, and say where it is not finite.
 
     In this process, from the weights that are in the file, with the run's settings, teacher and tokens; nothing is
-    trained. Raises `MinilmError` if these are not what they were.
+    trained. These are the very passes of a run in one process whose settings, and budget of tokens, are still those
+    of then; of another, the same sequences with other dropout masks. Raises `MinilmError` if teacher or tokens are
+    not what they were.
     """
     step, weights = evidence.read(file)
     run = find_run(file.parent)
@@ -178,7 +189,7 @@ def _begun_by_this_launch(settings: DistillSettings) -> RunFolder | None:
         environment = run.environment()
     except MinilmError:
         return None
-    same = same_launch(ours, environment.get("launch"), finished=run.student.exists())
+    same = same_launch(ours, environment.get("launch"), finished=run.is_finished())
     return run if same and environment.get("asked_for") == _digest(settings) else None
 
 
@@ -285,9 +296,10 @@ def _train(
             training.close()
         if not world.leads:
             return RunReport(run.path, job.total_steps, {})
+        signals.end_at_once("Training is done and saved, the student not written.", hint=run.how_to_go_on())
         final = checkpoint.load(checkpoint.path_of(run.checkpoints, job.total_steps))
         try:
-            with staged(run.student, force=True) as built:
+            with renewed(run.student) as built:
                 write_hf(run, final, built)
         except RunError as error:
             error.hint = mended(error, run, "Training is done and saved.")

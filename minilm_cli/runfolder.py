@@ -26,15 +26,15 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minilm_cli import checkpoint
 from minilm_cli.checkpoint import Checkpoint
 from minilm_cli.errors import MinilmError, RunError, refuse_newer, remedy
-from minilm_cli.files import LOCK, first_wrong, read_json, sweep, write_json
+from minilm_cli.files import LOCK, first_wrong, read_json, restore, sweep, write_json
 from minilm_cli.locks import Held, Lock
 from minilm_cli.plan import Plan
-from minilm_cli.settings import DistillSettings, validate
+from minilm_cli.settings import CheckpointSettings, DistillSettings, validate
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ class Notes(_Part):
     backed_off: BackedOff | None = None
     first_loss: float | None = None
     """Mean loss of the first steps, for `health.Watch`."""
+    unwritten: list[str] = Field(default_factory=list)
+    """Lines of metrics that could not be written."""
 
     @classmethod
     def of(cls, chosen: Checkpoint) -> Notes:
@@ -163,6 +165,10 @@ class RunFolder:
         """The command that goes on with it."""
         return f"minilm resume {shlex.quote(str(self.path))}"
 
+    def how_to_go_on(self) -> str:
+        """The same as a hint."""
+        return f"Go on with:\n    {self.how_to_resume()}"
+
     @contextmanager
     def locked(self) -> Iterator[Lock]:
         """Keep others from training this run, and clear away what a killed process left of it.
@@ -170,7 +176,7 @@ class RunFolder:
         Raises `MinilmError` if another process is at work on it, or nothing can be written.
         """
         try:
-            lock = Lock(self.lock_file)
+            lock = Lock(self.lock_file, patience=0.2)
         except Held as held:
             raise MinilmError(
                 f"{held} is at work on this run",
@@ -232,6 +238,28 @@ class RunFolder:
                     if all(isfinite(value) for value in record.values()) and type(record.get("step")) is int:
                         records.append(record)
         return records
+
+    def is_finished(self) -> bool:
+        """Whether the student is there, which is written at the end."""
+        return all((self.student / name).is_file() for name in ("config.json", "model.safetensors"))
+
+    def refuse_lost_checkpoints(self, settings: CheckpointSettings) -> None:
+        """Raise `RunError` if a run that has no checkpoint has had one: to begin anew would throw its metrics away."""
+        records = self.metrics()
+        saved = [
+            record["step"]
+            for record in records
+            if record["step"] >= settings.every
+            or record.get("elapsed", 0) >= 60 * settings.minutes
+            or ("eval_loss" in record and record["step"])
+        ]
+        # One of the first such step may have been under way; behind it there was one.
+        if self.is_finished() or (saved and records[-1]["step"] > saved[0]):
+            raise RunError(
+                "the run's checkpoints are gone",
+                where=str(self.checkpoints),
+                hint="Put them back; or start a new run, in another folder or with minilm distill --force.",
+            )
 
     def pick_checkpoint(self, wanted: str | int) -> Checkpoint:
         """The checkpoint `last`, `best` or of a step; raises `MinilmError` if there is none, `RunError` if damaged."""
@@ -304,6 +332,7 @@ def find_run(path: Path | None, runs: Path = RUNS) -> RunFolder:
                 f"there is no run in {runs}/", hint="Start one with minilm distill, or name a run's folder."
             )
         path = max(found, key=lambda folder: (folder / "settings.json").stat().st_mtime_ns)
+    restore(path)
     if not _is_run(path):
         raise MinilmError(
             "this is not a run: it has no settings.json" if path.exists() else "there is no such run", where=str(path)

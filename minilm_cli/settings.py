@@ -69,6 +69,8 @@ PositiveFloat = Annotated[float, Field(gt=0), _Number]
 NonNegativeFloat = Annotated[float, Field(ge=0), _Number]
 Weight = Annotated[float, Field(gt=0, le=10**6), _Number]
 Share = Annotated[float, Field(ge=0, lt=1), _Number]
+InAStep = Annotated[int, Field(gt=0, le=2**24), _Number]
+"""What fp32 can count: processes tell each other such numbers so."""
 Length = Annotated[int, Field(ge=2, le=2**21), _Number]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -247,9 +249,9 @@ class TrainingSettings(Section):
     """Optimiser steps. Default: 400000, unless `epochs` is given."""
     epochs: Annotated[float, Field(gt=0, le=10**9), _Number] | None = None
     """Passes over the training sequences, instead of `steps`."""
-    batch_size: Annotated[int, Field(gt=0, le=2**24), _Number] = 256
+    batch_size: InAStep = 256
     """Sequences in an optimiser step, over all processes."""
-    micro_batch_tokens: Literal["auto"] | PositiveInt = "auto"
+    micro_batch_tokens: Literal["auto"] | InAStep = "auto"
     """Padded tokens in one forward pass. Changes speed and memory, never the result (but for the dropout masks).
     `auto`: tried out at the start of a run of two million tokens or more, and remembered for the next one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -22,6 +22,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._save = False
+        self._at_once: tuple[str, str] | None = None
 
     def pending(self) -> int:
         """The number of the one that came and ends the run, or 0."""
@@ -51,7 +52,16 @@ class Signals:
             for number, earlier in before.items():
                 signal.signal(number, earlier)
 
+    def end_at_once(self, message: str, hint: str) -> None:
+        """From now on one is enough, and so is one that has come: `Interrupted` says this then."""
+        self._at_once = message, hint
+        if self.received is not None:
+            raise Interrupted(message, self.received, hint=hint)
+
     def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if self._at_once is not None:
+            message, hint = self._at_once
+            raise Interrupted(message, number, hint=hint)
         if self.received is not None:
             raise Interrupted("at once, without saving.", number, hint="Resuming starts from the last checkpoint.")
         self.received = number

@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterable
 
 from minilm_cli import checkpoint, evidence
 from minilm_cli.distributed import Lost, World
 from minilm_cli.engine import StepReport
 from minilm_cli.errors import Dismissed, Interrupted, MinilmError, RunError
-from minilm_cli.files import sync
-from minilm_cli.health import NotFinite, Watch
+from minilm_cli.health import Finding, NotFinite, Watch
 from minilm_cli.job import Job
 from minilm_cli.locks import Lock
 from minilm_cli.metrics import Fanout, JsonlSink, Progress, Record, Sink, open_sinks
@@ -54,23 +53,28 @@ class Training:
             self._distiller.load_state({group: newest.tensors(group) for group in ("student", "optimizer")})
             logger.info("Going on from step %d.", newest.step)
         self._distiller.copy_from_first()
-        self._sinks = Fanout(self._open_sinks(resumed=newest is not None) if world.leads else [])
+        self._metrics = self._open_metrics(notes.unwritten, resumed=newest is not None) if world.leads else None
+        others = self._open_sinks(resumed=newest is not None) if world.leads else []
+        self._sinks = Fanout([sink for sink in (self._metrics, *others) if sink is not None])
         self._last_save = time.monotonic()
 
+    def _open_metrics(self, unwritten: Iterable[str], *, resumed: bool) -> JsonlSink:
+        def written_before(record: Record) -> bool:
+            done = (self._evaluated or 0) if "eval_loss" in record else self._step
+            return resumed and record["step"] <= done
+
+        return JsonlSink(self._run.metrics_file, written_before, unwritten)
+
     def _open_sinks(self, *, resumed: bool) -> list[Sink]:
-        extra = open_sinks(
+        """The optional ones; where a run is gone on with, one that does not start is left out."""
+        return open_sinks(
             self._settings.reporting.sinks,
             self._run.path,
             run_id=f"{self._run.path.name}-{self._run.environment().get('id', '')}",
             first_step=self._step + 1 if resumed else 0,
             settings=self._settings.model_dump(mode="json"),
+            needed=not resumed,
         )
-
-        def written_before(record: Record) -> bool:
-            done = (self._evaluated or 0) if "eval_loss" in record else self._step
-            return resumed and record["step"] <= done
-
-        return [JsonlSink(self._run.metrics_file, written_before), *extra]
 
     def close(self) -> None:
         """End the progress display and the sinks."""
@@ -99,7 +103,7 @@ class Training:
             raise Interrupted(
                 f"{signal.Signals(number).name} after step {self._step} of {total}; a checkpoint is saved.",
                 number,
-                hint=f"Go on with:\n    {self._run.how_to_resume()}",
+                hint=self._run.how_to_go_on(),
             )
 
     def _take_steps(self) -> None:
@@ -146,7 +150,7 @@ class Training:
         if not due or self._evaluated == self._step or not self._job.stream.held_out_sequences:
             return
         started = time.monotonic()
-        losses = self._distiller.evaluate(self._job.stream.held_out(), stop=self._signals.pending)
+        losses = self._distiller.evaluate(self._job.stream, stop=self._signals.pending)
         if not losses:
             return  # a signal came somewhere: the evaluation is made up for when the run goes on
         self._mark += time.monotonic() - started  # rates are those of training
@@ -186,8 +190,6 @@ class Training:
             first_loss=self._watch.first_loss,
             backed_off=BackedOff(wanted=self._budget, became=self._job.stream.micro_batch_tokens),
         )
-        with suppress(OSError):  # a checkpoint that outlives a power cut has its metrics
-            sync(self._run.metrics_file)
         try:
             self._write_checkpoint(notes)
         except RunError as error:
@@ -208,6 +210,9 @@ class Training:
     def _write_checkpoint(self, notes: Notes) -> None:
         if self._lock is not None and not self._lock.in_place():
             raise RunError("the run's folder is not there any more", where=str(self._run.path))
+        assert self._metrics is not None, "rank 0 saves"
+        self._metrics.flush()  # a checkpoint that outlives a power cut has its metrics
+        notes = notes.model_copy(update={"unwritten": list(self._metrics.waiting)})
         checkpoint.save(self._run.checkpoints, self._step, self._distiller.state(), notes.model_dump())
 
     def _make_room(self) -> checkpoint.Checkpoint | None:
@@ -233,11 +238,7 @@ class Training:
 
     def _leave_evidence(self, error: NotFinite) -> None:
         """Keep what it takes to see again what is not finite, and say where, and what to try."""
-        again = f"{self._run.how_to_resume()} --set optimizer.lr={self._settings.optimizer.lr / 2:g}"
-        error.hint = (
-            "Resuming would meet it again. From the last checkpoint, a lower learning rate or fp32 may help:\n"
-            f"    {again} --set training.precision=fp32"
-        )
+        error.hint = self._what_to_try(error.finding)
         sequences = {index: self._job.stream.sequence(index) for index in error.finding.sequences}
         file = self._run.evidence_file(self._step + 1)
         try:
@@ -246,6 +247,16 @@ class Training:
             logger.warning("The batch cannot be kept: %s", failed)
         else:
             error.hint = f"The batch, and the student before the step, are in {file}\n{error.hint}"
+
+    def _what_to_try(self, finding: Finding) -> str:
+        """What may be changed so that the step comes out finite; no rate mends a teacher."""
+        changes = [] if finding.teacher else [f"optimizer.lr={self._settings.optimizer.lr / 2:g}"]
+        if self._settings.training.precision != "fp32":
+            changes.append("training.precision=fp32")
+        if not changes:
+            return "No setting helps against that: start a new run, without these sequences or with another teacher."
+        command = " --set ".join([self._run.how_to_resume(), *changes])
+        return f"Resuming would meet it again. This may help:\n    {command}"
 
 
 def mended(error: MinilmError, run: RunFolder, kept: str) -> str:

@@ -144,6 +144,7 @@ MISTAKES_IN_NUMBERS = [
     Mistake("epochs not a number", DISTILL.replace("--steps 4", "--epochs nan"), ("training.epochs", "finite")),
     Mistake("endless epochs", DISTILL.replace("--steps 4", "--epochs 1e400"), ("training.epochs", "finite")),
     Mistake("batch beyond counting", DISTILL + f"--batch-size {2**64}", ("training.batch_size", "less than")),
+    Mistake("micro-batch of too many", DISTILL + f"--micro-batch-tokens {2**24 + 1}", ("equal to 16777216",)),
     Mistake("micro-batch beyond counting", DISTILL + f"--micro-batch-tokens {10**30}", ("micro_batch_tokens", "auto")),
     Mistake("max length beyond counting", DISTILL + f"--max-length {10**30}", ("data.max_length", "less than")),
     Mistake("warm-up beyond counting", DISTILL + f"--warmup-steps {10**30}", ("schedule.warmup_steps", "less than")),

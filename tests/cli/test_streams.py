@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from minilm_cli import console
+from minilm_cli import console, run
 from minilm_cli.console import PLAIN_INTERVAL, Console
 from minilm_cli.errors import MinilmError
+from minilm_cli.run import RunReport
 
 from .conftest import Minilm
 
@@ -71,6 +72,13 @@ def test_stdout_of_a_run_is_its_path_and_then_that_of_its_export(minilm: Minilm)
     resumed = minilm("resume")
     assert (resumed.status, resumed.out) == (0, f"{folder}\n")
     assert "is finished: 3 steps" in resumed.err
+
+
+def test_a_run_whose_metrics_are_gone_tells_what_it_knows(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "distill", lambda *_, **__: RunReport(Path("runs/new"), 6, {}))
+    outcome = minilm("distill", "--teacher", "teacher", "--student-config", "config.json")
+    assert (outcome.status, outcome.out) == (0, "runs/new\n")
+    assert "Trained 6 steps.\n" in outcome.err
 
 
 @pytest.mark.usefixtures("workplace")

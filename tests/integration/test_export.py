@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 from minilm_cli import checkpoint, export, run
 from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.metrics import NoProgress
+from minilm_cli.runfolder import RunFolder
 from minilm_cli.settings import ExportSettings
 
 from .conftest import Settings, metrics
@@ -52,6 +53,27 @@ def test_another_checkpoint_is_exported_with_its_weights(copied: Path, wanted: i
     exported = load_file(report.path / "model.safetensors")
     checkpoint = load_file(copied / "checkpoints" / f"step-{report.step:08}" / "student.safetensors")
     assert all(torch.equal(tensor, exported[name]) for name, tensor in checkpoint.items() if name in exported)
+
+
+def test_a_checkpoint_that_a_run_at_work_removes_meanwhile_is_picked_anew(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = export.write_hf
+    picked: list[int] = []
+
+    def remove_the_first(run: RunFolder, chosen: checkpoint.Checkpoint, folder: Path, **options: str) -> float:
+        picked.append(chosen.step)
+        if len(picked) == 1:
+            shutil.rmtree(chosen.path)
+        return write(run, chosen, folder, **options)
+
+    monkeypatch.setattr(export, "write_hf", remove_the_first)
+    assert export.export(ExportSettings(run=copied)).step == 4
+    assert picked == [6, 4]
+    assert [path.name for path in (copied / "export").iterdir()] == ["hf"]
+    picked.clear()
+    with pytest.raises(MinilmError, match="there is no checkpoint of step 3"):
+        export.export(ExportSettings(run=copied, checkpoint=3, force=True))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel, BertConfig
 
-from minilm_cli import run
+from minilm_cli import checkpoint, run
+from minilm_cli import metrics as minilm_metrics
 from minilm_cli.batches import MicroBatch
 from minilm_cli.engine import Distiller
+from minilm_cli.errors import Interrupted, MinilmError, RunError
 from minilm_cli.metrics import NoProgress
 from minilm_cli.runfolder import RunFolder
 
-from .conftest import Commands, Settings, is_the_same, lasting_files, lasting_metrics, metrics, wait_until
+from .conftest import At, Commands, Settings, is_the_same, lasting_files, lasting_metrics, metrics, wait_until
 
 STEPS = 60
 
@@ -46,6 +52,10 @@ class Fails(NoProgress):
         """Fail at the step."""
         if done == self.step:
             raise Fault
+
+
+def fail() -> None:
+    raise Fault
 
 
 @pytest.fixture
@@ -260,12 +270,128 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     is_the_same(folder, finished_run)
 
 
-def test_a_run_whose_every_checkpoint_is_gone_begins_anew(tmp_path: Path, finished_run: Path) -> None:
+@pytest.fixture
+def copied(tmp_path: Path, finished_run: Path) -> Path:
+    """A copy of the finished run, to be spoilt."""
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def test_a_run_whose_every_checkpoint_is_gone_is_not_begun_anew(copied: Path) -> None:
+    shutil.rmtree(copied / "checkpoints")
+    (copied / "checkpoints").mkdir()  # as where a disk is not mounted
+    before = (copied / "metrics.jsonl").read_bytes()
+    assert run.resume(RunFolder(copied), NoProgress()).finished_before
+    with pytest.raises(RunError, match="the run's checkpoints are gone"):
+        run.resume(RunFolder(copied), NoProgress(), {"training.steps": 8})
+    shutil.rmtree(copied / "student")
+    with pytest.raises(RunError, match="the run's checkpoints are gone") as caught:
+        run.resume(RunFolder(copied), NoProgress())
+    assert caught.value.where == str(copied / "checkpoints")
+    assert (copied / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_was_killed_in_its_first_checkpoint_begins_anew(
+    tmp_path: Path, small_settings: Settings, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: object) -> None:
+        raise Fault
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(Fault):
+        run.distill(small_settings(tmp_path / "run"), NoProgress())
+    monkeypatch.undo()
+    assert max(record["step"] for record in metrics(tmp_path / "run")) == 2
+    run.resume(RunFolder(tmp_path / "run"), NoProgress())
+    is_the_same(tmp_path / "run", finished_run)
+
+
+def test_a_newest_checkpoint_that_is_half_deleted_costs_no_other(
+    copied: Path, finished_run: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("minilm_cli"), "propagate", True)
+    (copied / "checkpoints" / "step-00000006" / "checkpoint.json").unlink()
+    run.resume(RunFolder(copied), NoProgress())
+    is_the_same(copied, finished_run)
+    assert checkpoint.steps(copied / "checkpoints") == checkpoint.steps(finished_run / "checkpoints")
+    assert "Passing over a damaged checkpoint" in caplog.text
+    assert "no checkpoint" not in caplog.text
+
+
+def test_a_student_that_is_half_deleted_is_written_again(copied: Path, finished_run: Path) -> None:
+    (copied / "student" / "config.json").unlink()
+    assert not run.resume(RunFolder(copied), NoProgress()).finished_before
+    for name in ("config.json", "model.safetensors"):
+        assert (copied / "student" / name).read_bytes() == (finished_run / "student" / name).read_bytes()
+
+
+def test_a_signal_while_the_student_is_written_ends_the_run_which_can_be_finished(
+    tmp_path: Path, small_settings: Settings, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(finished_run, folder)
-    shutil.rmtree(folder / "checkpoints")
-    assert not run.resume(RunFolder(folder), NoProgress()).finished_before
+
+    def write(_run: object, _chosen: object, built: Path) -> None:
+        built.mkdir()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run, "write_hf", write)
+    with pytest.raises(Interrupted, match="Training is done and saved") as caught:
+        run.distill(small_settings(folder), NoProgress())
+    monkeypatch.undo()
+    assert caught.value.exit_status == 128 + signal.SIGTERM
+    assert f"minilm resume {folder}" in str(caught.value.hint)
+    assert not (folder / "student").exists()
+    assert not list(folder.rglob(".tmp-*"))
+    run.resume(RunFolder(folder), NoProgress())
     is_the_same(folder, finished_run)
+
+
+def test_a_folder_that_became_read_only_when_the_student_is_written_is_no_mistake_of_the_users(
+    tmp_path: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = tempfile.mkdtemp
+
+    def refuse_students(prefix: str, **options: Any) -> str:
+        if "student" in prefix:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), prefix)
+        return make(prefix=prefix, **options)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse_students)
+    with pytest.raises(RunError, match="Read-only file system") as caught:
+        run.distill(small_settings(tmp_path / "run"), NoProgress())
+    assert "Training is done and saved. Once that is mended:" in str(caught.value.hint)
+
+
+def test_lines_of_metrics_that_find_no_room_are_kept_by_the_checkpoint(
+    tmp_path: Path, small_settings: Settings, finished_run: Path
+) -> None:
+    folder = tmp_path / "run"
+    file, aside = folder / "metrics.jsonl", tmp_path / "aside"
+    with pytest.raises(Fault):
+        run.distill(small_settings(folder), At(step_3=lambda: file.rename(aside), step_5=fail))
+    aside.rename(file)
+    assert max(record["step"] for record in metrics(folder)) == 2
+    run.resume(RunFolder(folder), NoProgress())
+    is_the_same(folder, finished_run)
+
+
+def test_a_run_goes_on_without_a_report_that_does_not_start(
+    tmp_path: Path, small_settings: Settings, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: object) -> None:
+        raise ConnectionError("no network")
+
+    with pytest.raises(Fault):
+        run.distill(small_settings(tmp_path / "run", reporting__sinks=["tensorboard"]), Fails(3))
+    monkeypatch.setattr(minilm_metrics, "TensorBoardSink", down)
+    run.resume(RunFolder(tmp_path / "run"), NoProgress())
+    is_the_same(tmp_path / "run", finished_run)
+
+
+def test_a_setting_that_no_step_is_left_for_is_refused(copied: Path) -> None:
+    with pytest.raises(MinilmError, match="no step is left that a setting could change") as caught:
+        run.resume(RunFolder(copied), NoProgress(), {"optimizer.lr": 1e-5})
+    assert caught.value.exit_status == 2
+    assert RunFolder(copied).settings().optimizer.lr != 1e-5
 
 
 def test_a_run_can_be_resumed_from_elsewhere_and_after_it_was_moved(

@@ -80,7 +80,7 @@ def test_sigusr1_saves_and_the_run_goes_on(minilm: Commands, long: tuple[str, ..
 
 def test_sigusr1_before_there_is_anything_to_save_ends_nothing(minilm: Commands, long: tuple[str, ...]) -> None:
     process = minilm.start(*long)
-    wait_until(lambda: list(minilm.folder.glob(".tmp-run-*")), process)
+    wait_until(lambda: list(minilm.folder.glob(".tmp-minilm-run-*")), process)
     process.send_signal(signal.SIGUSR1)
     wait_until(under_way(minilm.folder / "run"), process)
     process.send_signal(signal.SIGHUP)

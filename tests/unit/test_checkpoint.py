@@ -13,6 +13,7 @@ import torch
 
 from minilm_cli import checkpoint
 from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.files import sha256
 
 TENSORS = {
     "student": {"layer.weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.5, float("inf")])},
@@ -220,6 +221,24 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(
     [record] = caplog.records
     assert "Passing over a damaged checkpoint" in record.message
     assert "step-00000005" in record.message
+
+
+def test_one_that_a_run_at_work_removes_meanwhile_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+
+    def while_the_run_goes_on(path: Path) -> str:
+        monkeypatch.undo()
+        save(tmp_path, 2)
+        checkpoint.prune(tmp_path, newest=2, keep=1)
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "sha256", while_the_run_goes_on)
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    assert caplog.messages == []
 
 
 def test_where_none_is_sound_each_is_named_with_what_is_wrong(tmp_path: Path) -> None:

@@ -202,9 +202,9 @@ def test_a_step_reports_what_it_did(setting: Setting) -> None:
 def test_training_lowers_the_loss(setting: Setting) -> None:
     distiller = setting.distiller("schedule.kind=constant")
     stream = setting.stream(batch_size=24)
-    before = distiller.evaluate(stream.held_out())["eval_loss"]
+    before = distiller.evaluate(stream)["eval_loss"]
     train(distiller, stream, last=8)
-    assert distiller.evaluate(stream.held_out())["eval_loss"] < 0.8 * before
+    assert distiller.evaluate(stream)["eval_loss"] < 0.8 * before
 
 
 # --- What is trained and what is not -----------------------------------------------------------------------------
@@ -223,11 +223,11 @@ def test_the_teacher_is_left_as_it_was(setting: Setting) -> None:
 def test_the_student_trains_with_dropout_and_is_evaluated_without(setting: Setting) -> None:
     distiller, stream = setting.distiller(dropout=0.5), setting.stream()
     assert all(module.training for module in distiller.student.modules())
-    first, second = (distiller.evaluate(stream.held_out()) for _ in range(2))
+    first, second = (distiller.evaluate(stream) for _ in range(2))
     assert first == second
     assert all(module.training for module in distiller.student.modules())
     dry = setting.distiller(dropout=0.0)
-    assert dry.evaluate(stream.held_out()) == first
+    assert dry.evaluate(stream) == first
     [wet], [dropless] = train(distiller, stream, last=1), train(dry, stream, last=1)
     assert wet.loss != dropless.loss
 
@@ -394,7 +394,7 @@ def test_a_teacher_that_is_not_finite_is_named_as_the_cause(setting: Setting) ->
     distiller, stream = setting.distiller(), setting.stream()
     word = int(setting.store.sequence(int(stream.step_indices(1)[0]), 24)[1])
     distiller.teacher.model.embeddings.word_embeddings.weight[word] = math.inf
-    with pytest.raises(NotFinite, match="The teacher's own queries, keys or values are not finite") as caught:
+    with pytest.raises(NotFinite, match="The teacher's own relations are not finite") as caught:
         train(distiller, stream, last=1)
     assert caught.value.finding.teacher
     assert all(word in setting.store.sequence(index, 24) for index in caught.value.finding.sequences)
@@ -463,6 +463,19 @@ def test_out_of_memory_halves_the_budget_once_and_says_so(setting: Setting, capl
     undisturbed = setting.distiller()
     train(undisturbed, setting.stream(micro_batch_tokens=80), last=4)
     assert_same(weights(distiller), weights(undisturbed))
+
+
+def test_out_of_memory_in_an_evaluation_is_met_by_half_the_budget_too(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    distiller, stream = setting.distiller(), setting.stream(micro_batch_tokens=160, held_out_fraction=0.2)
+    steps = distiller.steps(stream, first=1, last=2)
+    next(steps)  # and the batch of the second is cut already
+    expected = distiller.evaluate(stream)
+    give_room(distiller, 100)
+    assert distiller.evaluate(stream)["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+    assert caplog.messages == ["The evaluation: out of memory; going on with micro-batches of 80 tokens."]
+    assert [report.step for report in steps] == [2]
 
 
 def test_out_of_memory_once_more_ends_the_run_with_what_to_do(setting: Setting) -> None:
@@ -553,7 +566,7 @@ def test_another_seed_drops_out_other_units(setting: Setting) -> None:
 
 def test_the_held_out_loss_is_the_mean_over_sequences_whatever_the_micro_batches(setting: Setting) -> None:
     distiller = setting.distiller()
-    one, other = (distiller.evaluate(setting.stream(micro_batch_tokens=tokens).held_out()) for tokens in (30, 10**6))
+    one, other = (distiller.evaluate(setting.stream(micro_batch_tokens=tokens)) for tokens in (30, 10**6))
     assert list(one) == ["eval_loss", "eval_loss_qq", "eval_loss_kk", "eval_loss_vv"]
     for name, value in one.items():
         assert math.isclose(value, other[name], rel_tol=1e-5)
@@ -564,8 +577,8 @@ def test_the_held_out_loss_is_the_mean_over_sequences_whatever_the_micro_batches
 
 def test_an_evaluation_of_nothing_or_one_that_is_stopped_gives_nothing(setting: Setting) -> None:
     distiller = setting.distiller()
-    assert distiller.evaluate([]) == {}
-    assert distiller.evaluate(setting.stream().held_out(), stop=lambda: True) == {}
+    assert distiller.evaluate(setting.stream(held_out_fraction=0.0)) == {}
+    assert distiller.evaluate(setting.stream(), stop=lambda: True) == {}
     assert distiller.student.training
 
 
@@ -574,7 +587,7 @@ def test_an_evaluation_changes_nothing_of_the_training(setting: Setting) -> None
     evaluated, straight = setting.distiller(dropout=0.1), setting.distiller(dropout=0.1)
     for step in (1, 2):
         train(evaluated, stream, first=step, last=step)
-        evaluated.evaluate(stream.held_out())
+        evaluated.evaluate(stream)
     train(straight, stream, last=2)
     assert_same(weights(evaluated), weights(straight))
 
@@ -668,9 +681,9 @@ def test_one_that_is_told_to_stop_stops_the_other_before_the_step(setting: Setti
 
 def test_one_that_is_told_to_stop_ends_the_evaluation_of_the_other(setting: Setting) -> None:
     stopped = InTurn(1)
-    assert setting.distiller(world=stopped).evaluate(setting.stream(rank=1, ranks=2).held_out(), stop=lambda: 2) == {}
+    assert setting.distiller(world=stopped).evaluate(setting.stream(rank=1, ranks=2), stop=lambda: 2) == {}
     other = setting.distiller(world=InTurn(0, stopped))
-    assert other.evaluate(setting.stream(ranks=2).held_out()) == {}
+    assert other.evaluate(setting.stream(ranks=2)) == {}
     assert other.stopped_by == 2
 
 
@@ -698,4 +711,4 @@ def test_one_that_has_nothing_to_do_can_be_told_to_stop(setting: Setting) -> Non
     distiller = setting.distiller(world=InTurn(1))
     assert list(distiller.steps(stream, first=1, last=3, stop=lambda: 15)) == []
     assert distiller.stopped_by == 15
-    assert setting.distiller(world=InTurn(1)).evaluate(stream.held_out(), stop=lambda: 15) == {}
+    assert setting.distiller(world=InTurn(1)).evaluate(stream, stop=lambda: 15) == {}

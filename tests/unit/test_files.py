@@ -284,7 +284,7 @@ def killed_in(function: str, folder: Path) -> None:
 def test_what_a_killed_process_left_is_cleared_away_by_the_next(tmp_path: Path, function: str) -> None:
     (tmp_path / "output").write_text("old")
     killed_in(function, tmp_path)
-    left = [path for path in tmp_path.iterdir() if path.name.startswith(".tmp-output-")]
+    left = [path for path in tmp_path.iterdir() if path.name.startswith(".tmp-minilm-output-")]
     assert len(left) == 1
     with staged(tmp_path / "other") as built:
         built.write_text("other")
@@ -298,7 +298,7 @@ def test_what_a_killed_process_had_moved_aside_gets_its_name_back_unless_somethi
 ) -> None:
     if stands:
         (tmp_path / "output").write_text(stands)
-    left = tmp_path / ".tmp-output-abc"
+    left = tmp_path / ".tmp-minilm-output-abc"
     (left / ".replaced").mkdir(parents=True)
     (left / ".replaced" / "output").write_text("old")
     (left / ".minilm-lock").touch()
@@ -318,11 +318,12 @@ def test_what_another_process_works_on_stays(tmp_path: Path) -> None:
 
 
 def test_folders_that_were_not_made_here_stay_unless_the_folder_is_our_own(tmp_path: Path) -> None:
-    (tmp_path / ".tmp-mine").mkdir()
-    (tmp_path / ".tmp-mine" / "letter").write_text("dear")
+    (tmp_path / ".tmp-empty").mkdir()
+    (tmp_path / ".tmp-minilm-mine").mkdir()
+    (tmp_path / ".tmp-minilm-mine" / "letter").write_text("dear")
     (tmp_path / ".tmp-settings.json").write_text("{")
     sweep(tmp_path)
-    assert names(tmp_path) == [".tmp-mine", ".tmp-settings.json"]
+    assert names(tmp_path) == [".tmp-empty", ".tmp-minilm-mine", ".tmp-settings.json"]
     sweep(tmp_path, own=True)
     assert names(tmp_path) == []
     sweep(tmp_path / "nowhere")

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,19 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
         process.wait()
     with Lock(tmp_path / "lock") as lock:
         assert lock.holds
+
+
+def test_looking_keeps_nobody_from_taking_a_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    with (tmp_path / "lock").open() as looks:
+        fcntl.flock(looks, fcntl.LOCK_SH)
+        assert holder(tmp_path / "lock") is None
+        with pytest.raises(Held):
+            Lock(tmp_path / "lock")
+        threading.Timer(0.1, fcntl.flock, (looks, fcntl.LOCK_UN)).start()
+        with Lock(tmp_path / "lock", patience=60) as lock:
+            assert lock.holds
+    assert (tmp_path / "lock").read_text() == ""
 
 
 def test_nobody_holds_what_is_not_there(tmp_path: Path) -> None:

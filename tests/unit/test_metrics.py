@@ -5,11 +5,12 @@ import logging
 import sys
 from io import FileIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from minilm_cli.errors import MinilmError
+from minilm_cli.errors import Interrupted, MinilmError
 from minilm_cli.metrics import Fanout, JsonlSink, Record, TensorBoardSink, WandbSink, check_sinks, open_sinks
 
 
@@ -130,11 +131,27 @@ def test_tensorboard_gets_every_number_but_the_step(tmp_path: Path) -> None:
 
 
 def test_sinks_are_opened_by_name(tmp_path: Path) -> None:
-    about = {"run_id": "x", "first_step": 0, "settings": {}}
+    about = {"run_id": "x", "first_step": 0, "settings": {}, "needed": True}
     assert open_sinks([], tmp_path, **about) == []
     [sink] = open_sinks(["tensorboard"], tmp_path, **about)
     assert isinstance(sink, TensorBoardSink)
     sink.close()
+
+
+def test_a_sink_that_does_not_start_is_left_out_unless_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def init(**_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    about = {"run_id": "x", "first_step": 0, "settings": {}}
+    with pytest.raises(MinilmError, match=r"reporting\.sinks: wandb cannot be started: no network"):
+        open_sinks(["wandb", "tensorboard"], tmp_path, **about, needed=True)
+    [sink] = open_sinks(["wandb", "tensorboard"], tmp_path, **about, needed=False)
+    assert isinstance(sink, TensorBoardSink)
+    sink.close()
+    assert caplog.messages == ["wandb cannot be started, and is left out: no network"]
 
 
 def test_an_optional_package_that_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +189,7 @@ def test_wandb_gets_the_runs_name_settings_and_numbers(tmp_path: Path, monkeypat
 
     monkeypatch.setitem(sys.modules, "wandb", Wandb)
     folder = tmp_path / "my-run"
-    [sink] = open_sinks(["wandb"], folder, run_id="my-run-1a2b", first_step=0, settings={"seed": 42})
+    [sink] = open_sinks(["wandb"], folder, run_id="my-run-1a2b", first_step=0, settings={"seed": 42}, needed=True)
     sink.write({"step": 3, "loss": 0.5})
     sink.close()
     assert calls == [
@@ -188,8 +205,8 @@ def test_wandb_gets_the_runs_name_settings_and_numbers(tmp_path: Path, monkeypat
 class Full:
     """A file that takes a few bytes and then no more."""
 
-    def __init__(self, file: FileIO, room: int) -> None:
-        self.file, self.room = file, room
+    def __init__(self, file: FileIO, room: int, error: Exception) -> None:
+        self.file, self.room, self.error = file, room, error
 
     def __enter__(self) -> Full:
         return self
@@ -202,7 +219,7 @@ class Full:
 
     def write(self, content: bytes) -> int:
         if not self.room:
-            raise OSError(28, "No space left on device")
+            raise self.error
         taken, self.room = content[: self.room], 0
         return self.file.write(taken)
 
@@ -214,7 +231,8 @@ def test_lines_that_find_no_room_are_told_of_once_and_written_later(
     sink = JsonlSink(path)
     sink.write({"step": 1})
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, logger="minilm_cli"):
-        patched.setattr(Path, "open", lambda self, *_, **__: Full(FileIO(self, "r+"), room=5))
+        error = OSError(28, "No space left on device")
+        patched.setattr(Path, "open", lambda self, *_, **__: Full(FileIO(self, "r+"), 5, error))
         sink.write({"step": 2})
         sink.write({"step": 3})
     assert [record.message for record in caplog.records] == [
@@ -225,6 +243,30 @@ def test_lines_that_find_no_room_are_told_of_once_and_written_later(
     sink.close()
     assert lines(path) == [{"step": step} for step in (1, 2, 3, 4)]
     assert len(caplog.records) == 1
+
+
+def test_a_second_signal_ends_a_run_in_the_middle_of_a_report_and_leaves_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    fanout = Fanout([sink, Collecting()])
+    error = Interrupted("at once", 15)
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: Full(FileIO(self, "r+"), 5, error))
+    with pytest.raises(Interrupted):
+        fanout.write({"step": 1})
+    monkeypatch.undo()
+    fanout.close()
+    assert lines(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    assert caplog.messages == []
+
+
+def test_lines_that_waited_when_a_run_ended_are_written_by_the_next_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 9}\n')
+    sink = JsonlSink(path, lambda record: record["step"] < 9, ['{"step": 2}\n', '{"step": 3}\n'])
+    sink.flush()
+    assert lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+    assert sink.waiting == []
 
 
 def test_lines_that_were_never_written_are_counted_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -79,6 +79,15 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
             find_run(None, runs)
 
 
+def test_a_run_is_found_that_a_killed_process_had_moved_aside(tmp_path: Path) -> None:
+    aside = tmp_path / ".tmp-minilm-run-abc" / ".replaced"
+    aside.mkdir(parents=True)
+    (aside.parent / ".minilm-lock").touch()
+    made(aside / "run")
+    assert find_run(tmp_path / "run").path == tmp_path / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_checkpoint_is_picked_by_what_it_is(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     for step in (1, 2, 3):

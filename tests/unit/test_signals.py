@@ -33,6 +33,24 @@ def test_the_first_is_kept_for_later_and_the_second_ends_at_once(number: signal.
     assert caught.value.exit_status == 143
 
 
+def test_in_the_end_one_is_enough() -> None:
+    signals = Signals()
+    with signals.caught():
+        signals.end_at_once("It is saved.", hint="Go on.")
+        with pytest.raises(Interrupted, match="It is saved") as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert (caught.value.exit_status, caught.value.hint) == (143, "Go on.")
+
+
+def test_in_the_end_one_that_came_before_is_enough() -> None:
+    signals = Signals()
+    with signals.caught():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted, match="It is saved") as caught:
+            signals.end_at_once("It is saved.", hint="Go on.")
+    assert caught.value.exit_status == 130
+
+
 def test_to_save_is_asked_for_once_at_a_time_and_ends_nothing() -> None:
     signals = Signals()
     with signals.caught():
