@@ -35,7 +35,7 @@ TIMEOUT = 600
 _POLL = 0.1
 
 #: Seconds between two signs of life, and without one until a process counts as lost.
-_BEAT, _STILL = 0.5, 2.0
+_BEAT, _STILL = 0.5, 5.0
 
 #: Seconds that rank 0, if it has nothing to tell of, stays for the others to hear so.
 _STAY = 10.0
@@ -65,6 +65,7 @@ class World:
         """Seconds spent adding up, which is mostly waiting for the others."""
         self._attempt = secrets.token_hex(8)
         self._met = False
+        self._given_up: set[int] = set()  # ranks that were waited for long enough
         self._sums = 0
         self._beater = threading.Thread(target=self._beat, name="beat", daemon=True)
         self._ends = threading.Event()
@@ -127,6 +128,7 @@ class World:
                 self._welcome()
                 self._leave_if_dismissed()
                 if time.monotonic() > deadline:
+                    self._given_up = set(missing)
                     raise self._missing(missing, f"not ready after {self.timeout:.0f} s")
                 time.sleep(_POLL)
         self._beater.start()
@@ -182,7 +184,7 @@ class World:
             if self.leads and not self._met:
                 self._store.set("dismissed", str(status))
                 deadline = time.monotonic() + _STAY
-                while self._behind("left", 1) != [0] and time.monotonic() < deadline:
+                while set(self._behind("left", 1)) - {0} - self._given_up and time.monotonic() < deadline:
                     self._welcome()
                     time.sleep(_POLL)
             elif status and told_why:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from torch.distributed import TCPStore
 
 from minilm_cli import checkpoint, run
@@ -97,6 +98,16 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
+def saved(folder: Path, step: int) -> Callable[[], bool]:
+    """Whether a run has come to a checkpoint of this step, or a later one: they do not stay for long."""
+    return lambda: max(checkpoint.steps(folder / "checkpoints"), default=0) >= step
+
+
+def first_process(folder: Path) -> int:
+    """Rank 0 of a run that trains."""
+    return int((folder / "lock").read_text(encoding="utf-8").splitlines()[0])
+
+
 def rank(number: int, folder: Path) -> int:
     """The process of this rank."""
     (found,) = (
@@ -156,7 +167,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
     words = ("--batch-size", "7", "--set", "reporting.log_ranks=true")
     process = minilm.start(*distill, *words, launcher=torchrun(3))
     folder = minilm.folder / "run"
-    wait_until((folder / "checkpoints" / "step-00000008").exists, process)
+    wait_until(saved(folder, 8), process)
     process.send_signal(signal.SIGTERM)
     stopped = minilm.end(process)
     assert stopped.returncode != 0
@@ -174,20 +185,25 @@ def test_a_run_goes_on_in_another_number_of_processes(
 def test_after_a_kill_torchrun_starts_them_anew_and_they_end_where_they_would_have(
     minilm: Commands, distill: tuple[str, ...], meeting: str
 ) -> None:
-    done = minilm(*distill[:-1], "undisturbed", "--batch-size", "8", launcher=torchrun(2))
+    steps = 3 * STEPS  # enough for two lives and a half
+    words = ("--batch-size", "8", "--steps", str(steps))
+    done = minilm(*distill[:-1], "undisturbed", *words, launcher=torchrun(2))
     assert done.returncode == 0, done.stderr
     folder = minilm.folder / "run"
-    words = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2")
-    restarting = (*words, meeting, *((free_port(),) if meeting == "--master-port" else ()))
-    process = minilm.start(*distill, "--batch-size", "8", launcher=restarting)
-    for number, step in ((1, 4), (0, 12)):
-        wait_until((folder / "checkpoints" / f"step-{step:08}").exists, process)
-        os.kill(rank(number, minilm.folder), signal.SIGKILL)
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2", meeting)
+    process = minilm.start(*distill, *words, launcher=(*launcher, *([free_port()] if "port" in meeting else [])))
+    wait_until(saved(folder, 4), process)
+    before = first_process(folder)
+    os.kill(rank(1, minilm.folder), signal.SIGKILL)
+    wait_until(lambda: before not in processes_in(minilm.folder), process)
+    reached = max(checkpoint.steps(folder / "checkpoints"))
+    wait_until(saved(folder, reached + 1), process)
+    os.kill(first_process(folder), signal.SIGKILL)
     ended = minilm.end(process)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("Started anew: going on with") == 2
     assert lasting_metrics(folder) == lasting_metrics(minilm.folder / "undisturbed")
-    assert lasting_files(folder, STEPS) == lasting_files(minilm.folder / "undisturbed", STEPS)
+    assert lasting_files(folder, steps) == lasting_files(minilm.folder / "undisturbed", steps)
 
 
 def test_sigusr1_saves_and_ctrl_c_ends_all_with_a_checkpoint(minilm: Commands, distill: tuple[str, ...]) -> None:
@@ -196,7 +212,7 @@ def test_sigusr1_saves_and_ctrl_c_ends_all_with_a_checkpoint(minilm: Commands, d
     folder = minilm.folder / "run"
     wait_until((folder / "metrics.jsonl").exists, process)
     os.kill(rank(1, minilm.folder), signal.SIGUSR1)  # does no harm
-    os.kill(int((folder / "lock").read_text(encoding="utf-8").splitlines()[0]), signal.SIGUSR1)
+    os.kill(first_process(folder), signal.SIGUSR1)
     wait_until(lambda: checkpoint.steps(folder / "checkpoints"), process)
     process.send_signal(signal.SIGINT)
     ended = minilm.end(process)
@@ -210,11 +226,11 @@ def test_sigusr1_saves_and_ctrl_c_ends_all_with_a_checkpoint(minilm: Commands, d
 
 def test_a_second_signal_ends_all_at_once(minilm: Commands, distill: tuple[str, ...]) -> None:
     # A single micro-batch that takes longer than the second signal is away.
-    words = ("--batch-size", "40000", "--micro-batch-tokens", "10000000", "--eval-fraction", "0")
+    words = ("--batch-size", "12000", "--micro-batch-tokens", "10000000", "--eval-fraction", "0")
     process = minilm.start(*distill, *words, launcher=torchrun(2))
     folder = minilm.folder / "run"
     wait_until((folder / "metrics.jsonl").exists, process)
-    first = int((folder / "lock").read_text(encoding="utf-8").splitlines()[0])
+    first = first_process(folder)
     os.kill(first, signal.SIGTERM)
     wait_until(lambda: "once more stops" in (folder / "log.txt").read_text(encoding="utf-8"), process)
     os.kill(first, signal.SIGTERM)
@@ -229,7 +245,7 @@ def test_a_process_that_is_lost_is_named_and_the_work_of_the_others_is_kept(
 ) -> None:
     process = minilm.start(*distill, "--batch-size", "8", "--steps", "4000", launcher=torchrun(3))
     folder = minilm.folder / "run"
-    wait_until((folder / "checkpoints" / "step-00000004").exists, process)
+    wait_until(saved(folder, 4), process)
     os.kill(rank(1, minilm.folder), signal.SIGKILL)
     ended = minilm.end(process)
     assert ended.returncode != 0
@@ -250,15 +266,27 @@ def test_a_mistake_is_told_once_and_all_end_with_its_status(minilm: Commands, di
     assert not (minilm.folder / "run").exists()
 
 
-def test_what_goes_wrong_in_one_process_alone_is_told_by_it(minilm: Commands, distill: tuple[str, ...]) -> None:
+def test_what_goes_wrong_in_one_process_alone_is_told_by_it(
+    minilm: Commands, distill: tuple[str, ...], tmp_path: Path, tiny_teacher: Path
+) -> None:
+    # Another folder of the same name, as on a machine whose copy is not the first's.
+    teacher = tmp_path / "teacher"
+    elsewhere = shutil.copytree(tiny_teacher, tmp_path / "elsewhere")
+    weights = load_file(elsewhere / "model.safetensors")
+    weights["encoder.layer.0.output.dense.bias"][0] += 1e-3
+    save_file(weights, elsewhere / "model.safetensors", {"format": "pt"})
+    teacher.symlink_to(tiny_teacher)
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
-    other = minilm.start("anything", RANK="1", HF_HUB_OFFLINE="1", LOCAL_RANK="1", MINILM_TIMEOUT="20", **address)
-    first = minilm.start(*distill, "--batch-size", "8", "--steps", "4000", RANK="0", MINILM_TIMEOUT="20", **address)
-    wait_until((minilm.folder / "run" / "checkpoints" / "step-00000004").exists, first)
-    other.send_signal(signal.SIGKILL)
+    words = (*distill[:2], str(teacher), *distill[3:])
+    first = minilm.start(*words, RANK="0", **address)
+    wait_until((minilm.folder / "run" / "settings.json").exists, first)
+    teacher.unlink()
+    teacher.symlink_to(elsewhere)
+    other = minilm.end(minilm.start("anything", RANK="1", LOCAL_RANK="1", **address))
+    assert other.returncode == 2
+    assert "rank 1: the teacher's weights changed since the run began" in other.stderr
     ended = minilm.end(first)
-    assert ended.returncode == 1
-    assert "rank 1 is lost" in ended.stderr
+    assert (ended.returncode, ended.stderr.count("Error")) == (2, 0), ended.stderr
 
 
 def test_what_an_earlier_attempt_left_in_torchruns_store_does_no_harm(
@@ -275,7 +303,7 @@ def test_what_an_earlier_attempt_left_in_torchruns_store_does_no_harm(
     words = (*distill, "--batch-size", "7")
     folder = minilm.folder / "run"
     first = [minilm.start(*words, RANK=str(number), **launched) for number in range(2)]
-    wait_until((folder / "checkpoints" / "step-00000004").exists, first[0])
+    wait_until(saved(folder, 4), first[0])
     for process in first:
         process.send_signal(signal.SIGKILL)
         minilm.end(process)
