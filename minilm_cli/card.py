@@ -22,8 +22,12 @@ def model_card(
     *,
     step: int,
     dtype: str,
+    changes: Sequence[tuple[int, str]] = (),
 ) -> str:
-    """`README.md`: teacher, data, settings, losses, what was not trained, how to load it."""
+    """`README.md`: teacher, data, settings, losses, what was not trained, how to load it.
+
+    step: of the checkpoint. changes: after which step which setting was changed.
+    """
     teacher, student, relations, data = plan.teacher, plan.student, plan.relations, plan.data
     header: dict[str, object] = {"library_name": "transformers", "tags": ["minilm", "distillation", student.family]}
     if teacher.on_hub:
@@ -98,6 +102,7 @@ weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.clip_n
 | schedule | {schedule.kind}, {schedule.warmup_steps:,} warm-up steps |
 | precision | {training.precision} (loss in fp32) |
 | seed | {training.seed} |
+{"".join(f"| changed after step {after:,} | {change} |{chr(10)}" for after, change in changes)}\
 
 ## Weights that were not trained
 

@@ -87,9 +87,13 @@ def write_hf(run: RunFolder, chosen: Checkpoint, folder: Path, *, dtype: str = "
     copy_files(run.tokenizer, folder)
     records = [record for record in run.metrics() if record["step"] <= chosen.step]
     plan = run.plan()
-    (folder / "README.md").write_text(
-        model_card(run.settings(), plan, records, step=chosen.step, dtype=dtype), encoding="utf-8"
-    )
+    changes = [
+        (change.step, f"{change.setting} from {change.was} to {change.became}")
+        for change in run.changes()
+        if change.step < chosen.step
+    ]
+    card = model_card(run.settings(), plan, records, step=chosen.step, dtype=dtype, changes=changes)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     title = f"{plan.student.name} from {plan.teacher.name}"
     (folder / CURVE_FILE).write_text(loss_curve(records, title), encoding="utf-8")
     return verify_hf(folder, model, run.tokenizer, dtype=dtype)

@@ -120,6 +120,8 @@ def _go_on(run: RunFolder, progress: Progress, changes: Mapping[str, Any], world
         run.refuse_lost_checkpoints(before.checkpoint)
     job = _prepare_again(run, settings, world)
     if settings != before:
+        if newest is not None:
+            run.write_changes(newest.step, before, job.settings)
         run.write_settings(job.settings)
         write_json(run.plan_file, job.plan.model_dump())
     return _train(job, run, progress, world, lock, newest)

@@ -3,6 +3,7 @@
 settings.json         the settings, all of them, with every `auto` resolved
 environment.json      versions and hardware
 plan.json             what was trained on what: shapes, parameters, sequences, steps
+changes.json          settings that were changed when the run was resumed, if any were
 student-config.json   the student's configuration
 tokenizer/            the teacher's tokenizer
 tokens/               the token store, where the data was a file of token-id lists; of the second: tokens-2/
@@ -34,7 +35,7 @@ from minilm_cli.errors import MinilmError, RunError, refuse_newer, remedy
 from minilm_cli.files import LOCK, first_wrong, read_json, restore, sweep, write_json
 from minilm_cli.locks import Held, Lock
 from minilm_cli.plan import Plan
-from minilm_cli.settings import CheckpointSettings, DistillSettings, validate
+from minilm_cli.settings import CheckpointSettings, DistillSettings, flatten, validate
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,20 @@ class Notes(_Part):
             raise RunError(message, where=str(chosen.path)) from None
 
 
+class Change(_Part):
+    """A setting that was changed when a run was resumed."""
+
+    step: int
+    """The last step that was done with the old value."""
+    setting: str
+    was: float | int | str | None
+    became: float | int | str | None
+
+
+class _Changes(_Part):
+    changes: list[Change]
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run."""
@@ -116,6 +131,11 @@ class RunFolder:
     def plan_file(self) -> Path:
         """What is trained on what."""
         return self.path / "plan.json"
+
+    @property
+    def changes_file(self) -> Path:
+        """Settings that were changed on the way."""
+        return self.path / "changes.json"
 
     @property
     def student_config_file(self) -> Path:
@@ -199,6 +219,7 @@ class RunFolder:
         self.environment()
         self.settings()
         self.plan()
+        self.changes()
         for file in (self.metrics_file, self.log_file, self.lock_file):
             _check_file(file, "r+b")
         _check_folder(self.checkpoints)
@@ -220,6 +241,23 @@ class RunFolder:
     def write_settings(self, settings: DistillSettings) -> None:
         """Replace the run's settings."""
         write_json(self.settings_file, settings.model_dump(mode="json"))
+
+    def changes(self) -> list[Change]:
+        """What was changed on the way, in order; raises `MinilmError` if it cannot be read."""
+        if not self.changes_file.exists():
+            return []
+        return validate(_Changes, _read(self.changes_file, kind="changes"), where=str(self.changes_file)).changes
+
+    def write_changes(self, step: int, before: DistillSettings, now: DistillSettings) -> None:
+        """Add what differs of that which decides what is learnt; `step` was the last that was done before."""
+        was, became = (flatten(settings.model_dump(mode="json")) for settings in (before, now))
+        new = [
+            Change(step=step, setting=name, was=was[name], became=became[name])
+            for name in became
+            if name.startswith(("training.", "optimizer.")) and was[name] != became[name]
+        ]
+        if new:
+            write_json(self.changes_file, _Changes(changes=[*self.changes(), *new]).model_dump())
 
     def plan(self) -> Plan:
         """What is trained on what; raises `MinilmError` if it cannot be read."""

@@ -413,6 +413,8 @@ def _write_run(folder: Path) -> None:
     run = RunFolder(folder)
     run.write_settings(DistillSettings.model_validate(_SETTINGS))
     write_json(run.plan_file, plan().model_dump(mode="json"))
+    changed = {"step": 4, "setting": "optimizer.lr", "was": 0.1, "became": 0.2}
+    write_json(run.changes_file, {"changes": [changed]})
     write_json(run.environment_file, {"format_version": 1, "minilm": "0.1.0", "packages": {}})
     run.metrics_file.write_text(
         '{"step": 3, "loss": 1.5, "lr": 0.1}\n{"step": 5, "eval_loss": 1e-3}\n', encoding="utf-8"
@@ -426,7 +428,8 @@ def _open_run(folder: Path) -> None:
     records = run.metrics()
     final_losses(records)
     loss_curve(records, found.student.name).encode()
-    model_card(run.settings(), found, records, step=5, dtype="float32").encode()
+    changes = [(change.step, change.setting) for change in run.changes()]
+    model_card(run.settings(), found, records, step=5, dtype="float32", changes=changes).encode()
 
 
 def targets() -> list[Target]:

@@ -16,13 +16,14 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel, BertConfig
 
-from minilm_cli import checkpoint, run
+from minilm_cli import checkpoint, export, run
 from minilm_cli import metrics as minilm_metrics
 from minilm_cli.batches import MicroBatch
 from minilm_cli.engine import Distiller
 from minilm_cli.errors import Interrupted, MinilmError, RunError
 from minilm_cli.metrics import NoProgress
 from minilm_cli.runfolder import RunFolder
+from minilm_cli.settings import ExportSettings
 
 from .conftest import At, Commands, Settings, is_the_same, lasting_files, lasting_metrics, metrics, wait_until
 
@@ -385,6 +386,17 @@ def test_a_run_goes_on_without_a_report_that_does_not_start(
     monkeypatch.setattr(minilm_metrics, "TensorBoardSink", down)
     run.resume(RunFolder(tmp_path / "run"), NoProgress())
     is_the_same(tmp_path / "run", finished_run)
+
+
+def test_what_was_changed_on_the_way_is_told_by_the_card(tmp_path: Path, small_settings: Settings) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Fault):
+        run.distill(small_settings(folder), Fails(5))
+    run.resume(RunFolder(folder), NoProgress(), {"optimizer.lr": 1e-5, "checkpoint.keep": 9})
+    row = "| changed after step 4 | optimizer.lr from 0.0006 to 1e-05 |\n"
+    assert row in (folder / "student" / "README.md").read_text(encoding="utf-8")
+    early = export.export(ExportSettings(run=folder, checkpoint=4)).path
+    assert row not in (early / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_setting_that_no_step_is_left_for_is_refused(copied: Path) -> None:

@@ -102,6 +102,18 @@ def test_the_header_is_yaml_that_names_the_teacher_as_base_model() -> None:
     }
 
 
+def test_what_was_changed_on_the_way_is_told() -> None:
+    assert "changed after" not in card()
+    changes = [(1000, "optimizer.lr from 0.0006 to 0.0003"), (2000, "training.steps from 5000 to 6000")]
+    told = model_card(settings_of(), PLAN, RECORDS, step=100, dtype="float32", changes=changes)
+    found = rows(told)
+    assert found["changed after step 1,000"] == "optimizer.lr from 0.0006 to 0.0003"
+    assert found["changed after step 2,000"] == "training.steps from 5000 to 6000"
+    assert told.replace("".join(f"| changed after step {n:,} | {change} |\n" for n, change in changes), "") == (
+        model_card(settings_of(), PLAN, RECORDS, step=100, dtype="float32")
+    )
+
+
 def test_a_local_teacher_is_no_base_model() -> None:
     _, header, _ = card(changed("teacher", on_hub=False)).split("---\n", 2)
     assert "base_model" not in yaml.safe_load(header)
