@@ -38,7 +38,7 @@ class Lock:
                 if time.monotonic() > deadline:
                     self._file.close()
                     raise Held(_who(path)) from None
-                time.sleep(patience / 10)
+                time.sleep(0.01)
             except OSError:
                 self.holds = False
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from minilm_cli import run
+from minilm_cli import job, run
 from minilm_cli.corpus import tokenize
 from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import TokenizeSettings
@@ -85,6 +86,24 @@ def test_id_lists_are_as_good_as_a_store(
     assert losses[0] == losses[1]
     assert len(losses[0]) == 7
     assert len(TokenStore(tmp_path / "run-ids.jsonl.gz" / "tokens")) == len(store)
+
+
+def test_what_takes_long_before_a_run_begins_is_said(
+    tmp_path: Path, small_settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("minilm_cli"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="minilm_cli.job")
+    monkeypatch.setattr(job, "_WORTH_A_WORD", 80)
+    ids = tmp_path / "ids.jsonl.gz"
+    ids.write_bytes(gzip.compress(b"[2, 5, 3]\n" * 30))
+    run.dry_run(small_settings(tmp_path / "run", data__path=ids))
+    said = [f"Making a token store of {ids}.", f"Comparing the checksums of {ids}."]
+    assert caplog.messages[:2] == said
+    caplog.clear()
+    ids.write_bytes(gzip.compress(b"[2, 5, 3]\n" * 20))
+    run.dry_run(small_settings(tmp_path / "run", data__path=ids))
+    assert said[0] in caplog.messages
+    assert said[1] not in caplog.messages
 
 
 def test_a_dry_run_writes_nothing(minilm: Commands, place: Path, tiny_store: Path) -> None:
