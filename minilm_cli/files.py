@@ -33,6 +33,9 @@ _HOLDER_LOCK = ".minilm-lock"
 #: There too: what stood in the output's place.
 _REPLACED = ".replaced"
 
+#: How often a lock is tried for that is lost as soon as it is taken.
+LOCK_TRIES = 100
+
 #: Bytes of a JSON file that is worth reading; the manifest of a store of terabytes has less.
 _MOST_JSON = 2**26
 
@@ -219,11 +222,8 @@ def _room(path: Path) -> str | None:
 @contextmanager
 def _holder(path: Path, *, own: bool = False) -> Iterator[Path]:
     """A locked folder beside `path`, on its file system, so that renaming is atomic; removed at the end."""
-    lock = None
     with _refused(path, own=own):
-        while lock is None:
-            folder = Path(tempfile.mkdtemp(prefix=f"{_BUILDING}{path.name}-", dir=path.parent))
-            lock = _claim(folder)
+        folder, lock = _locked_folder(path)
     try:
         with lock:
             yield folder
@@ -232,11 +232,29 @@ def _holder(path: Path, *, own: bool = False) -> Iterator[Path]:
             _remove(folder)
 
 
+def _locked_folder(path: Path) -> tuple[Path, Lock]:
+    for _ in range(LOCK_TRIES):
+        folder = Path(tempfile.mkdtemp(prefix=f"{_BUILDING}{path.name}-", dir=path.parent))
+        if lock := _claim(folder):
+            return folder, lock
+        shutil.rmtree(folder, ignore_errors=True)
+    raise no_lock(path)
+
+
 def _claim(folder: Path) -> Lock | None:
     """The lock on a new folder, unless another process has taken it for one that was left behind."""
     with suppress(Held):
         return Lock.claim(folder / _HOLDER_LOCK)
     return None
+
+
+def no_lock(path: Path) -> RunError:
+    """What to raise where locks on files beside `path` are lost as soon as they are taken."""
+    return RunError(
+        "a file that is locked here is at once another one: this file system does not know its files again",
+        where=str(path.parent),
+        hint="Name another place, best on a disk of this machine.",
+    )
 
 
 def sweep(folder: Path, *, own: bool = False) -> None:

@@ -14,13 +14,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minilm_cli import __version__
 from minilm_cli.errors import MinilmError, refuse_newer
-from minilm_cli.files import first_wrong, make_beside, publish, read_json, sync, write_json, writing
+from minilm_cli.files import (
+    LOCK_TRIES,
+    first_wrong,
+    make_beside,
+    no_lock,
+    publish,
+    read_json,
+    sync,
+    write_json,
+    writing,
+)
 from minilm_cli.lines import Place
 from minilm_cli.locks import Held, Lock
 from minilm_cli.sequences import State
@@ -34,6 +45,9 @@ FORMAT_VERSION = 1
 #: What the folder's name begins with, and what is in it.
 _PREFIX = ".unfinished-"
 _LOCK, _STATE, _STORE = "lock", "unfinished.json", "store"
+
+#: Seconds between two tries for a lock that another process holds: it may only be looking for what is of no use.
+_PAUSE = 0.01
 
 _ANEW = "Make it anew with --force, without --continue."
 
@@ -162,31 +176,45 @@ def unfinished(
 @contextmanager
 def _locked(output: Path) -> Iterator[Path]:
     """The folder, which no other process works on meanwhile."""
-    lock = None
-    try:
-        while lock is None:
-            path = make_beside(output, f"{_PREFIX}{output.name}")
-            with writing(path):  # unless it is removed just then, for the store is whole
-                lock = Lock.claim(path / _LOCK)
-    except Held as held:
-        raise MinilmError(f"{held} is making this output", where=str(output)) from None
-    with lock:
+    with _claim(output) as lock:
         if not lock.holds:
             logger.warning("%s is on a file system without locks: let one process alone make it.", output)
-        yield path
+        yield lock.path.parent
+
+
+def _claim(output: Path) -> Lock:
+    """The lock on the folder, which is made if need be; raises `MinilmError` if another process holds it for long."""
+    why: MinilmError | None = None
+    for _ in range(LOCK_TRIES):
+        path = make_beside(output, f"{_PREFIX}{output.name}")
+        try:
+            with writing(path):  # unless it is removed just then, for the store is whole
+                if lock := Lock.claim(path / _LOCK):
+                    return lock
+            why = no_lock(path)
+        except Held as held:
+            why = MinilmError(f"{held} is making this output", where=str(output))
+            sleep(_PAUSE)
+    assert why is not None
+    raise why
 
 
 def _sweep(folder: Path) -> None:
     """Clear away what is of no use: of processes that were killed before the first whole shard, or after the last."""
     for left in sorted(folder.glob(f"{_PREFIX}*")):
         with suppress(Held, OSError):
-            if not (left / _LOCK).is_file():
-                continue
-            with Lock(left / _LOCK) as lock:
-                found = {path.name for path in left.iterdir()}
-                ours = found <= {_LOCK, _STATE, _STORE, f".tmp-{_STATE}"}
-                if lock.holds and ours and not {_STATE, _STORE} <= found:
-                    shutil.rmtree(left)
+            # First without the lock: whoever wants to go on with that store just then must not find it taken.
+            if _is_of_no_use(left) and (lock := Lock.claim(left / _LOCK)):
+                with lock:
+                    if lock.holds and _is_of_no_use(left):
+                        shutil.rmtree(left)
+
+
+def _is_of_no_use(left: Path) -> bool:
+    """Whether all that is in this folder is ours, and not enough to go on with."""
+    found = {path.name for path in left.iterdir()}
+    ours = found <= {_LOCK, _STATE, _STORE, f".tmp-{_STATE}"}
+    return ours and (left / _LOCK).is_file() and not {_STATE, _STORE} <= found
 
 
 def _go_on(work: Unfinished) -> None:

@@ -365,6 +365,14 @@ def test_a_new_folder_that_another_process_clears_away_is_made_anew(
     assert names(tmp_path) == ["output"]
 
 
+def test_where_locks_are_lost_at_once_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lock, "in_place", lambda _: False)
+    with pytest.raises(RunError, match="does not know its files again") as caught, staged(tmp_path / "output"):
+        pass
+    assert (caught.value.where, bool(caught.value.hint)) == (str(tmp_path), True)
+    assert names(tmp_path) == []
+
+
 def test_a_discarded_folder_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "file").write_text("x")

@@ -17,7 +17,7 @@ from transformers import BertTokenizer
 
 from minilm_cli import files, tokens, unfinished
 from minilm_cli.corpus import tokenize
-from minilm_cli.errors import MinilmError
+from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.locks import Lock
 from minilm_cli.metrics import NoProgress
 from minilm_cli.settings import TokenizeSettings
@@ -298,9 +298,60 @@ def test_a_damaged_shard_is_not_gone_on_with(tokenise: Tokenise, caplog: pytest.
     assert "What is done is kept" not in caplog.text
 
 
-def test_two_that_make_the_same_output_are_refused(tokenise: Tokenise) -> None:
+def test_two_that_make_the_same_output_are_refused(tokenise: Tokenise, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(unfinished, "sleep", pauses.append)
     Path(".unfinished-tokens").mkdir()
     with Lock(Path(".unfinished-tokens/lock")), pytest.raises(MinilmError, match=r"process .* is making this output"):
+        tokenise()
+    assert 0.5 < sum(pauses) < 2
+
+
+def test_who_holds_the_lock_for_a_moment_is_waited_for(tokenise: Tokenise, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tokenise(output="whole")
+    Path(".unfinished-tokens").mkdir()
+    lock = Lock(Path(".unfinished-tokens/lock"))
+    monkeypatch.setattr(unfinished, "sleep", lambda _: lock.close())
+    assert tokenise() == whole
+
+
+def test_what_others_may_go_on_with_is_not_even_locked(
+    tokenise: Tokenise, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PulledPlug):
+        tokenise(after=14, output="some")
+    locked: list[str] = []
+    take = Lock.__init__
+
+    def taken(self: Lock, path: Path) -> None:
+        locked.append(path.parent.name)
+        take(self, path)
+
+    monkeypatch.setattr(Lock, "__init__", taken)
+    tokenise()
+    assert ".unfinished-tokens" in locked
+    assert ".unfinished-some" not in locked
+    assert left(place) == {"tokens", ".unfinished-some"}
+
+
+def test_what_became_of_use_before_it_was_locked_stays(tokenise: Tokenise, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".unfinished-some/store").mkdir(parents=True)
+    Path(".unfinished-some/lock").touch()
+    take = Lock.__init__
+
+    def taken(self: Lock, path: Path) -> None:
+        if path.parent.name == ".unfinished-some":
+            path.with_name("unfinished.json").touch()
+        take(self, path)
+
+    monkeypatch.setattr(Lock, "__init__", taken)
+    tokenise()
+    assert Path(".unfinished-some/unfinished.json").exists()
+
+
+def test_where_locks_are_lost_at_once_that_is_said(tokenise: Tokenise, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lock, "in_place", lambda _: False)
+    with pytest.raises(RunError, match="does not know its files again"):
         tokenise()
 
 
