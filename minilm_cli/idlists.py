@@ -17,6 +17,9 @@ from minilm_cli.tokens import Indices, TokenIds, TokenizerInfo, TokenStoreWriter
 #: Bytes of a line of token ids: half a million of ids, far more than is learnt on at once. Parsing takes 20 times that.
 LONGEST_LIST = 2**22
 
+#: How hard gzip tries, in the one process that writes: more takes several times as long, for a few percent less.
+_COMPRESSION = 6
+
 #: Lines that are read at once.
 _BATCH = 1000
 
@@ -34,7 +37,7 @@ class IdListWriter:
         """`length_histogram[n]` sequences had n tokens."""
         self._raw = path.open("wb")
         # Neither name nor time in the header, so that equal tokens give equal files.
-        self._file = gzip.GzipFile(filename="", fileobj=self._raw, mode="wb", mtime=0)
+        self._file = gzip.GzipFile(filename="", fileobj=self._raw, mode="wb", compresslevel=_COMPRESSION, mtime=0)
 
     def add(self, ids: TokenIds, lengths: Indices) -> None:
         """Append sequences: their ids one after the other, and the length of each."""

@@ -4,6 +4,7 @@ import gzip
 import json
 import tempfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,17 @@ def test_a_writer_of_token_lists_takes_any_cut_of_its_calls(tmp_path: Path) -> N
         writer.close()
         assert gzip.decompress((tmp_path / name).read_bytes()) == b"[0]\n[1, 2]\n"
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_token_lists_are_compressed_no_harder_than_is_worth_it(tmp_path: Path) -> None:
+    writer = IdListWriter(tmp_path / "lists")
+    ids = np.random.default_rng(0).zipf(1.3, 50_000).clip(max=30_000).astype(np.uint16)
+    writer.add(ids, np.full(1000, 50))
+    writer.close()
+    content = (tmp_path / "lists").read_bytes()
+    deflate = zlib.compressobj(6, wbits=-zlib.MAX_WBITS)
+    packed = deflate.compress(gzip.decompress(content)) + deflate.flush()
+    assert content[10:-8] == packed  # between header and checksum
 
 
 INFO = TokenizerInfo(vocabulary_size=180, special_ids=[3])
