@@ -11,7 +11,7 @@ import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal, TypeVar
@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import parse_json
-from minilm_cli.lines import parts
+from minilm_cli.lines import Place, parts
 from minilm_cli.readers import Lines
 from minilm_cli.sequences import SpecialTokens, Units
 from minilm_cli.workers import workers
@@ -57,13 +57,34 @@ class Recipe:
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     """What this tokenizer puts before and behind a text; raises `MinilmError` if it does anything else."""
+    wrong = MinilmError("this tokenizer does not put its special tokens before and behind the text")
     for text in ("a", "1", "的"):
-        plain, full = tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.encode(text).ids
+        try:
+            with _encoding(repr(text)):
+                plain, full = tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.encode(text).ids
+        except MinilmError as error:
+            wrong = error
+            continue
         for begin in range(len(full) - len(plain) + 1):
             end = begin + len(plain)
             if plain and full[begin:end] == plain:
                 return SpecialTokens(tuple(full[:begin]), tuple(full[end:]))
-    raise MinilmError("this tokenizer does not put its special tokens before and behind the text")
+    raise wrong
+
+
+@contextmanager
+def _encoding(where: str) -> Iterator[None]:
+    """Tell of a text that has no ids, for which the tokenizers library raises a plain `Exception`."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise MinilmError(
+            f"the tokenizer cannot encode this text: {error}",
+            where=where,
+            hint="Has it no token for what is unknown? Name one that has with --tokenizer.",
+        ) from None
 
 
 class Encoder:
@@ -75,7 +96,7 @@ class Encoder:
         self._split = _sentence_splitter(recipe.sentences) if recipe.sentences else None
 
     def __call__(self, lines: Lines) -> Units:
-        """The ids of each line, or of each sentence; raises `MinilmError` naming the line that is no text."""
+        """The ids of each line, or of each sentence; raises `MinilmError` naming the line that has none."""
         is_part = lines.goes_on or lines.place.skipped > 0
         texts: list[str] = []
         begins: list[int] = []  # where each unit's texts begin
@@ -97,7 +118,14 @@ class Encoder:
             for unit in units:
                 begins.append(len(texts))
                 texts.extend(_short(unit))
-        ids, lengths = self._encode(texts)
+        try:
+            with _encoding(lines.where(0)):
+                ids, lengths = self._encode(texts)
+        except MinilmError:
+            if len(lines.lines) > 1:  # one after the other, to tell which it is
+                for index, line in enumerate(lines.lines):
+                    self(replace(lines, place=Place(number=lines.place.number + index), lines=[line]))
+            raise
         if len(begins) != len(texts):
             lengths = np.add.reduceat(lengths, begins)
         return Units(ids, lengths, lines.goes_on and self._split is None, replaced)

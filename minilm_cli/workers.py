@@ -11,9 +11,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.resource_tracker import ensure_running
 from queue import SimpleQueue
@@ -37,7 +39,8 @@ def workers(
     """A function that computes tagged values in `count` processes, each with a function that it has `prepare`d.
 
     Values and results are pickled, and so is `prepare`. What the values' iterator or the function raises as a
-    `MinilmError` is raised when all before it is done; raises `RunError` if a process dies.
+    `MinilmError` is raised when all before it is done, and likewise as a `RuntimeError`, with the traceback, what else
+    the function raises. Raises `RunError` if a process dies, or has not the memory.
     """
     # Spawned, not forked: forking a process that has threads (tokenizers, BLAS) may hang.
     context = multiprocessing.get_context("spawn")
@@ -91,6 +94,8 @@ def _received(tag: Tag, pipe: Connection) -> tuple[Tag, Any]:
         result = pipe.recv()
     if isinstance(result, MinilmError):
         raise result
+    if isinstance(result, _Bug):
+        raise RuntimeError(f"in a worker process:\n\n{result.traceback}")  # noqa: TRY004
     return tag, result
 
 
@@ -136,16 +141,29 @@ def _undisturbed() -> Iterator[None]:
 # --- In a worker -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Bug:
+    """What a worker was not meant to raise, as text: not every exception can be pickled."""
+
+    traceback: str
+
+
 def _work(pipe: Connection) -> None:
     values: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, values), daemon=True).start()
-    compute = values.get()()  # what comes first is `prepare`
+    prepare = values.get()
+    compute = None
     while True:
-        result: Any
+        value, result = values.get(), None
         try:
-            result = compute(values.get())
+            compute = compute or prepare()
+            result = compute(value)
         except MinilmError as error:
             result = error
+        except MemoryError:  # ends this process, as the system would have done
+            raise
+        except Exception:  # noqa: BLE001  # told by whom this works for
+            result = _Bug(traceback.format_exc())
         with suppress(ConnectionError):  # nobody is left to have it: see below
             pipe.send(result)
 

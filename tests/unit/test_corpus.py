@@ -584,6 +584,32 @@ def test_a_tokenizer_that_is_not_there_is_refused(run: Run) -> None:
         run("one", tokenizer="./nowhere")
 
 
+@pytest.fixture
+def of_a_alone(tmp_path: Path) -> str:
+    """A tokenizer of sentence pieces that knows the letter a, and no token for what it does not know."""
+    pieces = Tokenizer(models.Unigram([("<pad>", 0.0), ("a", -1.0)], unk_id=None))
+    PreTrainedTokenizerFast(tokenizer_object=pieces, pad_token="<pad>").save_pretrained(tmp_path / "of-a")
+    return str(tmp_path / "of-a")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"split_sentences": True}, {"batch_size": 1}])
+def test_a_text_that_the_tokenizer_cannot_encode_is_told_with_its_line(
+    run: Run, of_a_alone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(corpus, "WORTH_A_WORKER", 1)
+    assert run("a\naa\n", tokenizer=of_a_alone, output=tmp_path / "right").tokens == 3
+    with pytest.raises(MinilmError, match=r"the tokenizer cannot encode this text: .*unk_id.* is missing") as caught:
+        run("a\n\naa\nab\nb", tokenizer=of_a_alone, workers=workers, **options)
+    assert caught.value.where == f"{tmp_path / 'input-0.txt'}, line 4"
+    assert "--tokenizer" in (caught.value.hint or "")
+
+
+def test_a_tokenizer_that_cannot_even_encode_a_letter_is_refused() -> None:
+    with pytest.raises(MinilmError, match=r"the tokenizer cannot encode this text: .*unk_id"):
+        encoding.special_tokens(Tokenizer(models.Unigram([("xyz", -1.0)], unk_id=None)))
+
+
 def test_the_manifest_knows_the_tokenizer(run: Run, tiny_teacher: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     info = TokenStore(run("one", max_length=64).path).manifest
     assert info.max_length == 64

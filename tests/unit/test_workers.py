@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -33,12 +34,18 @@ def compute(value: int) -> bytes:
         raise ZeroDivisionError("a bug")
     if value == -3:
         os.kill(os.getpid(), signal.SIGKILL)
+    if value == -4:
+        raise MemoryError
     time.sleep(0.005 * (value % 3))
     return bytes(value * 1000)
 
 
 def prepare_length() -> Callable[[bytes], int]:
     return len
+
+
+def fail(error: Exception) -> Callable[[int], bytes]:
+    raise error
 
 
 @pytest.fixture(autouse=True)
@@ -94,14 +101,27 @@ def test_a_mistake_in_what_is_given_is_told_when_all_before_it_is_done() -> None
     assert done == list(range(9))
 
 
-@pytest.mark.parametrize("value", [-2, -3])
+@pytest.mark.parametrize("value", [-3, -4])
 def test_a_worker_that_dies_is_missed(value: int, capfd: pytest.CaptureFixture[str]) -> None:
     done = []
     with workers(prepare, 2) as run, pytest.raises(RunError, match="a worker process died") as caught:
         done.extend(tag for tag, _ in run(enumerate([1, 2, value, *range(50)])))
     assert done in ([], [0], [0, 1])  # what was under way may be lost
     assert "--workers" in str(caught.value.hint)
-    assert ("ZeroDivisionError: a bug" in capfd.readouterr().err) == (value == -2)
+    assert ("MemoryError" in capfd.readouterr().err) == (value == -4)
+
+
+def test_a_bug_in_a_worker_is_told_with_its_traceback_when_all_before_it_is_done() -> None:
+    done = []
+    with workers(prepare, 2) as run, pytest.raises(RuntimeError, match=r"compute(?s:.*)ZeroDivisionError: a bug"):
+        done.extend(tag for tag, _ in run(enumerate([1, 2, -2, *range(50)])))
+    assert done == [0, 1]
+
+
+@pytest.mark.parametrize(("error", "raised"), [(MinilmError("a mistake"), MinilmError), (KeyError(1), RuntimeError)])
+def test_what_cannot_be_prepared_is_told(error: Exception, raised: type[Exception]) -> None:
+    with workers(partial(fail, error), 2) as run, pytest.raises(raised, match=r"a mistake|KeyError"):
+        list(run(enumerate(range(9))))
 
 
 def test_workers_hear_of_no_signal_that_ends_the_program() -> None:
