@@ -122,11 +122,11 @@ def _undisturbed() -> Iterator[None]:
         came.append(number)
 
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    handlers = {number: signal.getsignal(number) for number in ending}
+    # One that is set by other than Python, for which there is None, could not be put back.
+    handlers = {number: handler for number in ending if callable(handler := signal.getsignal(number))}
     try:
-        for number, handler in handlers.items():
-            if callable(handler):
-                signal.signal(number, later)
+        for number in handlers:
+            signal.signal(number, later)
         # The mask is for the processes: to this one a thread that does not have it may bring a signal all the same.
         signal.pthread_sigmask(signal.SIG_BLOCK, ending)
         yield

@@ -139,6 +139,17 @@ with workers(prepare, 2):
     assert [mask & ending for mask in masks] == [ending] * 2
 
 
+def test_handlers_that_are_not_pythons_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    get, replaced = signal.getsignal, []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number == signal.SIGHUP else get(number))
+    put = signal.signal
+    monkeypatch.setattr(signal, "signal", lambda number, handler: replaced.append(number) or put(number, handler))
+    with workers(prepare, 1) as run:
+        assert len(list(run(enumerate(range(3))))) == 3
+    assert signal.SIGINT in replaced
+    assert signal.SIGHUP not in replaced
+
+
 class Came(BaseException):
     """A signal."""
 
