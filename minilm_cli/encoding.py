@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from minilm_cli.errors import MinilmError
 from minilm_cli.files import parse_json
-from minilm_cli.lines import Place, parts
+from minilm_cli.lines import LONGEST_CHARACTER, Place, parts
 from minilm_cli.readers import Lines
 from minilm_cli.sequences import SpecialTokens, Units
 from minilm_cli.workers import workers
@@ -153,16 +153,20 @@ def _not_utf8(error: UnicodeDecodeError, lines: Lines, index: int) -> MinilmErro
 
 def _short(text: str) -> list[str]:
     """The text in parts that a tokenizer has memory for: nearly always itself."""
-    return [text] if len(text) <= _AT_ONCE else [part.decode() for part in parts(text.encode(), _AT_ONCE)]
+    if len(text) * LONGEST_CHARACTER <= _AT_ONCE:
+        return [text]
+    return [part.decode() for part in parts(text.encode(), _AT_ONCE)]
 
 
 def _in_portions(texts: list[str]) -> Iterator[list[str]]:
+    """As many at a time as a tokenizer has memory for, at least one."""
     begin = size = 0
     for end, text in enumerate(texts):
-        if size + len(text) > _AT_ONCE and end > begin:
+        more = len(text) if text.isascii() else len(text.encode())
+        if size + more > _AT_ONCE and end > begin:
             yield texts[begin:end]
             begin, size = end, 0
-        size += len(text)
+        size += more
     yield texts[begin:]
 
 

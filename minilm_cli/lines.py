@@ -18,7 +18,7 @@ BOM = b"\xef\xbb\xbf"
 _CONTINUATION, _CONTINUATION_BITS = 0x80, 0xC0
 
 #: Bytes of the longest character of UTF-8.
-_CHARACTER = 4
+LONGEST_CHARACTER = 4
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _cut(text: bytes, begin: int, end: int) -> int:
     space = text.rfind(b" ", begin + (end - begin + 1) // 2, end + 1)
     if space != -1:
         return space
-    for place in range(end, max(begin, end - _CHARACTER), -1):
+    for place in range(end, max(begin, end - LONGEST_CHARACTER), -1):
         if text[place] & _CONTINUATION_BITS != _CONTINUATION:
             return place
     return end  # no UTF-8

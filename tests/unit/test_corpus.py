@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -385,6 +385,28 @@ def test_the_long_text_of_a_json_line_is_tokenised_in_parts(
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     report = run(file)
     assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in texts if text]
+
+
+def test_no_more_bytes_are_tokenised_at_once_than_there_is_memory_for(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "_AT_ONCE", 50)
+    given: list[list[str]] = []
+
+    portions = encoding._in_portions
+
+    def noted(texts: list[str]) -> Iterator[list[str]]:
+        for some in portions(texts):
+            given.append(some)
+            yield some
+
+    monkeypatch.setattr(encoding, "_in_portions", noted)
+    file = tmp_path / "text.jsonl"
+    texts = ["人" * 40, "人", "one", "é" * 20, "è" * 20, *"abc"]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    run(file)
+    assert "".join(text for some in given for text in some) == "".join(texts)
+    assert [len("".join(some).encode()) for some in given] == [48, 48, 30, 40, 43]
 
 
 def test_what_is_wrong_far_in_a_long_line_is_told_by_its_place(
