@@ -26,9 +26,15 @@ _HUB_NAMES = "A data set of the Hub is named hf://datasets/NAME:SPLIT or hf://da
 #: Bytes of a line of CSV, and of a text in it.
 _LONGEST = 2**28
 
-#: Rows of a Parquet file read at a time, and bytes of a column.
-_ROWS = 64
+#: Bytes of a column of Parquet that are read at a time.
 _BUFFER = 2**20
+
+#: Rows of it that are read at a time: as many as take that, but at least and at most so many. More than a few hundred
+#: gain nothing, and in a column where few texts come again and again each may be far longer than its share on disk.
+_FEWEST_ROWS, _MOST_ROWS = 16, 256
+
+#: The types of a column of text, as pyarrow writes them; one of categories has values of such a type.
+_TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 class Table(ABC):
@@ -100,28 +106,37 @@ class Parquet(Table):
         """Raises `MinilmError` if this is not Parquet, or has no such column of text."""
         super().__init__(file.name, file.size, file.identity, field)
         self._file = file
-        with self._opened() as (_, parquet):
+        with self._opened() as (pa, parquet):
             schema = parquet.schema_arrow
             if field not in schema.names:
                 raise _no_column(self.name, field, schema.names)
-            found = str(schema.field(schema.names.index(field)).type)
-            if found not in ("string", "large_string"):
+            found = schema.field(schema.names.index(field)).type
+            if str(found.value_type if pa.types.is_dictionary(found) else found) not in _TEXT_TYPES:
                 raise MinilmError(f"the column {field!r} holds no text, but {found}", where=self.name)
 
     def rows(self, at: int) -> Iterator[tuple[bytes, int]]:
         """As of any table."""
         with self._opened() as (pa, parquet):
+            total = parquet.metadata.num_rows
             group, skipped = 0, at
             while group < parquet.num_row_groups and skipped >= (rows := parquet.metadata.row_group(group).num_rows):
                 group, skipped = group + 1, skipped - rows
             groups = list(range(group, parquet.num_row_groups))
-            for batch in parquet.iter_batches(_ROWS, row_groups=groups, columns=[self.field]):
-                # As bytes: those who decode the texts tell what is not UTF-8.
-                texts = batch.column(0).cast(pa.large_binary())
-                for text in texts[skipped:]:
+            for batch in parquet.iter_batches(self._at_once(parquet.metadata), row_groups=groups, columns=[self.field]):
+                # By its name: a field of a struct may have the same path. As bytes: those who decode the texts tell
+                # what is not UTF-8.
+                texts = batch.column(batch.schema.names.index(self.field)).cast(pa.large_binary())[skipped:].to_pylist()
+                skipped = max(skipped - len(batch), 0)
+                for text in texts:
                     at += 1
-                    yield text.as_py() or b"", self._file.size * at // parquet.metadata.num_rows
-                skipped = max(skipped - len(texts), 0)
+                    yield text or b"", self._file.size * at // total
+
+    def _at_once(self, metadata: Any) -> int:
+        """Rows that are read at a time: few large ones, for memory, or many small ones, for each batch takes time."""
+        columns = [n for n in range(metadata.num_columns) if metadata.schema.column(n).path == self.field]
+        groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
+        size = sum(group.column(n).total_uncompressed_size for group in groups for n in columns)
+        return int(min(max(_BUFFER * metadata.num_rows // max(size, 1), _FEWEST_ROWS), _MOST_ROWS))
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:

@@ -616,17 +616,49 @@ def test_damage_of_a_packed_table_is_told_with_the_line() -> None:
     assert caught.value.where == "table.csv.gz, line 4"
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
 def test_parquet_is_read_from_any_batch(kind: pa.DataType) -> None:
     texts = ["one", None, "", "é\ntwo", "x" * 50, *map(str, range(20))]
-    table = pa.table({"id": list(range(25)), "text": pa.array(texts, kind)})
+    table = pa.table({"id": list(range(25)), "text": pa.array(texts, pa.string()).cast(kind)})
     parquet.write_table(table, "table.PARQUET", row_group_size=7)
-    with changed(tables, _ROWS=3):
+    assert parquet.read_schema("table.PARQUET").field("text").type == kind
+    with changed(tables, _FEWEST_ROWS=3, _MOST_ROWS=3):
         for count in (1, 4, 100):
             _assert_read_from_any_batch("table.PARQUET", [(text or "").encode() for text in texts], count)
     found = source("table.PARQUET")
     behind = [batch.behind for batch in found.batches(5)]
     assert (behind, found.size) == (sorted(set(behind)), behind[-1])
+
+
+@pytest.mark.parametrize("columns", [["a.b", "a"], ["a", "a.b"]])
+def test_a_column_is_known_by_its_name_and_not_by_its_path(columns: list[str]) -> None:
+    values = {"a.b": ["one", "two"], "a": [{"b": "three", "c": 1}, {"b": "four", "c": 2}]}
+    parquet.write_table(pa.table({name: values[name] for name in columns}), "table.parquet")
+    assert read("table.parquet", "a.b") == [b"one", b"two"]
+    with refused("there is no column 'a.c'; there are ", "table.parquet"):
+        find_sources(["table.parquet"], "a.c")
+    with refused("the column 'a' holds no text, but struct<", "table.parquet"):
+        find_sources(["table.parquet"], "a")
+
+
+@pytest.mark.parametrize(("length", "wanted"), [(1, 256), (2**13, 128), (2**20, 16)])
+def test_of_small_rows_more_are_read_at_a_time_than_of_large_ones(
+    monkeypatch: pytest.MonkeyPatch, length: int, wanted: int
+) -> None:
+    texts = [os.urandom(length // 2).hex() + chr(97 + number) for number in range(20)]
+    parquet.write_table(pa.table({"id": [os.urandom(99)] * len(texts), "text": texts}), "table.parquet")
+    at_once: list[int] = []
+    batches = parquet.ParquetFile.iter_batches
+
+    def noted(file: parquet.ParquetFile, rows: int, **options: Any) -> Iterator[pa.RecordBatch]:
+        at_once.append(rows)
+        return batches(file, rows, **options)
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", noted)
+    assert read("table.parquet") == [text.encode() for text in texts]
+    assert [wanted // 2 < rows <= wanted for rows in at_once] == [True]
 
 
 def test_long_rows_are_handed_over_early() -> None:
