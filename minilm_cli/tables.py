@@ -89,7 +89,14 @@ class Csv(Table):
                     text = row[header.index(self.field)] if row else ""
                     yield text.encode("utf-8", "surrogateescape"), stream.behind
             except csv.Error as error:
-                raise MinilmError(f"this is not CSV: {error}", where=f"{self.name}, line {reader.line_num}") from None
+                where = f"{self.name}, line {reader.line_num}"
+                if str(error).startswith("new-line character"):  # what follows is advice to programmers
+                    raise MinilmError(
+                        "this is not CSV: a carriage return stands outside quotation marks",
+                        where=where,
+                        hint="Do lines end in carriage returns alone? Convert the file: tr '\\r' '\\n'",
+                    ) from None
+                raise MinilmError(f"this is not CSV: {error}", where=where) from None
 
 
 def _text_lines(splitter: Splitter) -> Iterator[str]:

@@ -599,6 +599,8 @@ def test_what_is_not_utf_8_in_a_table_is_left_for_others_to_tell() -> None:
         (b"id,text\n1,one\n2\n", "the header has 2 values, and this row 1", "table.csv, line 3", ""),
         (b'text\n"one\n\n"\n"two\n', "this is not CSV: unexpected end of data", "table.csv, line 5", ""),
         (b'text\n"one" two\n', "this is not CSV: ',' expected after '\"'", "table.csv, line 2", ""),
+        (b"text\rone\rtwo\r", "a carriage return stands outside quotation marks", "table.csv, line 1", r"tr '\r' '\n'"),
+        (b"text\none\rtwo\n", "a carriage return stands outside quotation marks", "table.csv, line 2", r"tr '\r' '\n'"),
         (b"text\none\n" + b"x" * 101, "this line is longer than", "table.csv, line 3", "a line of its own"),
         (b'text\none\n"' + b"x\n" * 101, "this is not CSV: field larger than field limit", "table.csv, line 53", ""),
     ],
