@@ -395,7 +395,9 @@ def parse_json(text: str | bytes, *, kind: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if isinstance(error, json.JSONDecodeError) and "\n" not in error.doc:  # its only line has another number
+            reason = f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
         raise MinilmError(f"this {kind} cannot be read as JSON: {reason}", where=where) from None
 
 

@@ -14,7 +14,17 @@ from safetensors import SafetensorError
 
 from minilm_cli import files
 from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.files import copy_files, discard, read_json, refuse_existing, sha256, staged, sweep, write_json
+from minilm_cli.files import (
+    copy_files,
+    discard,
+    parse_json,
+    read_json,
+    refuse_existing,
+    sha256,
+    staged,
+    sweep,
+    write_json,
+)
 from minilm_cli.locks import Lock
 
 
@@ -371,6 +381,22 @@ def test_where_locks_are_lost_at_once_that_is_said(tmp_path: Path, monkeypatch: 
         pass
     assert (caught.value.where, bool(caught.value.hint)) == (str(tmp_path), True)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"text": "x', "Unterminated string starting at character 10"),
+        (b'{"text": "\xe2\x82\xac" 3}', "Expecting ',' delimiter at character 14"),
+        ("{\n3}", "Expecting property name enclosed in double quotes: line 2 column 1 (char 2)"),
+        ("[" * 100_000, "it is nested too deeply"),
+    ],
+    ids=["text", "bytes", "lines", "nested"],
+)
+def test_where_json_is_wrong_is_told_by_line_only_where_there_are_lines(text: str | bytes, reason: str) -> None:
+    with pytest.raises(MinilmError) as caught:
+        parse_json(text, kind="line", where="x.jsonl, line 7")
+    assert str(caught.value) == f"x.jsonl, line 7: this line cannot be read as JSON: {reason}"
 
 
 def test_a_discarded_folder_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
