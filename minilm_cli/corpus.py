@@ -100,7 +100,9 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
             raise MinilmError(
                 f"there is no text in {', '.join(settings.inputs)}: not one line has a token",
                 hint=f"Of {lines} lines {sequencer.counts.blank} are blank and {sequencer.counts.dropped} were dropped"
-                " as too long.",
+                " as too long."
+                if lines
+                else None,
             )
         tokens_per_second = output.tokens_per_second
     histogram = output.length_histogram

@@ -562,10 +562,20 @@ def test_a_text_that_is_null_is_blank_in_json_lines_as_in_tables(run: Run, tmp_p
     assert (report.sequences, report.counts.blank) == (2, 1)
 
 
-@pytest.mark.parametrize("text", ["", "\n\n \n", "\u200b\n"])
-def test_a_file_without_text_is_refused_and_leaves_nothing(run: Run, tmp_path: Path, text: str) -> None:
-    with pytest.raises(MinilmError, match="not one line has a token"):
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", None),
+        ("\n\n \n", "Of 3 lines 3 are blank and 0 were dropped as too long."),
+        ("\u200b\n", "Of 1 lines 1 are blank and 0 were dropped as too long."),
+    ],
+)
+def test_a_file_without_text_is_refused_and_leaves_nothing(
+    run: Run, tmp_path: Path, text: str, hint: str | None
+) -> None:
+    with pytest.raises(MinilmError, match="not one line has a token") as caught:
         run(text)
+    assert caught.value.hint == hint
     assert [path.name for path in tmp_path.iterdir()] == ["input-0.txt"]
 
 
