@@ -151,9 +151,10 @@ def find_file(name: str) -> File:
             hint=f"Name its files: {shlex.quote(f'{Path(name)}/*.txt')}",
         )
     if not stat.S_ISREG(found.st_mode):
-        raise MinilmError(
-            "this is no file, but a pipe or a device", where=name, hint=f"minilm tokenize - < {shlex.quote(name)}"
-        )
+        # What the shell makes of <(COMMAND) is gone with the command line.
+        typed = f"minilm tokenize - < {shlex.quote(name)}"
+        hint = "COMMAND | minilm tokenize -" if name.startswith(("/dev/fd/", "/proc/")) else typed
+        raise MinilmError("this is no file, but a pipe or a device", where=name, hint=hint)
     with _opened(name) as raw:
         beginning = raw.read(_BEGINNING)
     path = PurePath(name.lower())

@@ -416,6 +416,11 @@ def test_what_is_no_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         find_sources(["folder/"], None)
     with refused("this is no file, but a pipe or a device", "pipe", "minilm tokenize - < pipe"):
         find_sources(["pipe"], None)
+    reading, writing = os.pipe()
+    with refused("this is no file, but a pipe", f"/dev/fd/{reading}", "COMMAND | minilm tokenize -"):
+        find_sources([f"/dev/fd/{reading}"], None)
+    os.close(reading)
+    os.close(writing)
     with refused("there is no such file", "nothing"):
         find_sources(["nothing"], None)
     with refused("no file matches this pattern", "fol*"):
