@@ -537,8 +537,6 @@ def test_standard_input_is_text_or_json_lines(monkeypatch: pytest.MonkeyPatch) -
     ]
     assert batches[-1].behind == len(text)
     assert batches[1].where(0) == "standard input, line 2"
-    stdin(monkeypatch, Trickle(text))
-    assert joined(source("-").batches(1, batches[1].place)) == [b"two", b"", b"three"]
     stdin(monkeypatch, Trickle(b'{"body": "one"}\n'))
     (batch,) = source("-", "body").batches(1)
     assert (batch.lines, batch.field) == ([b'{"body": "one"}'], "body")
