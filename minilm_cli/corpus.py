@@ -83,13 +83,20 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
             for number, (batch, units) in enumerate(encode(_batches(sources, settings.batch_size, output.standing))):
                 if number == 0:  # what was done before an interruption took no time now
                     progress.start("Tokenising", total, done=batch.behind if output.already else 0, unit="bytes")
-                here = Standing(
-                    source=batch.source, place=batch.place, lines=lines, sequences=made, sequencer=sequencer.state
-                )
+                before, made_before = sequencer.keep(), made
                 if batch.place.is_beginning:  # and the input before has ended
                     made += output.add(*sequencer.end())
                 made += output.add(*sequencer.add(units))
-                output.save(here)
+                if output.work is not None and output.work.is_due:
+                    output.work.save(
+                        Standing(
+                            source=batch.source,
+                            place=batch.place,
+                            lines=lines,
+                            sequences=made_before,
+                            sequencer=before(),
+                        )
+                    )
                 lines += batch.lines
                 shown = {"tokens": output.tokens, "tokens_per_second": output.tokens_per_second}
                 progress.update(batch.behind, shown)
@@ -188,10 +195,12 @@ def _batches(sources: Sequence[Source], count: int, standing: Standing) -> Itera
 
 
 class _Output:
-    """A writer, and what is kept of its work if that is interrupted."""
+    """A writer, and how far it has come."""
 
     def __init__(self, writer: TokenStoreWriter | IdListWriter, work: Unfinished | None = None) -> None:
-        self._writer, self._work = writer, work
+        self._writer = writer
+        self.work = work
+        """What is kept if that is interrupted; none if nothing is."""
         self.standing = work.standing if work is not None else Standing()
         """From where on it is to be written."""
         self.tokens = int(writer.length_histogram @ np.arange(len(writer.length_histogram)))
@@ -219,11 +228,6 @@ class _Output:
         self._writer.add(new, lengths[again:])
         self.tokens += len(new)
         return len(lengths)
-
-    def save(self, standing: Standing) -> None:
-        """All that comes of the lines before `standing` was added, and maybe some of the lines behind it."""
-        if isinstance(self._writer, TokenStoreWriter) and self._work is not None:
-            self._work.save(standing, self._writer.shards)
 
 
 @contextmanager
@@ -260,6 +264,6 @@ def _output(
             inputs=[source.identity for source in sources],
             continued=settings.continued,
             force=settings.force,
-        ) as (work, writer),
+        ) as work,
     ):
-        yield _Output(writer, work)
+        yield _Output(work.writer, work)

@@ -7,6 +7,7 @@ the ids come from.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -105,11 +106,10 @@ class Sequencer:
         """The same at the end of an input, which is the end of a document."""
         return self._framed(*self._packed(self._open[:0], np.zeros(1, dtype=np.int64)))
 
-    @property
-    def state(self) -> State:
-        """All that `restore` needs."""
-        line = None if self._line is None else self._line.tolist()
-        return State(line, self._line_was_cut, self._open.tolist(), replace(self.counts))
+    def keep(self) -> Callable[[], State]:
+        """A function that gives all that `restore` needs to go on from here: as lists, which take time to make."""
+        line, was_cut, opened, counts = self._line, self._line_was_cut, self._open, replace(self.counts)
+        return lambda: State(None if line is None else line.tolist(), was_cut, opened.tolist(), counts)
 
     def restore(self, state: State) -> None:
         """Go on from where another had this state."""

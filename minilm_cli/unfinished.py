@@ -95,23 +95,28 @@ class Unfinished:
     """From where on it is to be written."""
     shards: Sequence[Shard] = ()
     """Those that are kept, whatever happens."""
+    writer: TokenStoreWriter = field(init=False)
+    """Writes into `store`."""
 
     @property
     def store(self) -> Path:
         """The folder that becomes the store."""
         return self.path / _STORE
 
-    def save(self, standing: Standing, shards: Sequence[Shard]) -> None:
-        """These shards are whole, and on disk; what is in none of them came of lines behind `standing`."""
-        if len(shards) == len(self.shards) or None in self.inputs:
-            return
+    @property
+    def is_due(self) -> bool:
+        """Whether there are whole shards that are to be kept, and are not yet."""
+        return len(self.writer.shards) > len(self.shards) and None not in self.inputs
+
+    def save(self, standing: Standing) -> None:
+        """Keep the writer's whole shards; what is in none of them came of lines behind `standing`."""
         state = _State(
             format_version=FORMAT_VERSION,
             written_by=__version__,
             made_with=dict(self.made_with),
             inputs=self.begun(standing),
             standing=standing,
-            shards=list(shards),
+            shards=list(self.writer.shards),
         )
         sync(self.store)
         write_json(self.path / _STATE, state.model_dump())
@@ -133,7 +138,7 @@ def unfinished(
     inputs: Sequence[Mapping[str, Any] | None],
     continued: bool,
     force: bool,
-) -> Iterator[tuple[Unfinished, TokenStoreWriter]]:
+) -> Iterator[Unfinished]:
     """What to write the token store `output` with; it has its name when the block has ended well.
 
     made_with: all that decides what becomes of a line. inputs: what tells each from another, and from itself if it was
@@ -158,14 +163,14 @@ def unfinished(
             logger.info("There is nothing to go on with: %s is made from the beginning.", output)
         try:
             _clear(work)
-            writer = TokenStoreWriter(work.store, tokenizer, max_length, shards=work.shards)
+            work.writer = TokenStoreWriter(work.store, tokenizer, max_length, shards=work.shards)
         except MinilmError as error:
             error.hint = _ANEW
             raise
         try:
-            with writer, writing(output, inside=path):
-                yield work, writer
-                writer.close()
+            with work.writer, writing(output, inside=path):
+                yield work
+                work.writer.close()
             publish(work.store, output, force=force, folder=True)
         except BaseException as error:
             _leave(work, interrupted=not isinstance(error, Exception))

@@ -89,9 +89,12 @@ def test_sequences_are_the_same_however_the_lines_come(
     found = []
     for number, some in enumerate(given_units):
         if number == restored_after:
-            state = sequencer.state
+            state, as_it_was = sequencer.keep(), vars(sequencer.keep()())
+            sequencer.add(Units(np.array([3, 4], dtype=np.uint16), np.array([2])))
+            sequencer.end()
+            assert vars(state()) == as_it_was
             sequencer = Sequencer(special, room + len(special), overflow, pack)
-            sequencer.restore(state)
+            sequencer.restore(state())
         found += sequences(*sequencer.add(some))
     found += sequences(*sequencer.end())
     assert (found, sequencer.counts) == (wanted, counts)
@@ -120,5 +123,5 @@ def test_no_more_of_an_endless_line_is_kept_than_a_sequence_holds(overflow: Over
     made = 0
     for _ in range(50):
         made += len(sequencer.add(units([5] * 1000, goes_on=True))[1])
-        assert len(sequencer.state.line or ()) <= 11
+        assert len(sequencer.keep()().line or ()) <= 11
     assert made == (4999 if overflow == "split" else 0)

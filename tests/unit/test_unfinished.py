@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from transformers import BertTokenizer
 
-from minilm_cli import files, tokens, unfinished
+from minilm_cli import files, sequences, tokens, unfinished
 from minilm_cli.corpus import tokenize
 from minilm_cli.errors import MinilmError, RunError
 from minilm_cli.locks import Lock
@@ -108,6 +108,16 @@ def test_whole_shards_are_not_written_again(tokenise: Tokenise) -> None:
     for name in whole:
         assert Path("tokens", name).stat().st_mtime_ns == kept[name].st_mtime_ns
         assert Path("tokens", name).stat().st_ino == kept[name].st_ino
+
+
+def test_lists_of_what_waits_are_made_once_a_shard_and_not_once_a_batch(
+    tokenise: Tokenise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[sequences.State] = []
+    state = sequences.State
+    monkeypatch.setattr(sequences, "State", lambda *values: made.append(state(*values)) or made[-1])
+    shards = [name for name in tokenise(pack=True, batch_size=1) if name.endswith("offsets.npy")]
+    assert 3 < len(made) <= len(shards)
 
 
 def test_it_is_said_how_to_go_on(tokenise: Tokenise, caplog: pytest.LogCaptureFixture) -> None:
