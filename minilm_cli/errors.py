@@ -48,6 +48,10 @@ class MinilmError(Exception):
         return f"{self.where}: {self.message}" if self.where else self.message
 
 
+class InputChanged(MinilmError):
+    """An input is not what it was when the work on it began."""
+
+
 class RunError(MinilmError):
     """What the user gave is right, but the work failed while it ran (exit status 1)."""
 

@@ -22,7 +22,7 @@ from io import BufferedReader, FileIO
 from pathlib import Path, PurePath
 from typing import Any, Protocol, cast
 
-from minilm_cli.errors import MinilmError, remedy
+from minilm_cli.errors import InputChanged, MinilmError, remedy
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class File:
             yield stream
             now = os.fstat(raw.fileno())
         if now.st_size < self.size:
-            raise MinilmError(
+            raise InputChanged(
                 f"the file became shorter while it was read: it had {self.size:,} bytes, and has {now.st_size:,}",
                 where=self.name,
                 hint="Begin anew when nobody writes to it.",

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minilm_cli import __version__
-from minilm_cli.errors import MinilmError, refuse_newer
+from minilm_cli.errors import InputChanged, MinilmError, refuse_newer
 from minilm_cli.files import (
     LOCK_TRIES,
     first_wrong,
@@ -173,7 +173,7 @@ def unfinished(
                 work.writer.close()
             publish(work.store, output, force=force, folder=True)
         except BaseException as error:
-            _leave(work, interrupted=not isinstance(error, Exception))
+            _leave(work, error)
             raise
         shutil.rmtree(path, ignore_errors=True)
 
@@ -280,12 +280,16 @@ def _clear(work: Unfinished) -> None:
                 file.unlink()
 
 
-def _leave(work: Unfinished, *, interrupted: bool) -> None:
+def _leave(work: Unfinished, error: BaseException) -> None:
     """Say how to go on, or clear away what is of no use."""
     whole = not work.store.exists()  # and has its name
     if work.shards and not whole:
-        logger.warning("What is done is kept, %s: go on with the same command and --continue.", _told(work.shards))
+        how = "go on with the same command and --continue."
+        if isinstance(error, InputChanged):
+            how = f"only if {error.where} becomes what it was, also in its time, can they be gone on with. {_ANEW}"
+        logger.warning("What is done is kept, %s: %s", _told(work.shards), how)
         return
+    interrupted = not isinstance(error, Exception)
     if interrupted and not whole:
         why = "standard input cannot be gone on with" if None in work.inputs else "not one shard of the store was whole"
         logger.warning("Nothing is kept: %s.", why)

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from minilm_cli import readers, streams, tables
-from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.errors import InputChanged, MinilmError, RunError
 from minilm_cli.lines import BEGINNING, BOM, Place, parts
 from minilm_cli.readers import Lines, Source, find_sources, json_lines
 
@@ -242,7 +242,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(compression: st
     batches = source(name).batches(1)
     assert next(batches).lines == [b"one"]
     os.truncate(name, 3)
-    with refused("became shorter while it was read", name, "Begin anew"):
+    with refused("became shorter while it was read", name, "Begin anew", kind=InputChanged):
         list(batches)
 
 

@@ -17,9 +17,9 @@ from transformers import BertTokenizer
 
 from minilm_cli import files, sequences, tokens, unfinished
 from minilm_cli.corpus import tokenize
-from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.errors import InputChanged, MinilmError, RunError
 from minilm_cli.locks import Lock
-from minilm_cli.metrics import NoProgress
+from minilm_cli.metrics import NoProgress, Progress
 from minilm_cli.settings import TokenizeSettings
 from tests import tiny
 
@@ -62,11 +62,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tokenise(place: Path, tiny_teacher: Path) -> Tokenise:  # noqa: ARG001
     """Tokenises the inputs into `tokens`, or is interrupted after some batches; gives the store's bytes."""
 
-    def run(*, after: int | None = None, output: str = "tokens", **options: Any) -> dict[str, bytes]:
+    def run(
+        *, after: int | None = None, progress: Progress | None = None, output: str = "tokens", **options: Any
+    ) -> dict[str, bytes]:
         defaults = {"inputs": ("a.txt", "b.txt.gz", "c.csv"), "max_length": 12, "workers": 1, "batch_size": 3}
         defaults |= {"tokenizer": str(tiny_teacher), "output": Path(output)}
         settings = TokenizeSettings(**defaults | options)
-        tokenize(settings, NoProgress() if after is None else Plug(after))
+        tokenize(settings, progress or (NoProgress() if after is None else Plug(after)))
         return {file.name: file.read_bytes() for file in Path(output).iterdir()}
 
     return run
@@ -125,6 +127,28 @@ def test_it_is_said_how_to_go_on(tokenise: Tokenise, caplog: pytest.LogCaptureFi
     with pytest.raises(PulledPlug):
         tokenise(after=14)
     assert "go on with the same command and --continue" in caplog.text
+
+
+def test_of_an_input_that_became_shorter_it_is_said_that_there_is_no_going_on_as_it_is(
+    tokenise: Tokenise, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    whole = tokenise(output="whole")
+    before = Path("a.txt").read_bytes(), Path("a.txt").stat()
+
+    class Shorter(NoProgress):
+        def update(self, done: float, shown: object = None) -> None:  # noqa: ARG002
+            os.truncate("a.txt", 200)
+
+    with pytest.raises(InputChanged, match="became shorter"):
+        tokenise(progress=Shorter())
+    assert "only if a.txt becomes what it was, also in its time" in caplog.text
+    assert "Make it anew with --force" in caplog.text
+    with pytest.raises(MinilmError, match="not as it is now"):
+        tokenise(continued=True)
+    Path("a.txt").write_bytes(before[0])
+    os.utime("a.txt", ns=(before[1].st_atime_ns, before[1].st_mtime_ns))
+    assert tokenise(continued=True) == whole
 
 
 def test_before_the_first_whole_shard_nothing_is_left(tokenise: Tokenise, place: Path) -> None:
