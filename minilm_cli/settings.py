@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeGuard, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeGuard, TypeVar
 
 import yaml
 from pydantic import (
@@ -26,6 +26,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -164,10 +165,12 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+    ONLY_READ: ClassVar[frozenset[str]] = frozenset()
+    """The names of files that may be no UTF-8, as those on disk may: nothing is written with them."""
 
     @field_validator("*")
     @classmethod
-    def _can_be_named(cls, value: Any) -> Any:
+    def _can_be_named(cls, value: Any, info: ValidationInfo) -> Any:
         """Paths and names are given to the system, and written as UTF-8."""
         for name in value if isinstance(value, tuple | dict) else (value,):
             if isinstance(name, str | Path):
@@ -175,7 +178,7 @@ class Section(BaseModel):
                 if "\0" in text:
                     raise ValueError("must have no null character")
                 try:
-                    text.encode()
+                    os.fsencode(text) if info.field_name in cls.ONLY_READ else text.encode()
                 except UnicodeEncodeError:
                     raise ValueError("must be Unicode text") from None
         return value
@@ -376,11 +379,17 @@ CHANGEABLE_MID_RUN = frozenset(
 
 
 class Flags(Section):
-    """Settings that no file holds: what is wrong with one is told by the name of its flag."""
+    """Settings that no file holds: what is wrong with one is told as it is typed."""
+
+    TYPED: ClassVar[Mapping[str, str]] = {}
+    """How, for those that are typed otherwise than by a flag of their name."""
 
 
 class TokenizeSettings(Flags):
     """All settings of `minilm tokenize`."""
+
+    TYPED = {"inputs": "INPUT", "continued": "--continue"}
+    ONLY_READ = frozenset({"inputs"})
 
     inputs: tuple[str, ...] = Field(min_length=1)
     """Text (a line is a sample), `.jsonl` and `.csv` files, each also as `.gz`, `.bz2`, `.xz` or `.zst`; `.parquet`
@@ -425,6 +434,8 @@ class TokenizeSettings(Flags):
 
 class ExportSettings(Flags):
     """All settings of `minilm export`."""
+
+    TYPED = {"run": "RUN"}
 
     run: Path
     """The run's folder."""
@@ -697,7 +708,9 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str | None) 
     message = " or ".join(dict.fromkeys(reason[0].lower() + reason[1:] for reason in reasons))
     given = first["input"]
     shown = f" (given: {_short(given)})" if isinstance(given, str | int | float | bool) else ""
-    name = f"--{dotted.replace('_', '-')}" if dotted and issubclass(model, Flags) else dotted
+    name = dotted
+    if dotted and issubclass(model, Flags):
+        name = model.TYPED.get(dotted, f"--{dotted.replace('_', '-')}")
     return MinilmError(f"{name}: {message}{shown}" if name else message, where=where)
 
 

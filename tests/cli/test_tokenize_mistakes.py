@@ -215,7 +215,7 @@ MISTAKES_IN_FILES = [
     Mistake("name in two lines", "tokenize 'a\nb.txt'" + REST, ("a\nb.txt: there is no such file",)),
     Mistake("name in Japanese", "tokenize 日本語.txt" + REST, ("日本語.txt: there is no such file",)),
     Mistake("name with markup", "tokenize '[bold]x[/].txt'" + REST, ("[bold]x[/].txt: no file matches this pattern",)),
-    Mistake("name with a null", "tokenize 'a\0b.txt'" + REST, ("null",)),
+    Mistake("name with a null", "tokenize 'a\0b.txt'" + REST, ("Error: INPUT: must have no null",)),
     Mistake("empty gzip", "tokenize e.txt.gz" + REST, ("e.txt.gz", "damaged"), write("e.txt.gz", "")),
     Mistake("gzip of nothing", "tokenize e.txt.gz" + REST, ("no text",), write("e.txt.gz", gzip.compress(b""))),
     Mistake("gzip of a byte", "tokenize e.txt.gz" + REST, ("e.txt.gz", "damaged"), write("e.txt.gz", b"\x1f")),

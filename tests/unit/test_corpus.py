@@ -507,6 +507,12 @@ def test_what_was_tokenised_as_lists_is_the_store_that_was_tokenised_at_once(
     assert sequences(store) == sequences(tmp_path / "store")
 
 
+def test_the_name_of_an_input_need_not_be_utf_8(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "\udcff.txt").write_text("one\ntwo\n")
+    assert run(tmp_path / "\udcff.txt").sequences == 2
+    assert run(tmp_path / "*\udcff.txt", force=True).sequences == 2
+
+
 # --- What is refused ---------------------------------------------------------------------------------------------
 
 

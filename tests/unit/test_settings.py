@@ -553,10 +553,23 @@ def test_a_wrong_value_of_another_command_is_refused_in_the_same_words() -> None
     with pytest.raises(MinilmError, match="there is no setting max_lenght") as caught:
         validate(TokenizeSettings, {"inputs": ["a.txt"], "max_lenght": 3})
     assert caught.value.hint == "Did you mean max_length?"
-    with pytest.raises(MinilmError, match="inputs: "):
+    with pytest.raises(MinilmError, match=r"^INPUT: "):
         validate(TokenizeSettings, {"inputs": []})
-    with pytest.raises(MinilmError, match="checkpoint: "):
+    with pytest.raises(MinilmError, match=r"^--continue: "):
+        validate(TokenizeSettings, {"inputs": ["a.txt"], "continued": "maybe"})
+    with pytest.raises(MinilmError, match=r"^--checkpoint: "):
         validate(ExportSettings, {"run": "a", "checkpoint": "newest"})
+    with pytest.raises(MinilmError, match=r"^RUN: must be Unicode text"):
+        validate(ExportSettings, {"run": Path("\udcff")})
+
+
+@pytest.mark.parametrize(("name", "taken"), [("\udcff.txt", True), ("\ud800.txt", False), ("a\0", False)])
+def test_an_input_is_named_as_any_file_may_be(name: str, taken: bool) -> None:
+    if taken:
+        assert validate(TokenizeSettings, {"inputs": [name]}).inputs == (name,)
+    else:
+        with pytest.raises(MinilmError, match=r"^INPUT: must "):
+            validate(TokenizeSettings, {"inputs": [name]})
 
 
 # --- Mid-run -----------------------------------------------------------------------------------------------------
