@@ -22,14 +22,46 @@ ROOT = Path(__file__).parents[2]
 #: The command with small shards, so that there are whole ones soon.
 SMALL_SHARDS = "from minilm_cli import tokens; tokens.SHARD_TOKENS = 20_000; from minilm_cli.cli import main; main()"
 
+#: The same, but it never ends: when there are that many shards, it waits for a signal.
+ENDLESS = """
+import signal
+from minilm_cli.unfinished import Unfinished
+
+save = Unfinished.save
+
+def save_or_wait(self, standing):
+    if len(self.shards) >= 20:
+        signal.pause()
+    save(self, standing)
+
+Unfinished.save = save_or_wait
+"""
+
+COMMAND = ("tokenize", "corpus.txt", "--tokenizer", "teacher", "--max-length", "64")
+
+
+def prepare(folder: Path, teacher: Path, corpus: Path) -> None:
+    """Put a teacher and a few megabytes of text there."""
+    shutil.copytree(teacher, folder / "teacher")
+    text = corpus.read_text(encoding="utf-8")
+    (folder / "corpus.txt").write_text(text * (2**22 // len(text)), encoding="utf-8")
+
 
 @pytest.fixture
 def place(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> Path:
-    """A folder with a teacher and a few megabytes of text."""
-    shutil.copytree(tiny_teacher, minilm.folder / "teacher")
-    text = tiny_corpus.read_text(encoding="utf-8")
-    (minilm.folder / "corpus.txt").write_text(text * (2**22 // len(text)), encoding="utf-8")
+    """A folder to tokenise in."""
+    prepare(minilm.folder, tiny_teacher, tiny_corpus)
     return minilm.folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_corpus: Path) -> dict[str, bytes]:
+    """The store that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    prepare(folder, tiny_teacher, tiny_corpus)
+    commands = Commands(folder)
+    assert commands.end(commands.start(*COMMAND, program=("-c", SMALL_SHARDS))).returncode == 0
+    return contents(folder / "tokens")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -38,18 +70,21 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def shards(place: Path) -> int:
     """How many are whole."""
-    state = place / ".unfinished-tokens" / "unfinished.json"
-    return len(json.loads(state.read_text(encoding="utf-8"))["shards"]) if state.exists() else 0
+    with suppress(FileNotFoundError):
+        state = (place / ".unfinished-tokens" / "unfinished.json").read_text(encoding="utf-8")
+        return len(json.loads(state)["shards"])
+    return 0
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    ("number", "status", "kills"),
+    [(signal.SIGKILL, -signal.SIGKILL, (2, 6)), (signal.SIGINT, 130, (2,)), (signal.SIGTERM, 143, (2,))],
 )
-def test_what_was_killed_is_gone_on_with(minilm: Commands, place: Path, number: signal.Signals, status: int) -> None:
-    command = ("tokenize", "corpus.txt", "--tokenizer", "teacher", "--max-length", "64")
-    program = ("-c", SMALL_SHARDS)
-    for least in (2, 6):
-        process = minilm.start(*command, "--workers", "2", "--continue", program=program)
+def test_what_was_killed_is_gone_on_with(
+    minilm: Commands, place: Path, whole: dict[str, bytes], number: signal.Signals, status: int, kills: tuple[int, ...]
+) -> None:
+    for least in kills:
+        process = minilm.start(*COMMAND, "--workers", "2", "--continue", program=("-c", ENDLESS + SMALL_SHARDS))
         wait_until(lambda: shards(place) >= least, process)  # noqa: B023
         os.killpg(process.pid, number)
         done = minilm.end(process)
@@ -57,11 +92,10 @@ def test_what_was_killed_is_gone_on_with(minilm: Commands, place: Path, number: 
         assert "Traceback" not in done.stderr
         assert ("--continue" in done.stderr) == (number != signal.SIGKILL)
         assert not (place / "tokens").exists()
-    done = minilm.end(minilm.start(*command, "--workers", "1", "--continue", program=program))
+    done = minilm.end(minilm.start(*COMMAND, "--workers", "1", "--continue", program=("-c", SMALL_SHARDS)))
     assert (done.returncode, done.stdout) == (0, "tokens\n")
-    assert minilm.end(minilm.start(*command, "--output", "whole", program=program)).returncode == 0
-    assert contents(place / "tokens") == contents(place / "whole")
-    assert {path.name for path in place.iterdir()} == {"corpus.txt", "teacher", "tokens", "whole"}
+    assert contents(place / "tokens") == whole
+    assert {path.name for path in place.iterdir()} == {"corpus.txt", "teacher", "tokens"}
 
 
 @pytest.fixture
@@ -96,6 +130,13 @@ def workers(parent: int) -> list[int]:
     return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text(encoding="ascii")]
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits only for somebody to ask how it ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
 def time_taken(pid: int) -> str:
     """By the main thread of a process, in nanoseconds of a core."""
     return Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]
@@ -120,7 +161,7 @@ def test_workers_end_with_whom_they_work_for(waiting: tuple[subprocess.Popen[str
     process, found = waiting
     process.kill()
     process.wait(timeout=PATIENCE)
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in found))
+    wait_until(lambda: all(has_ended(pid) for pid in found))
 
 
 def measured(*words: str) -> Any:
