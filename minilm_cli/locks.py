@@ -8,9 +8,9 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import time
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
 
 
 class Held(Exception):
@@ -29,16 +29,16 @@ class Lock:
         self._file = path.open("a+", encoding="utf-8", errors="replace")
         self.holds = True
         """Whether it keeps others out; it does not on file systems that know no locks."""
-        deadline = time.monotonic() + patience
+        deadline = monotonic() + patience
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                if monotonic() > deadline:
                     self._file.close()
                     raise Held(_who(path)) from None
-                time.sleep(0.01)
+                sleep(0.01)
             except OSError:
                 self.holds = False
                 break
@@ -48,10 +48,10 @@ class Lock:
             self._file.flush()
 
     @classmethod
-    def claim(cls, path: Path) -> Lock | None:
+    def claim(cls, path: Path, *, patience: float = 0.0) -> Lock | None:
         """Take the lock, or none if its folder is moved or removed just then; raises as the class does."""
         try:
-            lock = cls(path)
+            lock = cls(path, patience=patience)
         except FileNotFoundError:
             return None
         if lock.in_place():

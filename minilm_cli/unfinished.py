@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -46,8 +45,8 @@ FORMAT_VERSION = 1
 _PREFIX = ".unfinished-"
 _LOCK, _STATE, _STORE = "lock", "unfinished.json", "store"
 
-#: Seconds between two tries for a lock that another process holds: it may only be looking for what is of no use.
-_PAUSE = 0.01
+#: Seconds to wait for a lock that another process holds: it may only be looking for what is of no use.
+_PATIENCE = 1.0
 
 _ANEW = "Make it anew with --force, without --continue."
 
@@ -189,19 +188,15 @@ def _locked(output: Path) -> Iterator[Path]:
 
 def _claim(output: Path) -> Lock:
     """The lock on the folder, which is made if need be; raises `MinilmError` if another process holds it for long."""
-    why: MinilmError | None = None
-    for _ in range(LOCK_TRIES):
-        path = make_beside(output, f"{_PREFIX}{output.name}")
-        try:
+    try:
+        for _ in range(LOCK_TRIES):
+            path = make_beside(output, f"{_PREFIX}{output.name}")
             with writing(path):  # unless it is removed just then, for the store is whole
-                if lock := Lock.claim(path / _LOCK):
+                if lock := Lock.claim(path / _LOCK, patience=_PATIENCE):
                     return lock
-            why = no_lock(path)
-        except Held as held:
-            why = MinilmError(f"{held} is making this output", where=str(output))
-            sleep(_PAUSE)
-    assert why is not None
-    raise why
+    except Held as held:
+        raise MinilmError(f"{held} is making this output", where=str(output)) from None
+    raise no_lock(path)
 
 
 def _sweep(folder: Path) -> None:
