@@ -104,12 +104,10 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
         finally:
             progress.stop()
         if not output.tokens:
+            blank, dropped = sequencer.counts.blank, sequencer.counts.dropped
             raise MinilmError(
                 f"there is no text in {', '.join(settings.inputs)}: not one line has a token",
-                hint=f"Of {lines} lines {sequencer.counts.blank} are blank and {sequencer.counts.dropped} were dropped"
-                " as too long."
-                if lines
-                else None,
+                hint=f"Of {lines} lines {blank} are blank and {dropped} were dropped as too long." if lines else None,
             )
         tokens_per_second = output.tokens_per_second
     histogram = output.length_histogram
