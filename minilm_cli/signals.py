@@ -35,7 +35,10 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Handle the signals inside the block; but one that is ignored, as nohup has it, stays so."""
+        """Handle the signals inside the block; one that is ignored, as nohup has it, stays so.
+
+        So does one that other than Python handles, for it could not be put back.
+        """
         handlers = {
             signal.SIGINT: self._stop,
             signal.SIGTERM: self._stop,
@@ -43,9 +46,9 @@ class Signals:
             signal.SIGUSR1: self._ask_to_save,
         }
         before = {number: signal.getsignal(number) for number in handlers}
-        for number, handler in handlers.items():
-            if before[number] is not signal.SIG_IGN:
-                signal.signal(number, handler)
+        before = {number: earlier for number, earlier in before.items() if earlier not in (None, signal.SIG_IGN)}
+        for number in before:
+            signal.signal(number, handlers[number])
         try:
             yield
         finally:
