@@ -57,18 +57,20 @@ class Recipe:
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     """What this tokenizer puts before and behind a text; raises `MinilmError` if it does anything else."""
-    wrong = MinilmError("this tokenizer does not put its special tokens before and behind the text")
+    wrong: MinilmError | None = None
     for text in ("a", "1", "的"):
         try:
             with _encoding(repr(text)):
                 plain, full = tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.encode(text).ids
         except MinilmError as error:
-            wrong = error
+            wrong = wrong or error
             continue
         for begin in range(len(full) - len(plain) + 1):
             end = begin + len(plain)
             if plain and full[begin:end] == plain:
                 return SpecialTokens(tuple(full[:begin]), tuple(full[end:]))
+        wrong = MinilmError("this tokenizer does not put its special tokens before and behind the text")
+    assert wrong is not None
     raise wrong
 
 

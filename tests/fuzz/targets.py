@@ -259,24 +259,22 @@ def _open_inputs(folder: Path) -> None:
 
 
 def _write_unfinished(folder: Path) -> None:
-    with TokenStoreWriter(folder / ".unfinished-store/store", INFO, 16, shard_tokens=9) as writer:
-        writer.add(np.arange(20, dtype=np.uint16), np.array([3, 1, 5, 2, 2, 7]))
-        work = Unfinished(folder / ".unfinished-store", _MADE_WITH, [_INPUT])
-        standing = Standing(lines=3, sequences=2, sequencer=State([1], False, [2, 3], Counts(3)))
-        work.save(standing, writer.shards)
+    work = Unfinished(folder / ".unfinished-store", _MADE_WITH, [_INPUT])
+    with TokenStoreWriter(work.store, INFO, 16, shard_tokens=9) as work.writer:
+        work.writer.add(np.arange(20, dtype=np.uint16), np.array([3, 1, 5, 2, 2, 7]))
+        work.save(Standing(lines=3, sequences=2, sequencer=State([1], False, [2, 3], Counts(3))))
 
 
 _MADE_WITH, _INPUT = {"--max-length": 16}, {"name": "x.txt", "size": 9}
 
 
 def _open_unfinished(folder: Path) -> None:
-    with unfinished(folder / "store", INFO, 16, made_with=_MADE_WITH, inputs=[_INPUT], continued=True, force=False) as (
-        work,
-        writer,
-    ):
+    with unfinished(
+        folder / "store", INFO, 16, made_with=_MADE_WITH, inputs=[_INPUT], continued=True, force=False
+    ) as work:
         if work.standing.sequencer is not None:
             Sequencer(SpecialTokens((), ()), 16, "split").restore(work.standing.sequencer)
-        writer.add(np.arange(3, dtype=np.uint16), np.array([3]))
+        work.writer.add(np.arange(3, dtype=np.uint16), np.array([3]))
     _open_store(folder / "store")
 
 

@@ -29,6 +29,7 @@ from minilm_cli import corpus, encoding, readers
 from minilm_cli.corpus import TokenizeReport, tokenize
 from minilm_cli.errors import MinilmError
 from minilm_cli.idlists import convert_token_lists
+from minilm_cli.sequences import SpecialTokens
 from minilm_cli.settings import TokenizeSettings
 from minilm_cli.tokens import TokenizerInfo, TokenStore
 
@@ -644,8 +645,14 @@ def test_a_text_that_the_tokenizer_cannot_encode_is_told_with_its_line(
 
 
 def test_a_tokenizer_that_cannot_even_encode_a_letter_is_refused() -> None:
-    with pytest.raises(MinilmError, match=r"the tokenizer cannot encode this text: .*unk_id"):
+    tokenizer = Tokenizer(models.Unigram([("a", -1.0), ("<s>", 0.0)], unk_id=None))
+    assert encoding.special_tokens(tokenizer) == SpecialTokens((), ())
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s>", special_tokens=[("<s>", 1)])
+    with pytest.raises(MinilmError, match="does not put its special tokens before and behind"):
+        encoding.special_tokens(tokenizer)
+    with pytest.raises(MinilmError, match=r"the tokenizer cannot encode this text: .*unk_id") as caught:
         encoding.special_tokens(Tokenizer(models.Unigram([("xyz", -1.0)], unk_id=None)))
+    assert caught.value.where == "'a'"
 
 
 def test_the_manifest_knows_the_tokenizer(run: Run, tiny_teacher: Path, tokenizer: PreTrainedTokenizerBase) -> None:
