@@ -54,8 +54,7 @@ class Training:
             logger.info("Going on from step %d.", newest.step)
         self._distiller.copy_from_first()
         self._metrics = self._open_metrics(notes.unwritten, resumed=newest is not None) if world.leads else None
-        others = self._open_sinks(resumed=newest is not None) if world.leads else []
-        self._sinks = Fanout([sink for sink in (self._metrics, *others) if sink is not None])
+        self._sinks = Fanout([self._metrics, *self._open_sinks(resumed=newest is not None)] if self._metrics else [])
         self._last_save = time.monotonic()
 
     def _open_metrics(self, unwritten: Iterable[str], *, resumed: bool) -> JsonlSink:

@@ -95,7 +95,7 @@ def _received(tag: Tag, pipe: Connection) -> tuple[Tag, Any]:
     if isinstance(result, MinilmError):
         raise result
     if isinstance(result, _Bug):
-        raise RuntimeError(f"in a worker process:\n\n{result.traceback}")  # noqa: TRY004
+        raise RuntimeError(f"in a worker process:\n\n{result.traceback}")  # noqa: TRY004  # a worker's bug is no wrong type here
     return tag, result
 
 
