@@ -19,7 +19,10 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from minilm_cli import cli, plan, settings, tokens
+from minilm_cli.cli import app
+from minilm_cli.runs import plan
+from minilm_cli.settings import load
+from minilm_cli.tokens import store
 
 FOLDER = Path(__file__).parent / "reference"
 HEADER = "<!-- Written by docs/generate.py from the code. Edit that, not this. -->\n\n"
@@ -50,7 +53,7 @@ MANIFEST = {
 
 def pages() -> dict[str, str]:
     """The text of every page by its file's name."""
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(app.app)
     commands: Mapping[str, Any] = getattr(group, "commands", {})
     found = {"minilm.md": _overview(group, commands)}
     for name, command in commands.items():
@@ -143,15 +146,15 @@ def _default(parameter: Any) -> str:
 
 def _settings_of_flags() -> dict[str, str]:
     """Which setting each parameter of `distill` is: found by calling it with marks, and looking where they end up."""
-    names = list(inspect.signature(cli.distill).parameters)
+    names = list(inspect.signature(app.distill).parameters)
     marks = {name: object() for name in names}
 
     class Seen(Exception):
         pass
 
-    with mock.patch.object(settings, "load_distill_settings", side_effect=Seen) as load, suppress(Seen):
-        cli.distill(**marks)  # type: ignore[arg-type]  # marks are no options
-    _, _, flags = load.call_args.args
+    with mock.patch.object(load, "load_distill_settings", side_effect=Seen) as loading, suppress(Seen):
+        app.distill(**marks)  # type: ignore[arg-type]  # marks are no options
+    _, _, flags = loading.call_args.args
     by_mark = {id(mark): name for name, mark in marks.items()}
     return {by_mark[id(value)]: dotted for dotted, value in flags.items()}
 
@@ -169,16 +172,16 @@ def _setting_link(dotted: str | None) -> str:
 def _settings_page() -> str:
     grouped = []
     loose = []
-    for name, field in settings.DistillSettings.model_fields.items():
+    for name, field in load.DistillSettings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             grouped.append(f"## {name}\n\n{_sentence(field.description)}\n\n{_fields(field.annotation, f'{name}.')}")
         else:
-            loose.append(f"## {name}\n\n{_fields(settings.DistillSettings, '', only=name)}")
-    example = settings.DistillSettings.model_validate(
+            loose.append(f"## {name}\n\n{_fields(load.DistillSettings, '', only=name)}")
+    example = load.DistillSettings.model_validate(
         {"teacher": {"name": "bert-base-uncased"}, "student": {"config": "config.json"}}
     ).model_dump(mode="json", exclude_none=True)
     sections = "\n\n".join(grouped + loose)
-    changeable = "\n".join(f"- `{name}`" for name in settings.setting_names() if name in settings.CHANGEABLE_MID_RUN)
+    changeable = "\n".join(f"- `{name}`" for name in load.setting_names() if name in load.CHANGEABLE_MID_RUN)
     return f"""# Settings
 
 Every setting of `minilm distill`, by its dotted path. Each can be given in a settings file (`--config`, `.yaml`,
@@ -217,7 +220,7 @@ def _fields(model: type[BaseModel], prefix: str, only: str | None = None) -> str
                 f"`{dotted}`",
                 _type(found),
                 "required" if name in schema.get("required", ()) else _shown(found.get("default")),
-                "yes" if dotted in settings.CHANGEABLE_MID_RUN else "",
+                "yes" if dotted in load.CHANGEABLE_MID_RUN else "",
                 _sentence(found.get("description")),
             )
         )
@@ -272,7 +275,7 @@ def _shown(default: object) -> str:
 
 
 def _token_store_page() -> str:
-    rows = [(f"`{path}`", kind, MANIFEST[path]) for path, kind in _leaves(tokens.Manifest)]
+    rows = [(f"`{path}`", kind, MANIFEST[path]) for path, kind in _leaves(store.Manifest)]
     assert len(rows) == len(MANIFEST)
     return f"""# The token store
 
@@ -296,13 +299,13 @@ A folder that `minilm tokenize` writes and `minilm distill` reads, memory-mapped
         )
     }
 
-Shards are numbered from 0 and closed after {tokens.SHARD_TOKENS:,} tokens. The files are plain NumPy arrays, without
+Shards are numbered from 0 and closed after {store.SHARD_TOKENS:,} tokens. The files are plain NumPy arrays, without
 pickled objects: sequence i of a shard is `ids[offsets[i]:offsets[i + 1]]`. The same text, tokenizer and options give
 the same bytes, whatever the number of workers.
 
 ## manifest.json
 
-Format version {tokens.FORMAT_VERSION}.
+Format version {store.FORMAT_VERSION}.
 
 {_table(("field", "type", "meaning"), rows)}
 

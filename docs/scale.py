@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minilm_cli import batches, relations
+from minilm_cli.ops import relation_loss
+from minilm_cli.training import batches
 
 PAGE = Path(__file__).parent / "scale.md"
 
@@ -54,8 +55,8 @@ UPDATE_BYTES = 8 + 4 + 8 + 28
 #: which fused attention does not keep; and 4 more, as autocast gives both norms fp32.
 ACTIVATION_BYTES = 34 + 4
 
-#: The operations of `relations._relation`, and how many tensors of scores each reads and writes, the teacher's and the
-#: student's counted apart.
+#: The operations of `relation_loss._relation`, and how many tensors of scores each reads and writes, the teacher's and
+#: the student's counted apart.
 PASSES = (
     ("products of queries, keys or values", 0, 2),
     ("softmax", 2, 2),
@@ -400,7 +401,7 @@ def _many_gpus() -> str:
 def _memory() -> str:
     def gigabytes(run: Run, device: Device) -> list[float]:
         teacher, student = run.teacher.width, run.student.width
-        chunk = device.memory * 1e9 * relations.GPU_CHUNK_SHARE
+        chunk = device.memory * 1e9 * relation_loss.GPU_CHUNK_SHARE
         heads = min(MICRO_BATCH_TOKENS * 3 * 4 * (teacher + 2 * student), chunk / 2)
         parts = [
             2 * run.teacher.held,
@@ -578,7 +579,7 @@ For one sequence, and for the whole run (an EFLOP is 10¹⁸):
 Relations are a small share of the arithmetic, but there is little of it for each byte. A relation head is 6 to 16
 wide, and teacher and student have {first.heads} or {last.heads} times {LENGTH}² scores in each of three relations, in
 fp32. A chunk of them, a thirty-second of the GPU's memory, is far larger than its cache, so each operation of
-`relations._relation` reads and writes memory. In tensors of scores, the teacher's and the student's counted apart:
+`relation_loss._relation` reads and writes memory. In tensors of scores, the teacher's and the student's counted apart:
 
 {_passes()}
 

@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from minilm_cli.metrics import NoProgress
+from minilm_cli.base.progress import NoProgress
 from tests import tiny
 
 # The same examples in every run, and no clock: a busy machine is no failure.

@@ -8,8 +8,8 @@ import string
 from pathlib import Path
 from typing import Any
 
-from minilm_cli.metrics import NoProgress
-from minilm_cli.settings import TokenizeSettings
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.settings.tokenize import TokenizeSettings
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 COMMON = (
@@ -62,7 +62,7 @@ def write_corpus(path: Path) -> None:
 
 def write_store(path: Path, *, corpus: Path, tokenizer: str) -> None:
     """A token store of at most 32 tokens a sequence, so that some lines of the tiny corpus are split."""
-    from minilm_cli.corpus import tokenize
+    from minilm_cli.corpus.tokenize import tokenize
 
     settings = TokenizeSettings(inputs=(str(corpus),), tokenizer=tokenizer, output=path, max_length=32, workers=1)
     tokenize(settings, NoProgress())

@@ -21,13 +21,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertModel
 
-from minilm_cli.batches import BatchStream, MicroBatch
-from minilm_cli.budget import untried
-from minilm_cli.engine import Distiller
-from minilm_cli.relations import Projections, relation_loss
-from minilm_cli.settings import DistillSettings
-from minilm_cli.taps import ATTENTION, RelationTap
-from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.models.tap import ATTENTION, RelationTap
+from minilm_cli.ops.relation_loss import Projections, relation_loss
+from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.training.batches import BatchStream
+from minilm_cli.training.distiller import Distiller
+from minilm_cli.training.micro_batch_budget import untried
+from minilm_cli.training.micro_batches import MicroBatch
 from tests.benchmarks import plain
 
 HEADS, TEACHER_WIDTH, STUDENT_WIDTH = 48, 768, 384

@@ -28,11 +28,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 
-from minilm_cli.corpus import tokenize
-from minilm_cli.demo import SAMPLE, find_teacher
-from minilm_cli.metrics import NoProgress
-from minilm_cli.settings import TokenizeSettings
-from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.cli.demo import SAMPLE, find_teacher
+from minilm_cli.corpus.tokenize import tokenize
+from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
 
 LONGEST = 128
 

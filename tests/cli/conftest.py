@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from minilm_cli import cli, run
-from minilm_cli.metrics import NoProgress
-from minilm_cli.settings import load_distill_settings
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.cli import app
+from minilm_cli.settings.load import load_distill_settings
+from minilm_cli.training import run
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def minilm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         monkeypatch.setattr(sys, "argv", ["minilm", *map(os.fspath, words)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         captured = capsys.readouterr()
         return Outcome(int(ended.value.code or 0), captured.out, captured.err)
 

@@ -10,14 +10,20 @@ import pytest
 import typer.main
 import yaml
 
-from minilm_cli import cli, corpus, export, run
-from minilm_cli.corpus import TokenizeReport
-from minilm_cli.distributed import World
-from minilm_cli.export import ExportReport
-from minilm_cli.run import RunReport
-from minilm_cli.runfolder import RunFolder
-from minilm_cli.sequences import Counts
-from minilm_cli.settings import DistillSettings, ExportSettings, TokenizeSettings, flatten
+from minilm_cli.cli import app
+from minilm_cli.corpus import tokenize as tokenizing
+from minilm_cli.corpus.packing import Counts
+from minilm_cli.corpus.tokenize import TokenizeReport
+from minilm_cli.export import hf
+from minilm_cli.export.hf import ExportReport
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.settings.export import ExportSettings
+from minilm_cli.settings.load import flatten
+from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.training import run
+from minilm_cli.training.distributed import World
+from minilm_cli.training.run import RunReport
 
 from .conftest import Minilm
 
@@ -100,7 +106,7 @@ IN_WORDS = {
 #: The setting of each flag of `minilm distill`, by the name of its parameter.
 SETTINGS = {flag.split()[0].strip("-").replace("-", "_"): dotted for flag, dotted, _ in FLAGS if "--no" not in flag}
 
-COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]  # of a group, which it is
+COMMANDS = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]  # of a group, which it is
 
 
 @pytest.fixture
@@ -197,7 +203,7 @@ def test_the_default_in_the_help_is_the_setting_s(command: str, param: str, show
 
 
 def test_the_default_number_of_steps_is_the_one_shown() -> None:
-    from minilm_cli.settings import DEFAULT_STEPS
+    from minilm_cli.settings.distill import DEFAULT_STEPS
 
     assert ("distill", "steps", str(DEFAULT_STEPS)) in shown_defaults()
 
@@ -218,7 +224,7 @@ def test_tokenize_options_reach_their_settings(minilm: Minilm, monkeypatch: pyte
         seen.append(settings)
         return TokenizeReport(settings.output, 1, Counts(), 1, 1, np.array([0, 1]), 1.0)
 
-    monkeypatch.setattr(corpus, "tokenize", tokenize)
+    monkeypatch.setattr(tokenizing, "tokenize", tokenize)
     words = (
         "a.txt b.jsonl --tokenizer t --revision r --trust-remote-code --output o.jsonl.gz --max-length 9"
         " --overflow drop --text-field body --errors replace --workers 3 --batch-size 7 --force --pack"
@@ -256,7 +262,7 @@ def test_export_options_reach_their_settings(
         seen.append(settings)
         return ExportReport(Path("there"), 2, 0.0, "https://hub/me/it")
 
-    monkeypatch.setattr(export, "export", exported)
+    monkeypatch.setattr(hf, "export", exported)
     words = "--format hf --checkpoint 2 --dtype bfloat16 --output there --push-to-hub me/it --private --force"
     outcome = minilm("export", finished_run, *words.split())
     assert outcome.out == "there\n"

@@ -37,21 +37,33 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = f"""
 import sys
 sys.argv = ["minilm", *{words!r}]
-from minilm_cli.cli import main
+from minilm_cli.cli.app import main
 try:
     main()
 except SystemExit as ended:
     assert ended.code == 0"""
     loaded = imported_by(code)
-    assert "minilm_cli.cli" in loaded
+    assert "minilm_cli.cli.app" in loaded
     assert loaded & {"torch", "transformers", "tokenizers", "numpy", "yaml"} == set()
     # typer itself brings rich and pydantic; nothing of ours that needs them is loaded.
-    assert loaded & {"minilm_cli.settings", "minilm_cli.console", "minilm_cli.run", "minilm_cli.corpus"} == set()
+    assert (
+        loaded
+        & {
+            "minilm_cli.settings.load",
+            "minilm_cli.cli.console",
+            "minilm_cli.training.run",
+            "minilm_cli.corpus.tokenize",
+        }
+        == set()
+    )
 
 
-@pytest.mark.parametrize("module", ["cli", "settings", "tokens", "metrics", "corpus", "errors", "files", "runfolder"])
+MODULES = ["cli.app", "settings.load", "tokens.store", "runs.sinks", "corpus.tokenize", "base.atomic", "runs.folder"]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_a_module_is_imported_without_torch_and_transformers(module: str) -> None:
-    if module == "runfolder":
+    if module == "runs.folder":
         # Its checkpoints are torch's.
         assert "transformers" not in imported_by(f"import minilm_cli.{module}")
     else:
@@ -88,18 +100,19 @@ def test_a_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert "Traceback (most recent call last)" in done.stderr
-    assert "minilm_cli.errors.MinilmError" in done.stderr
+    assert "minilm_cli.base.errors.MinilmError" in done.stderr
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = f"""
 import sys
-from minilm_cli import cli, runfolder
+from minilm_cli.cli import app
+from minilm_cli.runs import folder
 def broken(path):
     raise ZeroDivisionError("a bug")
-runfolder.find_run = broken
+folder.find_run = broken
 sys.argv = ["minilm", "export", {str(tmp_path)!r}]
-cli.main()"""
+app.main()"""
     done = python("-c", code)
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
@@ -111,12 +124,13 @@ def test_ctrl_c_gives_its_status_wherever_it_comes(tmp_path: Path) -> None:
     # signal instead.
     code = """
 import sys
-from minilm_cli import cli, runfolder
+from minilm_cli.cli import app
+from minilm_cli.runs import folder
 def interrupted(path):
     exec("import os, signal; os.kill(os.getpid(), signal.SIGINT); print('not reached')")
-runfolder.find_run = interrupted
+folder.find_run = interrupted
 sys.argv = ["minilm", "export", "run"]
-cli.main()"""
+app.main()"""
     (tmp_path / "interrupted.py").write_text(code, encoding="utf-8")
     done = python("-m", "interrupted", PYTHONPATH=f"{tmp_path}:{PACKAGE.parent}")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
@@ -129,7 +143,7 @@ def test_shell_completion_is_offered() -> None:
     assert "minilm" in done.stdout
 
 
-@pytest.mark.parametrize(("library", "only"), [("typer", "cli.py"), ("rich", "console.py")])
+@pytest.mark.parametrize(("library", "only"), [("typer", "app.py"), ("rich", "console.py")])
 def test_only_one_module_imports(library: str, only: str) -> None:
     pattern = re.compile(rf"^\s*(?:from|import) {library}\b", re.MULTILINE)
     importers = {path.name for path in PACKAGE.rglob("*.py") if pattern.search(path.read_text(encoding="utf-8"))}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minilm_cli import run
-from minilm_cli.run import RunReport
-from minilm_cli.settings import DistillSettings
+from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.training import run
+from minilm_cli.training.run import RunReport
 
 from .conftest import Minilm
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from minilm_cli import console, run
-from minilm_cli.console import PLAIN_INTERVAL, Console
-from minilm_cli.errors import MinilmError
-from minilm_cli.run import RunReport
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.cli import console
+from minilm_cli.cli.console import PLAIN_INTERVAL, Console
+from minilm_cli.training import run
+from minilm_cli.training.run import RunReport
 
 from .conftest import Minilm
 

@@ -31,18 +31,19 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from minilm_cli import checkpoint
-from minilm_cli.card import loss_curve, model_card
-from minilm_cli.encoding import Encoder, Recipe
-from minilm_cli.errors import MinilmError
-from minilm_cli.files import write_json
-from minilm_cli.idlists import convert_token_lists
-from minilm_cli.readers import find_sources
-from minilm_cli.runfolder import Notes, RunFolder, final_losses, find_run
-from minilm_cli.sequences import Counts, Sequencer, SpecialTokens, State
-from minilm_cli.settings import DistillSettings, load_distill_settings, setting_names
-from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
-from minilm_cli.unfinished import Standing, Unfinished, unfinished
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.base.jsonio import write_json
+from minilm_cli.corpus.encoder import Encoder, Recipe
+from minilm_cli.corpus.id_lists import convert_token_lists
+from minilm_cli.corpus.packing import Counts, Sequencer, SpecialTokens, State
+from minilm_cli.corpus.resume import Standing, Unfinished, unfinished
+from minilm_cli.corpus.sources import find_sources
+from minilm_cli.export.card import loss_curve, model_card
+from minilm_cli.runs import checkpoint
+from minilm_cli.runs.folder import Notes, RunFolder, final_losses, find_run
+from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.settings.load import load_distill_settings, setting_names
+from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
 from tests.fuzz.mutations import ANY_JSON, PIECES, changed_json, changed_lines, damaged
 from tests.unit.test_plan import plan
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from minilm_cli import run
-from minilm_cli.metrics import NoProgress
-from minilm_cli.settings import load_distill_settings
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.settings.load import load_distill_settings
+from minilm_cli.training import run
 from tests.runs import CLOCKED, PATIENCE, Commands, lasting_files, lasting_metrics, metrics
 
 __all__ = [

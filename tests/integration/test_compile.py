@@ -9,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from minilm_cli.batches import BatchStream
-from minilm_cli.engine import Distiller
-from minilm_cli.models import build_student, load_teacher, student_config
-from minilm_cli.settings import load_distill_settings
-from minilm_cli.taps import RelationTap
-from minilm_cli.tokens import TokenStore
+from minilm_cli.models.student import build_student, student_config
+from minilm_cli.models.tap import RelationTap
+from minilm_cli.models.teacher import load_teacher
+from minilm_cli.settings.load import load_distill_settings
+from minilm_cli.tokens.store import TokenStore
+from minilm_cli.training.batches import BatchStream
+from minilm_cli.training.distiller import Distiller
 
 STEPS = 12
 

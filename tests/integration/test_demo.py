@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from minilm_cli import demo
-from minilm_cli.console import Console
-from minilm_cli.errors import MinilmError, RunError
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.cli import demo
+from minilm_cli.cli.console import Console
 
 from .conftest import Commands, wait_until
 

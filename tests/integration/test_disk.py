@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
-from minilm_cli import checkpoint, run
-from minilm_cli.corpus import tokenize
-from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.export import export
-from minilm_cli.metrics import NoProgress
-from minilm_cli.runfolder import RunFolder
-from minilm_cli.settings import ExportSettings, TokenizeSettings
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.corpus.tokenize import tokenize
+from minilm_cli.export.hf import export
+from minilm_cli.runs import checkpoint
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.settings.export import ExportSettings
+from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.training import run
 
 from .conftest import At, Settings, is_the_same
 

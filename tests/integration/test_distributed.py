@@ -15,8 +15,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch.distributed import TCPStore
 
-from minilm_cli import checkpoint, run
-from minilm_cli.metrics import NoProgress
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.runs import checkpoint
+from minilm_cli.training import run
 
 from .conftest import CLOCKED, Commands, Settings, lasting_files, lasting_metrics, metrics, wait_until
 

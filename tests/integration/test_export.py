@@ -17,11 +17,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from minilm_cli import checkpoint, export, run
-from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.metrics import NoProgress
-from minilm_cli.runfolder import RunFolder
-from minilm_cli.settings import ExportSettings
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.export import hf
+from minilm_cli.runs import checkpoint
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.settings.export import ExportSettings
+from minilm_cli.training import run
 
 from .conftest import Settings, metrics
 
@@ -33,7 +35,7 @@ def copied(tmp_path: Path, finished_run: Path) -> Path:
 
 
 def test_the_last_checkpoint_is_exported_to_the_run_s_folder(copied: Path) -> None:
-    report = export.export(ExportSettings(run=copied))
+    report = hf.export(ExportSettings(run=copied))
     assert (report.path, report.step, report.url) == (copied / "export" / "hf", 6, None)
     assert report.largest_difference < 1e-5
     there = {path.name for path in report.path.iterdir()}
@@ -46,7 +48,7 @@ def test_the_last_checkpoint_is_exported_to_the_run_s_folder(copied: Path) -> No
 @pytest.mark.parametrize("wanted", [3, 4, "best"])
 def test_another_checkpoint_is_exported_with_its_weights(copied: Path, wanted: int | str) -> None:
     settings = ExportSettings.model_validate({"run": copied, "checkpoint": wanted})
-    report = export.export(settings)
+    report = hf.export(settings)
     evaluations = {record["step"]: record["eval_loss"] for record in metrics(copied) if "eval_loss" in record}
     del evaluations[0]
     assert report.step == (min(evaluations, key=evaluations.__getitem__) if wanted == "best" else wanted)
@@ -58,7 +60,7 @@ def test_another_checkpoint_is_exported_with_its_weights(copied: Path, wanted: i
 def test_a_checkpoint_that_a_run_at_work_removes_meanwhile_is_picked_anew(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = export.write_hf
+    write = hf.write_hf
     picked: list[int] = []
 
     def remove_the_first(run: RunFolder, chosen: checkpoint.Checkpoint, folder: Path, **options: str) -> float:
@@ -67,18 +69,18 @@ def test_a_checkpoint_that_a_run_at_work_removes_meanwhile_is_picked_anew(
             shutil.rmtree(chosen.path)
         return write(run, chosen, folder, **options)
 
-    monkeypatch.setattr(export, "write_hf", remove_the_first)
-    assert export.export(ExportSettings(run=copied)).step == 4
+    monkeypatch.setattr(hf, "write_hf", remove_the_first)
+    assert hf.export(ExportSettings(run=copied)).step == 4
     assert picked == [6, 4]
     assert [path.name for path in (copied / "export").iterdir()] == ["hf"]
     picked.clear()
     with pytest.raises(MinilmError, match="there is no checkpoint of step 3"):
-        export.export(ExportSettings(run=copied, checkpoint=3, force=True))
+        hf.export(ExportSettings(run=copied, checkpoint=3, force=True))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_are_exported_in_another_type(copied: Path, dtype: str) -> None:
-    report = export.export(ExportSettings.model_validate({"run": copied, "dtype": dtype}))
+    report = hf.export(ExportSettings.model_validate({"run": copied, "dtype": dtype}))
     weights = load_file(report.path / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {getattr(torch, dtype)}
     assert AutoModel.from_pretrained(report.path).dtype == getattr(torch, dtype)
@@ -86,18 +88,18 @@ def test_weights_are_exported_in_another_type(copied: Path, dtype: str) -> None:
 
 
 def test_an_export_is_refused_a_second_time_and_replaced_by_force(copied: Path) -> None:
-    first = export.export(ExportSettings(run=copied)).path
+    first = hf.export(ExportSettings(run=copied)).path
     (first / "mine.txt").write_text("kept", encoding="utf-8")
     with pytest.raises(MinilmError, match="exists already"):
-        export.export(ExportSettings(run=copied))
+        hf.export(ExportSettings(run=copied))
     assert (first / "mine.txt").exists()
-    assert export.export(ExportSettings(run=copied, checkpoint=4, force=True)).step == 4
+    assert hf.export(ExportSettings(run=copied, checkpoint=4, force=True)).step == 4
     assert not (first / "mine.txt").exists()
     assert [path.name for path in first.parent.iterdir()] == ["hf"]
 
 
 def test_the_tokenizer_is_the_teacher_s(copied: Path, tiny_teacher: Path) -> None:
-    folder = export.export(ExportSettings(run=copied)).path
+    folder = hf.export(ExportSettings(run=copied)).path
     text = "the people of this world, and their work"
     ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (folder, tiny_teacher))
     assert ours(text) == theirs(text)
@@ -105,7 +107,7 @@ def test_the_tokenizer_is_the_teacher_s(copied: Path, tiny_teacher: Path) -> Non
 
 
 def test_the_card_says_how_the_student_was_made(copied: Path, finished_run: Path) -> None:
-    folder = export.export(ExportSettings(run=copied)).path
+    folder = hf.export(ExportSettings(run=copied)).path
     card = (folder / "README.md").read_text(encoding="utf-8")
     _, header, text = card.split("---\n", 2)
     assert yaml.safe_load(header)["library_name"] == "transformers"
@@ -125,7 +127,7 @@ def test_the_card_says_how_the_student_was_made(copied: Path, finished_run: Path
 
 
 def test_the_loss_curve_is_a_picture(copied: Path) -> None:
-    folder = export.export(ExportSettings(run=copied)).path
+    folder = hf.export(ExportSettings(run=copied)).path
     picture = ET.fromstring((folder / "loss.svg").read_text(encoding="utf-8"))
     assert picture.tag == "{http://www.w3.org/2000/svg}svg"
     lines = picture.findall("{http://www.w3.org/2000/svg}polyline")
@@ -137,9 +139,9 @@ def test_the_loss_curve_is_a_picture(copied: Path) -> None:
 def test_a_run_without_held_out_sequences_is_exported(tmp_path: Path, small_settings: Settings) -> None:
     folder = run.distill(small_settings(tmp_path / "run", evaluation__fraction=0.0), NoProgress()).path
     assert not any("eval_loss" in record for record in metrics(folder))
-    assert export.export(ExportSettings(run=folder)).step == 6
+    assert hf.export(ExportSettings(run=folder)).step == 6
     with pytest.raises(MinilmError, match="no checkpoint was evaluated"):
-        export.export(ExportSettings(run=folder, checkpoint="best", output=tmp_path / "best"))
+        hf.export(ExportSettings(run=folder, checkpoint="best", output=tmp_path / "best"))
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "unknown"])
@@ -156,7 +158,7 @@ def test_a_checkpoint_of_another_student_is_refused_by_the_name_of_a_weight(copi
         weights[name] = torch.zeros(1)
     checkpoint.save(copied / "checkpoints", 6, {"student": weights}, {})
     with pytest.raises(MinilmError, match=f"the checkpoint is of another student: {name} is "):
-        export.export(ExportSettings(run=copied))
+        hf.export(ExportSettings(run=copied))
     assert not (copied / "export").exists()
 
 
@@ -166,9 +168,9 @@ def test_an_export_that_computes_no_numbers_fails(copied: Path, monkeypatch: pyt
         model.get_parameter("embeddings.LayerNorm.bias").data.fill_(torch.nan)
         return model
 
-    monkeypatch.setattr(export, "AutoModel", SimpleNamespace(from_pretrained=broken))
+    monkeypatch.setattr(hf, "AutoModel", SimpleNamespace(from_pretrained=broken))
     with pytest.raises(RunError, match="does not compute what the checkpoint computes"):
-        export.export(ExportSettings(run=copied))
+        hf.export(ExportSettings(run=copied))
     assert not (copied / "export").exists()
 
 
@@ -183,9 +185,9 @@ def test_an_export_that_computes_something_else_fails_and_leaves_nothing(
             model.get_parameter("embeddings.LayerNorm.weight").mul_(1.1)
         return model
 
-    monkeypatch.setattr(export.AutoModel, "from_pretrained", load_wrong)
+    monkeypatch.setattr(hf.AutoModel, "from_pretrained", load_wrong)
     with pytest.raises(RunError, match="does not compute what the checkpoint computes"):
-        export.export(ExportSettings(run=copied))
+        hf.export(ExportSettings(run=copied))
     assert not (copied / "export").exists()
 
 
@@ -208,7 +210,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, object]
 
 @pytest.mark.parametrize("private", [False, True])
 def test_an_export_is_uploaded(copied: Path, hub: list[tuple[str, Mapping[str, object]]], private: bool) -> None:
-    report = export.export(ExportSettings(run=copied, push_to_hub="me/student", private=private))
+    report = hf.export(ExportSettings(run=copied, push_to_hub="me/student", private=private))
     assert report.url == "https://huggingface.co/me/student"
     (created, creation), (uploaded, upload) = hub
     assert (created, uploaded) == ("create_repo", "upload_folder")
@@ -223,7 +225,7 @@ def test_a_failed_upload_keeps_the_export_and_says_so(copied: Path, monkeypatch:
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(RunError, match="upload to me/student failed") as failed:
-        export.export(ExportSettings(run=copied, push_to_hub="me/student"))
+        hf.export(ExportSettings(run=copied, push_to_hub="me/student"))
     assert "HF_TOKEN" in str(failed.value)
     assert issubclass(HfHubHTTPError, OSError)
     AutoModel.from_pretrained(copied / "export" / "hf")

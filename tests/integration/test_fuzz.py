@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from minilm_cli import idlists
+from minilm_cli.corpus import id_lists
 from tests.fuzz.targets import INFO, Files, Target, bounded_memory, targets
 
 
@@ -33,9 +33,9 @@ def test_an_allocation_beyond_the_bound_is_noticed() -> None:
 
 
 def test_the_longest_lists_are_read_in_bounded_memory() -> None:
-    ids = (idlists.LONGEST_LIST - len("[1]\n")) // len("1,")
+    ids = (id_lists.LONGEST_LIST - len("[1]\n")) // len("1,")
     longest = b"[" + b"1," * ids + b"1]\n"
     with tempfile.TemporaryDirectory() as folder, bounded_memory():
         file = Path(folder, "ids.jsonl.gz")
         file.write_bytes(gzip.compress(longest, 1) * 20)
-        idlists.convert_token_lists(file, Path(folder, "store"), INFO)
+        id_lists.convert_token_lists(file, Path(folder, "store"), INFO)

@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from minilm_cli import run
-from minilm_cli.health import NotFinite
-from minilm_cli.metrics import NoProgress
-from minilm_cli.runfolder import RunFolder
-from minilm_cli.tokens import TokenStore
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.tokens.store import TokenStore
+from minilm_cli.training import run
+from minilm_cli.training.nonfinite import NotFinite
 
 from .conftest import Commands, Settings, metrics
 

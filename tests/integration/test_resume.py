@@ -16,14 +16,16 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel, BertConfig
 
-from minilm_cli import checkpoint, export, run
-from minilm_cli import metrics as minilm_metrics
-from minilm_cli.batches import MicroBatch
-from minilm_cli.engine import Distiller
-from minilm_cli.errors import Interrupted, MinilmError, RunError
-from minilm_cli.metrics import NoProgress
-from minilm_cli.runfolder import RunFolder
-from minilm_cli.settings import ExportSettings
+from minilm_cli.base.errors import Interrupted, MinilmError, RunError
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.export import hf
+from minilm_cli.runs import checkpoint
+from minilm_cli.runs import sinks as minilm_metrics
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.settings.export import ExportSettings
+from minilm_cli.training import run
+from minilm_cli.training.distiller import Distiller
+from minilm_cli.training.micro_batches import MicroBatch
 
 from .conftest import At, Commands, Settings, is_the_same, lasting_files, lasting_metrics, metrics, wait_until
 
@@ -175,7 +177,7 @@ def test_a_padded_run_says_the_same_of_its_padding(tmp_path: Path, small_setting
 @pytest.fixture
 def no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every family is padded."""
-    monkeypatch.setattr("minilm_cli.taps.RelationTap.packs", lambda _: False)
+    monkeypatch.setattr("minilm_cli.models.tap.RelationTap.packs", lambda _: False)
 
 
 def test_a_finished_run_says_so(minilm: Commands, finished_run: Path) -> None:
@@ -395,7 +397,7 @@ def test_what_was_changed_on_the_way_is_told_by_the_card(tmp_path: Path, small_s
     run.resume(RunFolder(folder), NoProgress(), {"optimizer.lr": 1e-5, "checkpoint.keep": 9})
     row = "| changed after step 4 | optimizer.lr from 0.0006 to 1e-05 |\n"
     assert row in (folder / "student" / "README.md").read_text(encoding="utf-8")
-    early = export.export(ExportSettings(run=folder, checkpoint=4)).path
+    early = hf.export(ExportSettings(run=folder, checkpoint=4)).path
     assert row not in (early / "README.md").read_text(encoding="utf-8")
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from minilm_cli import checkpoint, run
-from minilm_cli.errors import MinilmError
-from minilm_cli.metrics import NoProgress
-from minilm_cli.runfolder import RunFolder
-from minilm_cli.training import Training
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.runs import checkpoint
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.training import run
+from minilm_cli.training.loop import Training
 
 from .conftest import At, Commands, Settings, is_the_same, metrics, wait_until
 

@@ -16,10 +16,10 @@ import yaml
 from safetensors.torch import load_file
 
 import minilm_cli
-from minilm_cli import settings
-from minilm_cli.errors import MinilmError
-from minilm_cli.settings import read_settings_file
-from minilm_cli.tokens import TokenStore
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.settings import load
+from minilm_cli.settings.load import read_settings_file
+from minilm_cli.tokens.store import TokenStore
 
 from .conftest import Commands
 
@@ -177,7 +177,7 @@ DANGEROUS = {
 
 
 def test_nothing_in_the_package_could_unpickle_or_evaluate_what_it_reads() -> None:
-    files = sorted(Path(minilm_cli.__file__).parent.glob("*.py"))
+    files = sorted(Path(minilm_cli.__file__).parent.rglob("*.py"))
     assert len(files) > 30
     for file in files:
         calls = set(_calls(ast.parse(file.read_text(encoding="utf-8"))))
@@ -187,8 +187,8 @@ def test_nothing_in_the_package_could_unpickle_or_evaluate_what_it_reads() -> No
 
 
 def test_the_yaml_loader_is_a_safe_one() -> None:
-    assert issubclass(settings._Loader, yaml.SafeLoader)
-    assert set(settings._Loader.yaml_constructors) == set(yaml.SafeLoader.yaml_constructors)
+    assert issubclass(load._Loader, yaml.SafeLoader)
+    assert set(load._Loader.yaml_constructors) == set(yaml.SafeLoader.yaml_constructors)
 
 
 class Harmful:

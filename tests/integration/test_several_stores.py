@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minilm_cli import run
-from minilm_cli.errors import MinilmError
-from minilm_cli.metrics import NoProgress
-from minilm_cli.runfolder import RunFolder
-from minilm_cli.tokens import TokenStore, TokenStoreWriter
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.tokens.store import TokenStore, TokenStoreWriter
+from minilm_cli.training import run
 
 from .conftest import At, Commands, Settings, is_the_same, lasting_metrics, metrics
 

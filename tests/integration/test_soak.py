@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minilm_cli.runfolder import RunFolder
+from minilm_cli.runs.folder import RunFolder
 from tests.soak.checks import differences, half_there, left_behind
 from tests.soak.lives import KINDS, Soak, training
 

@@ -20,12 +20,14 @@ from tests.integration.conftest import PATIENCE, Commands, wait_until
 ROOT = Path(__file__).parents[2]
 
 #: The command with small shards, so that there are whole ones soon.
-SMALL_SHARDS = "from minilm_cli import tokens; tokens.SHARD_TOKENS = 20_000; from minilm_cli.cli import main; main()"
+SMALL_SHARDS = (
+    "from minilm_cli.tokens import store; store.SHARD_TOKENS = 20_000; from minilm_cli.cli.app import main; main()"
+)
 
 #: The same, but it never ends: when there are that many shards, it waits for a signal.
 ENDLESS = """
 import signal
-from minilm_cli.unfinished import Unfinished
+from minilm_cli.corpus.resume import Unfinished
 
 save = Unfinished.save
 

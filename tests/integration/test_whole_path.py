@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-from minilm_cli import job, run
-from minilm_cli.corpus import tokenize
-from minilm_cli.metrics import NoProgress
-from minilm_cli.settings import TokenizeSettings
-from minilm_cli.tokens import TokenStore
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.corpus.tokenize import tokenize
+from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.tokens.store import TokenStore
+from minilm_cli.training import run, setup
 
 from .conftest import Commands, Settings, metrics, wait_until
 
@@ -92,8 +92,8 @@ def test_what_takes_long_before_a_run_begins_is_said(
     tmp_path: Path, small_settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("minilm_cli"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="minilm_cli.job")
-    monkeypatch.setattr(job, "_WORTH_A_WORD", 80)
+    caplog.set_level(logging.INFO, logger="minilm_cli.training.setup")
+    monkeypatch.setattr(setup, "_WORTH_A_WORD", 80)
     ids = tmp_path / "ids.jsonl.gz"
     ids.write_bytes(gzip.compress(b"[2, 5, 3]\n" * 30))
     run.dry_run(small_settings(tmp_path / "run", data__path=ids))

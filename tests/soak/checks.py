@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-from minilm_cli import checkpoint
-from minilm_cli.errors import MinilmError
-from minilm_cli.runfolder import RunFolder
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.runs import checkpoint
+from minilm_cli.runs.folder import RunFolder
 from tests.runs import lasting_files, lasting_metrics
 
 

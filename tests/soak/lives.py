@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minilm_cli import checkpoint
-from minilm_cli.runfolder import RunFolder
+from minilm_cli.runs import checkpoint
+from minilm_cli.runs.folder import RunFolder
 from tests.runs import Commands
 from tests.soak.checks import differences, half_there, left_behind
 from tests.soak.victim import REGIONS

@@ -71,7 +71,9 @@ class Watch:
 
     def everywhere(self) -> None:
         """Put the regions where `minilm` finds them."""
-        from minilm_cli import checkpoint, engine, export, metrics, run
+        from minilm_cli.export import hf
+        from minilm_cli.runs import checkpoint, sinks
+        from minilm_cli.training import distiller, run
 
         staged = run.staged
 
@@ -87,11 +89,11 @@ class Watch:
             ("begin", run, "_write_folder"),
             ("checkpoint", checkpoint, "save"),
             ("checkpoint", checkpoint, "prune"),
-            ("evaluation", engine.Distiller, "evaluate"),
-            ("metrics", metrics.JsonlSink, "__init__"),
-            ("metrics", metrics.JsonlSink, "write"),
+            ("evaluation", distiller.Distiller, "evaluate"),
+            ("metrics", sinks.JsonlSink, "__init__"),
+            ("metrics", sinks.JsonlSink, "write"),
             ("student", run, "write_hf"),
-            ("export", export, "export"),
+            ("export", hf, "export"),
         ):
             setattr(owner, name, self.over(region, getattr(owner, name)))
 
@@ -112,11 +114,11 @@ def main() -> None:
             raise SystemExit(__doc__)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `minilm` does before it imports torch
     watch.everywhere()
-    from minilm_cli import cli
+    from minilm_cli.cli import app
 
     sys.argv = ["minilm", *words]
     try:
-        cli.main()
+        app.main()
     finally:
         if counts is not None:
             counts.write_text(json.dumps(watch.counts), encoding="utf-8")

@@ -1,6 +1,6 @@
 """The loss of MiniLMv2, written down as the paper says it: slow, plain, in float64.
 
-Section 3 of arXiv 2012.15828. It shares no code with `minilm_cli.relations`, and is what that is held against.
+Section 3 of arXiv 2012.15828. It shares no code with `minilm_cli.ops.relation_loss`, and is what that is held against.
 """
 
 from __future__ import annotations

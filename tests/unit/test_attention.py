@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minilm_cli import attention
-from minilm_cli.attention import (
+from minilm_cli.ops import attention
+from minilm_cli.ops.attention import (
     Packing,
     _attend_by_flash,
     _attend_in_groups,
@@ -28,7 +28,7 @@ from minilm_cli.attention import (
     attend_packed,
     attend_padded,
 )
-from minilm_cli.dropout import Masks
+from minilm_cli.ops.dropout import Masks
 
 CPU = torch.device("cpu")
 WIDTH = 8

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli.batches import MICRO_BATCH_COST, BatchStream, MicroBatch, _work, permute, share
-from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.training.batches import BatchStream, permute
+from minilm_cli.training.micro_batches import MICRO_BATCH_COST, MicroBatch, _work, share
 
 PAD = 9
 

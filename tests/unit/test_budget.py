@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from minilm_cli import budget
-from minilm_cli.batches import BatchStream, MicroBatch
-from minilm_cli.errors import MinilmError
-from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.training import micro_batch_budget
+from minilm_cli.training.batches import BatchStream
+from minilm_cli.training.micro_batches import MicroBatch
 
 LONG = 10_000_000
 FACTS = {"teacher": "bert", "student": "small"}
@@ -51,9 +52,9 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> BatchStream:
 
 
 def settle(clock: Clock, stream: BatchStream, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
-    monkeypatch.setattr(budget.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(micro_batch_budget.time, "perf_counter", lambda: clock.now)
     stream.micro_batch_tokens = 2048
-    budget.settle(clock, stream, **{"run_tokens": LONG, "facts": FACTS} | options)  # type: ignore[arg-type]
+    micro_batch_budget.settle(clock, stream, **{"run_tokens": LONG, "facts": FACTS} | options)  # type: ignore[arg-type]
     return stream.micro_batch_tokens
 
 
@@ -145,7 +146,7 @@ def test_a_user_without_a_home_remembers_among_the_temporary_files(
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.setattr(budget.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(micro_batch_budget.tempfile, "gettempdir", lambda: str(tmp_path))
     assert settle(Clock(per_batch=300), stream, monkeypatch) == 4096
     assert len(list((tmp_path / "minilm").iterdir())) == 1
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilm_cli import __version__
-from minilm_cli.card import CURVE_FILE, loss_curve, model_card
-from minilm_cli.plan import DataFacts, Plan, RelationFacts, StoreFacts, StudentFacts, TeacherFacts, TrainingFacts
-from minilm_cli.settings import DistillSettings, load_distill_settings
+from minilm_cli.export.card import CURVE_FILE, loss_curve, model_card
+from minilm_cli.runs.plan import DataFacts, Plan, RelationFacts, StoreFacts, StudentFacts, TeacherFacts, TrainingFacts
+from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.settings.load import load_distill_settings
 
 SVG = "{http://www.w3.org/2000/svg}"
 PLAN = Plan(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from minilm_cli import checkpoint
-from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.files import sha256
+from minilm_cli.base.checksums import sha256
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.runs import checkpoint
 
 TENSORS = {
     "student": {"layer.weight": torch.arange(6.0).view(2, 3), "bias": torch.tensor([1.5, float("inf")])},

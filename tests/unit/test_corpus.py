@@ -25,13 +25,14 @@ from transformers import (
     T5Tokenizer,
 )
 
-from minilm_cli import corpus, encoding, readers
-from minilm_cli.corpus import TokenizeReport, tokenize
-from minilm_cli.errors import MinilmError
-from minilm_cli.idlists import convert_token_lists
-from minilm_cli.sequences import SpecialTokens
-from minilm_cli.settings import TokenizeSettings
-from minilm_cli.tokens import TokenizerInfo, TokenStore
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.corpus import encoder, sources
+from minilm_cli.corpus import tokenize as tokenizing
+from minilm_cli.corpus.id_lists import convert_token_lists
+from minilm_cli.corpus.packing import SpecialTokens
+from minilm_cli.corpus.tokenize import TokenizeReport, tokenize
+from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.tokens.store import TokenizerInfo, TokenStore
 
 
 class Told:
@@ -353,7 +354,7 @@ def test_whole_sentences_are_packed(run: Run, tokenizer: PreTrainedTokenizerBase
 @pytest.mark.parametrize("workers", [1, 2])
 def test_without_the_package_sentences_are_not_split(run: Run, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     monkeypatch.setitem(sys.modules, "sentencex", None)
-    monkeypatch.setattr(corpus, "WORTH_A_WORKER", 1)
+    monkeypatch.setattr(tokenizing, "WORTH_A_WORKER", 1)
     with pytest.raises(MinilmError, match="needs the package sentencex") as caught:
         run("one", split_sentences=True, workers=workers)
     assert caught.value.hint == "pip install 'minilm-cli[sentences]'"
@@ -370,8 +371,8 @@ def test_a_long_line_is_tokenised_in_parts_as_if_it_were_not(
     text = f"one\n{' '.join(WORDS * 30)}\n{' '.join(WORDS * 9)}\n\ntwo people"
     options = {"overflow": overflow, "pack": pack, "max_length": 50}
     whole = run(text, output=tmp_path / "whole", **options)
-    monkeypatch.setattr(readers, "PIECE", 100)
-    monkeypatch.setattr(encoding, "_AT_ONCE", 50)
+    monkeypatch.setattr(sources, "PIECE", 100)
+    monkeypatch.setattr(encoder, "_AT_ONCE", 50)
     parts = run(text, output=tmp_path / "parts", **options)
     assert contents(parts.path) == contents(whole.path)
     assert (parts.lines, parts.counts) == (whole.lines, whole.counts)
@@ -380,7 +381,7 @@ def test_a_long_line_is_tokenised_in_parts_as_if_it_were_not(
 def test_the_long_text_of_a_json_line_is_tokenised_in_parts(
     run: Run, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "_AT_ONCE", 50)
+    monkeypatch.setattr(encoder, "_AT_ONCE", 50)
     file = tmp_path / "text.jsonl"
     texts = [" ".join(WORDS * 9), "", "one", " ".join(WORDS * 2)]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -391,17 +392,17 @@ def test_the_long_text_of_a_json_line_is_tokenised_in_parts(
 def test_no_more_bytes_are_tokenised_at_once_than_there_is_memory_for(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "_AT_ONCE", 50)
+    monkeypatch.setattr(encoder, "_AT_ONCE", 50)
     given: list[list[str]] = []
 
-    portions = encoding._in_portions
+    portions = encoder._in_portions
 
     def noted(texts: list[str]) -> Iterator[list[str]]:
         for some in portions(texts):
             given.append(some)
             yield some
 
-    monkeypatch.setattr(encoding, "_in_portions", noted)
+    monkeypatch.setattr(encoder, "_in_portions", noted)
     file = tmp_path / "text.jsonl"
     texts = ["人" * 40, "人", "one", "é" * 20, "è" * 20, *"abc"]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -413,7 +414,7 @@ def test_no_more_bytes_are_tokenised_at_once_than_there_is_memory_for(
 def test_what_is_wrong_far_in_a_long_line_is_told_by_its_place(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "PIECE", 100)
+    monkeypatch.setattr(sources, "PIECE", 100)
     with pytest.raises(MinilmError, match="byte 961 of the line, 0xff, is not UTF-8") as caught:
         run(b"one\n" + b"one " * 240 + b"\xff" + b" one" * 100)
     assert caught.value.where == f"{tmp_path / 'input-0.txt'}, line 2"
@@ -427,10 +428,10 @@ def test_batch_size_and_workers_do_not_change_the_bytes(
 ) -> None:
     run(tiny_corpus, output=tmp_path / "one", max_length=16)
     run(tiny_corpus, output=tmp_path / "small", max_length=16, batch_size=7)
-    monkeypatch.setattr(corpus, "WORTH_A_WORKER", 1)
+    monkeypatch.setattr(tokenizing, "WORTH_A_WORKER", 1)
     started = []
-    workers = encoding.workers
-    monkeypatch.setattr(encoding, "workers", lambda *args: started.append(args[-1]) or workers(*args))
+    workers = encoder.workers
+    monkeypatch.setattr(encoder, "workers", lambda *args: started.append(args[-1]) or workers(*args))
     report = run(tiny_corpus, output=tmp_path / "two", max_length=16, workers=2, batch_size=11)
     assert started == [2]
     assert contents(tmp_path / "one") == contents(tmp_path / "small") == contents(tmp_path / "two")
@@ -438,7 +439,7 @@ def test_batch_size_and_workers_do_not_change_the_bytes(
 
 
 def test_an_error_in_a_worker_process_says_where(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "WORTH_A_WORKER", 1)
+    monkeypatch.setattr(tokenizing, "WORTH_A_WORKER", 1)
     with pytest.raises(MinilmError, match="byte 3 of the line, 0xff, is not UTF-8") as caught:
         run(b"fine\n" * 10 + b"no\xff\n" + b"fine\n" * 10, workers=2, batch_size=2)
     assert caught.value.where == f"{tmp_path / 'input-0.txt'}, line 11"
@@ -449,7 +450,7 @@ def test_an_error_in_a_worker_process_says_where(run: Run, tmp_path: Path, monke
 def test_of_two_errors_the_first_is_told_whoever_finds_it(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(corpus, "WORTH_A_WORKER", 1)
+    monkeypatch.setattr(tokenizing, "WORTH_A_WORKER", 1)
     file = tmp_path / "text.txt.gz"
     file.write_bytes(gzip.compress(b"one\n" * 5 + b"\xff\n" + b"two\n" * 50)[:-9])
     with pytest.raises(MinilmError, match="is not UTF-8") as caught:
@@ -460,7 +461,7 @@ def test_of_two_errors_the_first_is_told_whoever_finds_it(
 def test_workers_that_are_not_worth_their_start_are_not_started(
     run: Run, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "workers", None)
+    monkeypatch.setattr(encoder, "workers", None)
     assert run(tiny_corpus, workers=8).sequences > 0
 
 
@@ -636,7 +637,7 @@ def of_a_alone(tmp_path: Path) -> str:
 def test_a_text_that_the_tokenizer_cannot_encode_is_told_with_its_line(
     run: Run, of_a_alone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(corpus, "WORTH_A_WORKER", 1)
+    monkeypatch.setattr(tokenizing, "WORTH_A_WORKER", 1)
     assert run("a\naa\n", tokenizer=of_a_alone, output=tmp_path / "right").tokens == 3
     with pytest.raises(MinilmError, match=r"the tokenizer cannot encode this text: .*unk_id.* is missing") as caught:
         run("a\n\naa\nab\nb", tokenizer=of_a_alone, workers=workers, **options)
@@ -646,12 +647,12 @@ def test_a_text_that_the_tokenizer_cannot_encode_is_told_with_its_line(
 
 def test_a_tokenizer_that_cannot_even_encode_a_letter_is_refused() -> None:
     tokenizer = Tokenizer(models.Unigram([("a", -1.0), ("<s>", 0.0)], unk_id=None))
-    assert encoding.special_tokens(tokenizer) == SpecialTokens((), ())
+    assert encoder.special_tokens(tokenizer) == SpecialTokens((), ())
     tokenizer.post_processor = processors.TemplateProcessing(single="<s>", special_tokens=[("<s>", 1)])
     with pytest.raises(MinilmError, match="does not put its special tokens before and behind"):
-        encoding.special_tokens(tokenizer)
+        encoder.special_tokens(tokenizer)
     with pytest.raises(MinilmError, match=r"the tokenizer cannot encode this text: .*unk_id") as caught:
-        encoding.special_tokens(Tokenizer(models.Unigram([("xyz", -1.0)], unk_id=None)))
+        encoder.special_tokens(Tokenizer(models.Unigram([("xyz", -1.0)], unk_id=None)))
     assert caught.value.where == "'a'"
 
 

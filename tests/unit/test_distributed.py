@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from minilm_cli.distributed import TIMEOUT, World, launch, same_launch
-from minilm_cli.errors import MinilmError
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.training.distributed import TIMEOUT, World, launch, same_launch
 
 TOLD = {"WORLD_SIZE": "4", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 

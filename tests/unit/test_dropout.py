@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from minilm_cli.dropout import Dropout, Masks, drawn_seed, replace_dropout
+from minilm_cli.ops.dropout import Dropout, Masks, drawn_seed, replace_dropout
 
 #: Of the probability of a place to be dropped.
 STEPS = 2**16

@@ -11,22 +11,19 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from minilm_cli.batches import BatchStream
-from minilm_cli.distributed import World
-from minilm_cli.engine import (
-    Distiller,
-    StepReport,
-    has_bf16,
-    out_of_memory,
-    pick_device,
-    schedule_factor,
-)
-from minilm_cli.errors import Dismissed, MinilmError, RunError
-from minilm_cli.health import Finding, NotFinite
-from minilm_cli.models import build_student, load_teacher, student_config
-from minilm_cli.settings import DistillSettings, ScheduleSettings, load_distill_settings
-from minilm_cli.taps import RelationTap
-from minilm_cli.tokens import TokenStore
+from minilm_cli.base.errors import Dismissed, MinilmError, RunError
+from minilm_cli.models.student import build_student, student_config
+from minilm_cli.models.tap import RelationTap
+from minilm_cli.models.teacher import load_teacher
+from minilm_cli.settings.distill import DistillSettings, ScheduleSettings
+from minilm_cli.settings.load import load_distill_settings
+from minilm_cli.tokens.store import TokenStore
+from minilm_cli.training.batches import BatchStream
+from minilm_cli.training.devices import has_bf16, out_of_memory, pick_device
+from minilm_cli.training.distiller import Distiller, StepReport
+from minilm_cli.training.distributed import World
+from minilm_cli.training.nonfinite import Finding, NotFinite
+from minilm_cli.training.optim import schedule_factor
 
 HEADS = 12
 STEPS = 10

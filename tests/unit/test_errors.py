@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from minilm_cli.errors import Interrupted, MinilmError, RunError
+from minilm_cli.base.errors import Interrupted, MinilmError, RunError
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,13 @@ from types import SimpleNamespace
 import pytest
 from safetensors import SafetensorError
 
-from minilm_cli import files
-from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.files import (
-    copy_files,
-    discard,
-    parse_json,
-    read_json,
-    refuse_existing,
-    sha256,
-    staged,
-    sweep,
-    write_json,
-)
-from minilm_cli.locks import Lock
+from minilm_cli.base import atomic, jsonio
+from minilm_cli.base.atomic import discard, refuse_existing, staged, sweep
+from minilm_cli.base.checksums import sha256
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.base.jsonio import parse_json, read_json, write_json
+from minilm_cli.base.locks import Lock
+from minilm_cli.export.hf import copy_files
 
 
 def names(folder: Path) -> list[str]:
@@ -273,13 +266,13 @@ def test_a_file_that_may_not_be_copied_is_named(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from minilm_cli import files
+from minilm_cli.base import atomic
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-setattr(files, sys.argv[1], die)
-with files.staged(Path("output"), force=True) as built:
+setattr(atomic, sys.argv[1], die)
+with atomic.staged(Path("output"), force=True) as built:
     built.write_text("new")
 """
 
@@ -360,7 +353,7 @@ def test_a_folder_that_a_process_works_on_is_not_replaced_even_by_force(tmp_path
 def test_a_new_folder_that_another_process_clears_away_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claim, tries = files._claim, []
+    claim, tries = atomic._claim, []
 
     def swept(folder: Path) -> Lock | None:
         tries.append(folder)
@@ -368,7 +361,7 @@ def test_a_new_folder_that_another_process_clears_away_is_made_anew(
             folder.rmdir()
         return claim(folder)
 
-    monkeypatch.setattr(files, "_claim", swept)
+    monkeypatch.setattr(atomic, "_claim", swept)
     with staged(tmp_path / "output") as built:
         built.write_text("x")
     assert len(tries) == 2
@@ -462,7 +455,7 @@ def test_a_json_file_that_cannot_be_written_leaves_the_old(tmp_path: Path, monke
     def fail(_: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(files, "sync", fail)
+    monkeypatch.setattr(jsonio, "sync", fail)
     with pytest.raises(RunError, match="Input/output error"):
         write_json(tmp_path / "file", 2)
     assert read_json(tmp_path / "file", kind="number") == 1

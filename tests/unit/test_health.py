@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from minilm_cli.health import AGAIN, Finding, NotFinite, Watch
+from minilm_cli.training.monitor import AGAIN, Watch
+from minilm_cli.training.nonfinite import Finding, NotFinite
 
 
 def test_a_finding_names_what_is_known_and_nothing_else() -> None:

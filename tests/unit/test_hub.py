@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
-from minilm_cli.errors import MinilmError
-from minilm_cli.hub import load_tokenizer, loading, quiet, reason, tokenizer_info
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.models.hub import load_tokenizer, loading, quiet, reason, tokenizer_info
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b")
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli import idlists
-from minilm_cli.errors import MinilmError
-from minilm_cli.idlists import IdListWriter, convert_token_lists
-from minilm_cli.tokens import TokenizerInfo, TokenStore
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.corpus import id_lists
+from minilm_cli.corpus.id_lists import IdListWriter, convert_token_lists
+from minilm_cli.tokens.store import TokenizerInfo, TokenStore
 
 
 def sequences(path: Path) -> list[list[int]]:
@@ -94,7 +94,7 @@ def test_a_line_that_is_no_list_of_ids_is_refused_with_its_number(tmp_path: Path
 def test_a_line_longer_than_may_be_read_at_once_is_refused_with_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idlists, "LONGEST_LIST", 19)
+    monkeypatch.setattr(id_lists, "LONGEST_LIST", 19)
     fits = b"[1, 2, 3, 4, 5, 66]\n"
     assert sequences(converted(tmp_path, fits)) == [[1, 2, 3, 4, 5, 66]]
     with pytest.raises(MinilmError, match="this line is longer than") as caught:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from minilm_cli.locks import Held, Lock, holder
+from minilm_cli.base.locks import Held, Lock, holder
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from minilm_cli.locks import Lock
+from minilm_cli.base.locks import Lock
 
 lock = Lock(Path("lock"))
 print("held", flush=True)

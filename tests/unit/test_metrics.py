@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from minilm_cli.errors import Interrupted, MinilmError
-from minilm_cli.metrics import Fanout, JsonlSink, Record, TensorBoardSink, WandbSink, check_sinks, open_sinks
+from minilm_cli.base.errors import Interrupted, MinilmError
+from minilm_cli.base.progress import Record
+from minilm_cli.runs.sinks import Fanout, JsonlSink, TensorBoardSink, WandbSink, check_sinks, open_sinks
 
 
 def lines(path: Path) -> list[Any]:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli.batches import BatchStream
-from minilm_cli.mixture import Mixture
-from minilm_cli.settings import CYCLE
-from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.settings.distill import CYCLE
+from minilm_cli.tokens.mixture import Mixture
+from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.training.batches import BatchStream
 
 #: Sequences of each store.
 SIZES = (40, 7, 25)

@@ -14,20 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
-from minilm_cli import models
-from minilm_cli.errors import MinilmError
-from minilm_cli.models import (
-    build_student,
-    evenly_spaced,
-    init_from_teacher,
-    layer_stack,
-    load_teacher,
-    longest_input,
-    relation_heads,
-    resolve_layer,
-    saved_config,
-    student_config,
-)
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.models import student
+from minilm_cli.models.families import layer_stack, longest_input
+from minilm_cli.models.heads import relation_heads, resolve_layer
+from minilm_cli.models.initialise import evenly_spaced, init_from_teacher
+from minilm_cli.models.student import build_student, saved_config, student_config
+from minilm_cli.models.teacher import load_teacher
 
 TEACHER = BertConfig(
     vocab_size=180,
@@ -402,7 +395,7 @@ def test_a_family_without_token_types_passes_none_on(tmp_path: Path) -> None:
 
 def test_a_size_is_told_before_there_are_any_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_machine = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}
-    monkeypatch.setattr(models.os, "sysconf", small_machine.__getitem__)
+    monkeypatch.setattr(student.os, "sysconf", small_machine.__getitem__)
     source = written(tmp_path, model_type="bert", hidden_size=24, num_hidden_layers=2, num_attention_heads=4)
     before = torch.get_rng_state()
     with pytest.raises(MinilmError, match="the student would have 314,184 parameters") as caught:

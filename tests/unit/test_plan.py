@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from minilm_cli.plan import (
+from minilm_cli.runs.plan import (
     DataFacts,
     Measured,
     Plan,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minilm_cli.ragged import Group, Span, groups
+from minilm_cli.ops.length_groups import Group, Span, groups
 
 CPU = torch.device("cpu")
 LENGTHS = (7, 1, 7, 12, 3, 5, 1, 5, 7)

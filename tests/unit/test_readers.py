@@ -26,10 +26,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from minilm_cli import readers, streams, tables
-from minilm_cli.errors import InputChanged, MinilmError, RunError
-from minilm_cli.lines import BEGINNING, BOM, Place, parts
-from minilm_cli.readers import Lines, Source, find_sources, json_lines
+from minilm_cli.base.errors import InputChanged, MinilmError, RunError
+from minilm_cli.corpus import decompress, sources, tables
+from minilm_cli.corpus.lines import BEGINNING, BOM, Place, parts
+from minilm_cli.corpus.sources import Lines, Source, find_sources, json_lines
 
 try:
     from compression import zstd
@@ -136,8 +136,8 @@ def test_any_lines_are_read_as_they_were_written(
     packed = b"".join(COMPRESSIONS[compression](text[a:b]) for a, b in itertools.pairwise(cuts))
     with (
         tempfile.TemporaryDirectory() as folder,
-        changed(readers, PIECE=piece),
-        changed(streams, _BLOCK=block, _PACKED_BLOCK=block),
+        changed(sources, PIECE=piece),
+        changed(decompress, _BLOCK=block, _PACKED_BLOCK=block),
     ):
         file = Path(folder, f"lines.txt{compression}")
         file.write_bytes(packed)
@@ -151,7 +151,7 @@ def test_reading_can_be_gone_on_with_from_any_batch(
     assume(not text.startswith(NOT_PLAIN))
     compression = data.draw(st.sampled_from(["", ".gz"]))
     few = data.draw(st.integers(1, 40))
-    with tempfile.TemporaryDirectory() as folder, changed(readers, PIECE=piece, _BATCH_BYTES=few):
+    with tempfile.TemporaryDirectory() as folder, changed(sources, PIECE=piece, _BATCH_BYTES=few):
         file = Path(folder, f"text{compression}")
         file.write_bytes(COMPRESSIONS[compression](text))
         batches = list(source(str(file)).batches(count))
@@ -174,7 +174,7 @@ def test_parts_are_not_too_long_and_make_up_the_text(text: bytes, longest: int) 
 @given(text=some_bytes.map(lambda text: text.replace(b"\n", b"").rstrip(b"\r")), piece=st.integers(1, 12))
 def test_a_long_line_is_cut_as_a_text_is(text: bytes, piece: int) -> None:
     text = text.removeprefix(BOM)
-    with tempfile.TemporaryDirectory() as folder, changed(readers, PIECE=piece):
+    with tempfile.TemporaryDirectory() as folder, changed(sources, PIECE=piece):
         file = Path(folder, "text")
         for end in (b"", b"\n", b"\r\n"):
             file.write_bytes(b"a\n" + text + end)
@@ -261,7 +261,7 @@ def test_of_a_file_that_is_changed_while_it_is_read_there_is_a_warning(
 
 def test_batches_have_as_many_lines_as_wanted_or_fewer_if_those_are_long() -> None:
     name = put("text", b"".join(b"%d\n" % number for number in range(10)) + (b"x" * 99 + b"\n") * 3)
-    with changed(readers, _BATCH_BYTES=90), changed(streams, _BLOCK=10):
+    with changed(sources, _BATCH_BYTES=90), changed(decompress, _BLOCK=10):
         batches = list(source(name).batches(4))
     assert [len(batch.lines) for batch in batches] == [4, 4, 3, 1, 1]
     assert [batch.place.number for batch in batches] == [1, 5, 9, 12, 13]
@@ -278,11 +278,11 @@ def test_a_json_line_is_read_whole_or_refused() -> None:
         ("text", [b'{"text": "a longer one"}']),
     ]
     assert {batch.field for batch in source(name, "body").batches(1)} == {"body"}
-    with changed(readers, JSON_LONGEST=24, PIECE=3):
+    with changed(sources, JSON_LONGEST=24, PIECE=3):
         assert len(read(name)) == 2
     for ending in (b"", b"\n"):
         put(name, Path(name).read_bytes().rstrip() + ending)
-        with changed(readers, JSON_LONGEST=23), refused("this line is longer than", f"{name}, line 2"):
+        with changed(sources, JSON_LONGEST=23), refused("this line is longer than", f"{name}, line 2"):
             read(name)
 
 
@@ -467,7 +467,7 @@ def test_nothing_heavy_is_imported_for_text() -> None:
     put("text.csv", b"text\none\n")
     program = """
 import sys
-from minilm_cli.readers import find_sources
+from minilm_cli.corpus.sources import find_sources
 list(find_sources(["text.csv"], None)[0].batches(1))
 print([name for name in ("torch", "transformers", "datasets", "pyarrow", "backports.zstd") if name in sys.modules])
 """
@@ -571,7 +571,7 @@ def test_any_texts_are_read_from_csv_as_they_were_written(
     text = io.StringIO(newline="")
     writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerows([["id", "text"], *enumerate(cells)])
-    with tempfile.TemporaryDirectory() as folder, changed(streams, _BLOCK=block):
+    with tempfile.TemporaryDirectory() as folder, changed(decompress, _BLOCK=block):
         file = Path(folder, f"table.csv{compression}")
         file.write_bytes(COMPRESSIONS[compression](BOM + text.getvalue().encode()))
         _assert_read_from_any_batch(str(file), [cell.encode() for cell in cells], count)
@@ -668,7 +668,7 @@ def test_of_small_rows_more_are_read_at_a_time_than_of_large_ones(
 
 def test_long_rows_are_handed_over_early() -> None:
     parquet.write_table(pa.table({"text": ["x" * 50] * 10}), "table.parquet")
-    with changed(readers, _BATCH_BYTES=100):
+    with changed(sources, _BATCH_BYTES=100):
         assert [len(batch.lines) for batch in source("table.parquet").batches(9)] == [2] * 5
 
 

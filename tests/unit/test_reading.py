@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from minilm_cli import readers
-from minilm_cli.corpus import tokenize
-from minilm_cli.errors import MinilmError
-from minilm_cli.metrics import NoProgress
-from minilm_cli.settings import TokenizeSettings
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.base.progress import NoProgress
+from minilm_cli.corpus import sources
+from minilm_cli.corpus.tokenize import tokenize
+from minilm_cli.settings.tokenize import TokenizeSettings
 
 TEXT = b"the of and\n\nto in is was\nit that he\n" * 30
 
@@ -30,7 +30,7 @@ def test_lines_that_are_handed_over_early_give_the_same_tokens(
     file = tmp_path / "corpus.txt"
     file.write_bytes(TEXT)
     whole = tokenized(tiny_teacher, file)
-    monkeypatch.setattr(readers, "_BATCH_BYTES", limit)
+    monkeypatch.setattr(sources, "_BATCH_BYTES", limit)
     assert tokenized(tiny_teacher, file, output="in-parts") == whole
 
 

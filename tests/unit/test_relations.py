@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minilm_cli.relations import Projections, relation_loss
+from minilm_cli.ops.relation_loss import Projections, relation_loss
 
 from . import reference
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from minilm_cli import checkpoint
-from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.runfolder import BackedOff, Best, Notes, RunFolder, final_losses, find_run
-from minilm_cli.settings import DistillSettings, load_distill_settings
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.runs import checkpoint
+from minilm_cli.runs.folder import BackedOff, Best, Notes, RunFolder, final_losses, find_run
+from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.settings.load import load_distill_settings
 
 
 def settings() -> DistillSettings:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli.seeding import derive
+from minilm_cli.base.seeding import derive
 
 
 @given(st.integers(0, 2**62), st.lists(st.integers(0, 9) | st.text("abc/", max_size=3), max_size=3))
@@ -34,7 +34,7 @@ def test_all_bits_are_used() -> None:
 
 
 def test_another_process_derives_the_same() -> None:
-    program = "from minilm_cli.seeding import derive; print(derive(42, 'dropout', 7))"
+    program = "from minilm_cli.base.seeding import derive; print(derive(42, 'dropout', 7))"
     environment = os.environ | {"PYTHONHASHSEED": "123"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) == derive(42, "dropout", 7)

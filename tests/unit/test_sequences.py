@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli.sequences import Counts, Overflow, Sequencer, SpecialTokens, Units
+from minilm_cli.corpus.packing import Counts, Overflow, Sequencer, SpecialTokens, Units
 
 BERT, T5 = SpecialTokens((101,), (102,)), SpecialTokens((), (1,))
 

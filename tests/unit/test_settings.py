@@ -7,13 +7,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from minilm_cli.errors import MinilmError
-from minilm_cli.settings import (
-    CHANGEABLE_MID_RUN,
-    DEFAULT_STEPS,
-    DistillSettings,
-    ExportSettings,
-    TokenizeSettings,
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.settings.distill import CHANGEABLE_MID_RUN, DEFAULT_STEPS, DistillSettings
+from minilm_cli.settings.export import ExportSettings
+from minilm_cli.settings.load import (
     change_mid_run,
     flatten,
     load_distill_settings,
@@ -22,6 +19,7 @@ from minilm_cli.settings import (
     setting_names,
     validate,
 )
+from minilm_cli.settings.tokenize import TokenizeSettings
 
 REQUIRED = {"teacher.name": "bert-base-uncased", "student.config": "l6-h384"}
 

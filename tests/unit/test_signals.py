@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from minilm_cli.errors import Interrupted
-from minilm_cli.signals import Signals
+from minilm_cli.base.errors import Interrupted
+from minilm_cli.training.signals import Signals
 
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from minilm_cli.errors import MinilmError
-from minilm_cli.relations import relation_loss
-from minilm_cli.taps import ATTENTION, RelationTap, untrained_parameters
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.models.tap import ATTENTION, RelationTap, untrained_parameters
+from minilm_cli.ops.relation_loss import relation_loss
 
 VOCABULARY = 60
 WEIGHTS = {"qq": 1.0, "kk": 1.0, "vv": 1.0}

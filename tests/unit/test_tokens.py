@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli import __version__, tokens
-from minilm_cli.errors import MinilmError
-from minilm_cli.files import sha256
-from minilm_cli.tokens import TokenizerInfo, TokenStore, TokenStoreWriter, id_dtype
+from minilm_cli import __version__
+from minilm_cli.base.checksums import sha256
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.tokens import store
+from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter, id_dtype
 
 INFO = TokenizerInfo(name="words", vocabulary_size=300, special_ids=[0, 7])
 SEQUENCES = [[1, 2, 3], [299], [4, 5, 6, 7], [8, 9], [0, 10, 11, 7]]
@@ -91,7 +92,7 @@ def test_where_a_process_may_have_no_more_files_it_is_said_how_to_allow_them(tmp
     # Of a process of its own, for what may be had less of cannot be had back.
     code = f"""
 import pathlib, resource
-from minilm_cli.tokens import TokenStore
+from minilm_cli.tokens.store import TokenStore
 resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))
 TokenStore(pathlib.Path({str(tmp_path)!r}))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -101,7 +102,7 @@ TokenStore(pathlib.Path({str(tmp_path)!r}))"""
 
 def test_lengths_are_counted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = write(tmp_path / "at once", SEQUENCES * 5, shard_tokens=100).manifest.length_histogram
-    monkeypatch.setattr(tokens, "_AT_ONCE", 4)
+    monkeypatch.setattr(store, "_AT_ONCE", 4)
     assert TokenStore(tmp_path / "at once").manifest.length_histogram == wanted
     assert write(tmp_path / "in parts", SEQUENCES * 5, shard_tokens=100).manifest.length_histogram == wanted
 

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from transformers import BertTokenizer
 
-from minilm_cli import files, locks, sequences, tokens, unfinished
-from minilm_cli.corpus import tokenize
-from minilm_cli.errors import InputChanged, MinilmError, RunError
-from minilm_cli.locks import Lock
-from minilm_cli.metrics import NoProgress, Progress
-from minilm_cli.settings import TokenizeSettings
+from minilm_cli.base import atomic, locks
+from minilm_cli.base.errors import InputChanged, MinilmError, RunError
+from minilm_cli.base.locks import Lock
+from minilm_cli.base.progress import NoProgress, Progress
+from minilm_cli.corpus import packing, resume
+from minilm_cli.corpus.tokenize import tokenize
+from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.tokens import store
 from tests import tiny
 
 LINES = ["the man and his people", "one two", "", "people of the long day " * 8, "two", "the of and to in is was", ""]
@@ -49,7 +51,7 @@ Tokenise = Callable[..., dict[str, bytes]]
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with three inputs; shards are small."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tokens, "SHARD_TOKENS", 40)
+    monkeypatch.setattr(store, "SHARD_TOKENS", 40)
     text = "\n".join(LINES * 4).encode()
     Path("a.txt").write_bytes(b"\xef\xbb\xbf" + text)
     Path("b.txt.gz").write_bytes(gzip.compress(text))
@@ -87,7 +89,7 @@ def left(place: Path) -> set[str]:
 def test_what_is_gone_on_with_is_what_was_never_interrupted(
     tokenise: Tokenise, place: Path, monkeypatch: pytest.MonkeyPatch, after: int, pack: bool
 ) -> None:
-    monkeypatch.setattr("minilm_cli.readers.PIECE", 60)  # the longest line comes in parts
+    monkeypatch.setattr("minilm_cli.corpus.sources.PIECE", 60)  # the longest line comes in parts
     whole = tokenise(output="whole", pack=pack)
     assert len([name for name in whole if name.endswith("0.npy") or "offsets" in name]) > 8
     with pytest.raises(PulledPlug):
@@ -115,9 +117,9 @@ def test_whole_shards_are_not_written_again(tokenise: Tokenise) -> None:
 def test_lists_of_what_waits_are_made_once_a_shard_and_not_once_a_batch(
     tokenise: Tokenise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[sequences.State] = []
-    state = sequences.State
-    monkeypatch.setattr(sequences, "State", lambda *values: made.append(state(*values)) or made[-1])
+    made: list[packing.State] = []
+    state = packing.State
+    monkeypatch.setattr(packing, "State", lambda *values: made.append(state(*values)) or made[-1])
     shards = [name for name in tokenise(pack=True, batch_size=1) if name.endswith("offsets.npy")]
     assert 3 < len(made) <= len(shards)
 
@@ -176,7 +178,7 @@ def test_what_cannot_be_given_its_name_is_kept(tokenise: Tokenise, monkeypatch: 
         raise PulledPlug
 
     with monkeypatch.context() as patch:
-        patch.setattr("minilm_cli.files._put", fails)
+        patch.setattr("minilm_cli.base.atomic._put", fails)
         with pytest.raises(PulledPlug):
             tokenise()
     Path("tokens").mkdir()
@@ -216,10 +218,10 @@ def test_what_comes_when_it_has_its_name_changes_nothing(
     whole = tokenise(output="whole")
 
     def publish(*words: Any, **options: Any) -> None:
-        files.publish(*words, **options)
+        atomic.publish(*words, **options)
         raise error
 
-    monkeypatch.setattr(unfinished, "publish", publish)
+    monkeypatch.setattr(resume, "publish", publish)
     with pytest.raises(error):
         tokenise()
     assert {file.name: file.read_bytes() for file in Path("tokens").iterdir()} == whole

@@ -16,8 +16,8 @@ from types import FrameType
 
 import pytest
 
-from minilm_cli.errors import MinilmError, RunError
-from minilm_cli.workers import workers
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.corpus.tokenizer_pool import workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,7 +128,7 @@ def test_workers_hear_of_no_signal_that_ends_the_program() -> None:
     # In a process that has started none before, as the first to be started may let signals through.
     code = """
 import multiprocessing, pathlib
-from minilm_cli.workers import workers
+from minilm_cli.corpus.tokenizer_pool import workers
 from tests.unit.test_workers import prepare
 with workers(prepare, 2):
     for process in multiprocessing.active_children():

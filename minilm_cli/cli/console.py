@@ -1,0 +1,224 @@
+"""Everything said to a person, on stderr: messages, progress, tables. The only importer of rich.
+
+On a terminal progress is drawn live; elsewhere it is plain lines, at most one every ten seconds. Whoever listens may go
+away in the middle of a run of days: what cannot be said then is lost, and the work goes on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import IO, Any, cast
+
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from minilm_cli.base.errors import Interrupted, MinilmError
+from minilm_cli.base.progress import Record
+
+#: Seconds between two plain lines of progress.
+PLAIN_INTERVAL = 10.0
+
+
+#: How a metric is shown beside the bar, in this order: label and format.
+_SHOWN = {
+    "loss": ("loss", "{:.4f}"),
+    "eval_loss": ("held-out", "{:.4f}"),
+    "lr": ("lr", "{:.1e}"),
+    "sequences_per_second": ("seq/s", "{:.1f}"),
+    "tokens_per_second": ("tok/s", "{:,.0f}"),
+    "padding_fraction": ("pad", "{:.0%}"),
+    "tokens": ("tokens", "{:,.0f}"),
+}
+
+
+#: Control characters, but for tabs and new lines.
+_CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
+
+
+#: Columns of the narrowest screen; a smaller number is a mistake in COLUMNS.
+_NARROWEST = 20
+
+
+class _Stderr:
+    """stderr, as a stream that never fails: a terminal may hang up, a pipe close, the disk behind a file be full."""
+
+    def __init__(self) -> None:
+        # While progress is drawn, rich has its own stream in the place of stderr.
+        self._stream: IO[str] | None = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:  # as it is where stderr was closed from the start
+            with suppress(OSError, ValueError):
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with suppress(OSError, ValueError):
+                self._stream.flush()
+
+
+@atexit.register
+def _let_go() -> None:
+    """Throw away what could not be written: Python would try again at the end, and exit with status 120 if it fails."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+class Console:
+    """Talks to the person at the other end of stderr, if there still is one."""
+
+    def __init__(self) -> None:
+        self._rich = RichConsole(file=cast(IO[str], _Stderr()), highlight=False)
+        if self._rich.width < _NARROWEST:  # noqa: PLR1730  # once set, it would not follow the terminal's
+            self._rich.width = _NARROWEST
+        self.progress = ProgressSink(self._rich)
+
+    def say(self, text: str) -> None:
+        """Say something; lines that are indented are for copying, and are never broken."""
+        for line in text.splitlines():
+            self._print(Text(line), copied=line.startswith("    "))
+
+    def _print(self, text: Text, *, copied: bool = False) -> None:
+        text.plain = _harmless(text.plain)
+        # Off a terminal a line is a line, whatever the width of whoever reads it later.
+        self._rich.print(text, soft_wrap=copied or not self._rich.is_terminal)
+
+    def command(self, words: str) -> None:
+        """A command that is about to run."""
+        self._print(Text(f"\n$ {words}", style="bold"), copied=True)
+
+    def error(self, error: MinilmError) -> None:
+        """What went wrong, or stopped the work, and what to do."""
+        where = f"{error.where}: " if error.where else ""
+        label = ("Stopped: ", "bold yellow") if isinstance(error, Interrupted) else ("Error: ", "bold red")
+        self._print(Text.assemble(label, f"{where}{error.message}"))
+        self.say(error.hint or "")
+
+    def table(self, title: str, rows: Iterable[Sequence[str]]) -> None:
+        """Names and values in two columns."""
+        self._print(Text(title, style="bold"))
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(escape(_harmless(name)), escape(_harmless(value)))
+        self._rich.print(table)
+
+    def listen(self) -> None:
+        """Show what the package logs from INFO upwards."""
+        root = logging.getLogger("minilm_cli")
+        root.setLevel(logging.DEBUG)
+        root.propagate = False
+        for handler in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
+            root.removeHandler(handler)
+        root.addHandler(_Handler(self._print))
+
+
+def _harmless(text: str) -> str:
+    """Text without what a terminal obeys: names come from files, and from whoever wrote them."""
+    return text.translate(_CONTROLS)
+
+
+class _Handler(logging.Handler):
+    def __init__(self, show: Callable[[Text], None]) -> None:
+        super().__init__(logging.INFO)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = record.levelno >= logging.WARNING
+        self._show(Text.assemble(("Warning: " if warning else "", "yellow"), record.getMessage()))
+
+
+class ProgressSink:
+    """A live bar over a line of metrics, or plain lines (`minilm_cli.base.progress.Progress`)."""
+
+    def __init__(self, rich: RichConsole) -> None:
+        self._rich = rich
+        self._live: Live | None = None
+
+    def start(self, title: str, total: float | None, *, done: float = 0, unit: str = "steps") -> None:
+        """A job begins, of which `done` of `total` units are behind it."""
+        self._title, self._total, self._unit = title, total, unit
+        self._began, self._began_at = time.monotonic(), done
+        self._last_line = time.monotonic()
+        self._shown: dict[str, float] = {}
+        if self._rich.is_terminal:
+            count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                count,
+                *([] if total is None else [TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(compact=True)]),
+                console=self._rich,
+                expand=True,
+            )
+            self._task: TaskID = self._bar.add_task(title, total=total)
+            self._bar.update(self._task, completed=done)
+            self._live = Live(get_renderable=self._render, console=self._rich, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def update(self, done: float, shown: Record | None = None) -> None:
+        """`done` units are behind it; `shown` replaces the metrics of the same names."""
+        self._shown.update(shown or {})
+        if self._live is not None:
+            self._bar.update(self._task, completed=done)
+        elif time.monotonic() - self._last_line >= PLAIN_INTERVAL:
+            self._last_line = time.monotonic()
+            self._rich.print(Text(self._plain_line(done)), soft_wrap=True)
+
+    def stop(self) -> None:
+        """The job is over."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _render(self) -> RenderableType:
+        return Group(self._bar, Text(f"  {_describe(self._shown)}", style="dim", overflow="ellipsis", no_wrap=True))
+
+    def _plain_line(self, done: float) -> str:
+        if self._unit == "bytes":
+            count = f"{done / 1e6:.1f}{'' if self._total is None else f'/{self._total / 1e6:.1f}'} MB"
+        else:
+            count = f"step {done:.0f}{'' if self._total is None else f'/{self._total:.0f}'}"
+        parts = [f"{self._title}: {count}", _describe(self._shown)]
+        if self._total is not None and done > self._began_at:
+            left = (time.monotonic() - self._began) / (done - self._began_at) * (self._total - done)
+            parts.append(f"{_duration(left)} left")
+        return "  ".join(part for part in parts if part)
+
+
+def _describe(shown: Mapping[str, float]) -> str:
+    return "  ".join(f"{label} {form.format(shown[name])}" for name, (label, form) in _SHOWN.items() if name in shown)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

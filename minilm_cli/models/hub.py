@@ -1,0 +1,133 @@
+"""What is named as transformers names it, a Hub name or a local folder: how loading fails, and the tokenizer.
+
+Imports transformers only when it is used, and torch never.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from minilm_cli.base.errors import MinilmError, remedy
+from minilm_cli.tokens.store import TokenizerInfo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers' own progress bars and reports would come between ours; what matters of them is checked here."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # it has no types
+
+
+def reason(error: Exception) -> str:
+    """What a library says went wrong, in one line."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing, or not known"
+    first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{first} {rest[0]}" if first.endswith(":") and rest else first
+
+
+@contextmanager
+def loading(kind: str, name: str, revision: str | None = None) -> Iterator[None]:
+    """Turn transformers' and the Hub's ways to fail into one message; a revision is refused that would be ignored."""
+    local = _is_folder(kind, name)
+    if local and revision is not None:
+        raise MinilmError(
+            f"a folder has no revision {revision}", where=name, hint="Leave out --revision, or give a name of the Hub."
+        )
+    if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
+        raise MinilmError(f"there is no such {kind} folder", where=name)
+    try:
+        with quiet():
+            yield
+    except MinilmError:
+        raise
+    except Exception as error:  # nothing of ours runs inside, and what libraries raise at a wrong file is anything
+        said = reason(error)
+        if "trust_remote_code" in str(error):
+            hint = "Its code comes with it and is not run unless you say --trust-remote-code."
+        elif local and (unreadable := _unreadable(Path(name))):
+            said, hint = f"{unreadable} cannot be read", "Do you have the right to read it?"
+        elif local:
+            files = "tokenizer.json" if kind == "tokenizer" else "config.json and model.safetensors"
+            hint = f"Is it a folder made by save_pretrained, with its {files}?"
+            if "ignore_mismatched_sizes" in said:
+                said = "its weights have other shapes than its config.json describes"
+        else:
+            hint = (
+                "Is the name right, and the Hub in reach? A local folder works too. (HF_HUB_OFFLINE, HF_TOKEN, HF_HOME)"
+            )
+        raise MinilmError(f"the {kind} cannot be loaded: {said}", where=name, hint=hint) from error
+
+
+def _is_folder(kind: str, name: str) -> bool:
+    """Whether this names a folder; raises `MinilmError` if it may not be looked into."""
+    try:
+        if not (folder := Path(name)).is_dir():
+            return False
+        next(folder.iterdir(), folder).lstat()
+    except OSError as error:
+        message = f"the {kind} folder cannot be read: {error.strerror}"
+        raise MinilmError(message, where=name, hint=remedy(error)) from None
+    return True
+
+
+def _unreadable(folder: Path) -> str | None:
+    """The name of a file in the folder that may not be read: transformers often takes it for one that is missing."""
+    for file in sorted(folder.iterdir()):
+        try:
+            if file.is_file():
+                file.open("rb").close()
+        except PermissionError:
+            return file.name
+    return None
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of this name or folder; raises `MinilmError`."""
+    with loading("tokenizer", name, revision):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
+        # Where a folder has no tokenizer files, transformers makes one up that knows no word.
+        raise MinilmError(
+            "there is no tokenizer here: its vocabulary is empty",
+            where=name,
+            hint="A folder with a tokenizer.json is wanted, or a Hub name.",
+        )
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def tokenizer_info(
+    tokenizer: PreTrainedTokenizerBase, name: str | None = None, revision: str | None = None
+) -> TokenizerInfo:
+    """What a token store's manifest says of the tokenizer it was made with."""
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return TokenizerInfo(
+        name=name,
+        revision=revision,
+        vocabulary_sha256=hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest(),
+        # Ids may have gaps, so the largest one counts.
+        vocabulary_size=1 + max(token_id for _, token_id in vocabulary),
+        special_ids=sorted(set(tokenizer.all_special_ids)),
+    )

@@ -1,0 +1,293 @@
+"""Attention within each sequence of a packed row, whose sequences follow on each other, or of a padded batch.
+
+On a CPU sequences of one length go together, as views of the row. Where dropout keeps torch's own fused kernels from
+being used there, probabilities are computed chunk by chunk, thrown away, and computed again in the backward pass.
+On other devices FlashAttention's kernel for sequences of varying length takes the whole row; what it does not serve
+(dropout, fp32, older GPUs) goes through in groups of nearly one length, padded and masked.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from minilm_cli.ops.dropout import Masks, drawn_seed
+from minilm_cli.ops.length_groups import Group, groups, moved
+
+#: Scores in one chunk of attention with dropout on a CPU: a few buffers of them stay in its caches.
+CHUNK_SCORES = 2**18
+
+
+#: How many scores may be computed for a real one where sequences of unlike lengths go together on a GPU.
+RAGGEDNESS = 1.25
+
+
+#: What FlashAttention's kernels ask for: NVIDIA's Ampere or later, and heads up to this width.
+_FLASH_CAPABILITY, _FLASH_WIDTH = (8, 0), 256
+
+
+class Packing:
+    """How sequences stand in a packed row; what follows from that is found once for all layers of a pass."""
+
+    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
+        """`lengths` of the sequences, in their order."""
+        self.lengths, self.device = lengths, device
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """(count, length) of successive sequences of one length."""
+        return [(len(list(same)), length) for length, same in itertools.groupby(self.lengths)]
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where each sequence begins, and the last ends."""
+        return moved(torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32), self.device)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The sequences in groups of nearly one length."""
+        starts = itertools.accumulate(self.lengths, initial=0)
+        spans = list(zip(starts, self.lengths, strict=False))
+        return list(groups(spans, self.device, most=float("inf"), raggedness=RAGGEDNESS))
+
+
+def attend_packed(
+    packing: Packing, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
+) -> Tensor:
+    """Attention as transformers' function for SDPA computes it, within each sequence of a packed row.
+
+    query, key, value: (1, heads, positions, width); key and value may have fewer heads.
+    options: what transformers gives an attention function. Returns (1, positions, heads, width).
+    """
+    if query.device.type == "cpu":
+        # Keys and values with fewer heads, which no family with dropout has, are left to torch.
+        if 0 < options.get("dropout", 0.0) < 1 and query.shape[1] == key.shape[1]:
+
+            def visible(chunk: _Chunk) -> Tensor | None:
+                return _visible(chunk.length, query.device, **options)
+
+            return _attend_with_dropout(packing.runs, visible, query, key, value, **options)
+        return _attend_in_runs(packing, module, query, key, value, **options)
+    if _has_flash(value, options):
+        return _attend_by_flash(packing, query, key, value, **options)
+    return _attend_in_groups(packing, module, query, key, value, **options)
+
+
+def _visible(
+    length: int, device: torch.device, *, sliding_window: int | None = None, is_causal: bool = False, **_: Any
+) -> Tensor | None:
+    """Which keys each query sees, (length, length); `None` if all do."""
+    if not is_causal and (sliding_window is None or length <= sliding_window):
+        return None
+    places = torch.arange(length, device=device)
+    distance = places[:, None] - places[None, :]
+    window = length if sliding_window is None else sliding_window
+    return (distance.abs() < window) & (distance >= 0) if is_causal else distance.abs() < window
+
+
+def _attend_in_runs(
+    packing: Packing, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
+) -> Tensor:
+    """Sequences of one length as one batch, a view of the row: nothing is padded, masked or copied."""
+    outputs, begin = [], 0
+    for count, length in packing.runs:
+        some = slice(begin, begin + count * length)
+        q, k, v = (
+            tensor[0, :, some].view(-1, count, length, tensor.shape[3]).transpose(0, 1)
+            for tensor in (query, key, value)
+        )
+        windowed = options.get("sliding_window") is not None
+        mask = _visible(length, query.device, **options) if windowed else None
+        found, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
+        outputs.append(found.flatten(0, 1))
+        begin += count * length
+    return torch.cat(outputs)[None]
+
+
+def _has_flash(value: Tensor, options: dict[str, Any]) -> bool:
+    """Whether FlashAttention serves this: no dropout, 16-bit numbers, a GPU that is new enough."""
+    return (
+        value.device.type == "cuda"
+        and value.dtype in {torch.bfloat16, torch.float16}
+        and value.shape[3] % 8 == 0
+        and value.shape[3] <= _FLASH_WIDTH
+        and not options.get("dropout", 0.0)
+        and torch.cuda.get_device_capability(value.device) >= _FLASH_CAPABILITY
+    )
+
+
+def _attend_by_flash(packing: Packing, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    causal, window = bool(options.get("is_causal")), options.get("sliding_window")
+    before = -1 if window is None else window - 1
+    longest = max(packing.lengths)
+    # Rotated queries and keys may have come out in fp32, which is no type for it, nor needed.
+    q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
+    output = varlen_attn(
+        q,
+        k,
+        v,
+        packing.offsets,
+        packing.offsets,
+        longest,
+        longest,
+        scale=options.get("scaling"),
+        window_size=(before, 0 if causal else before),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(output, Tensor)
+    return output[None]
+
+
+def _attend_in_groups(
+    packing: Packing, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
+) -> Tensor:
+    """Sequences of nearly one length as one batch, padded, the padding hidden by a mask."""
+    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    output = value.new_empty(query.shape[2] + 1, query.shape[1], value.shape[3])
+    for group in packing.groups:
+        mask = _visible(group.rows.shape[1], query.device, **options)
+        if group.real is not None:
+            real = group.real[:, None, None, :]
+            mask = real if mask is None else mask & real
+        q, k, v = (group.gather(tensor).transpose(1, 2) for tensor in rows)
+        found, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
+        group.scatter(found, output)
+    return output[None, :-1]
+
+
+def attend_padded(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention as transformers' function for SDPA computes it, of a padded batch: (batch, tokens, heads, width).
+
+    With dropout on a CPU, and a mask that hides padding alone, probabilities are not kept here either.
+    """
+    batch, heads, length, width = query.shape
+    if (
+        query.device.type != "cpu"
+        or not 0 < options.get("dropout", 0.0) < 1
+        or query.shape != key.shape
+        or (mask is not None and (mask.dtype != torch.bool or mask.shape[0] != batch))  # relative positions
+        or options.get("is_causal")
+        or options.get("sliding_window") is not None
+    ):
+        output: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, mask, **options)
+        return output
+    row = [tensor.transpose(0, 1).reshape(1, heads, batch * length, width) for tensor in (query, key, value)]
+
+    def visible(chunk: _Chunk) -> Tensor | None:
+        if mask is None:
+            return None
+        heads_in_chunk = chunk.heads.stop - chunk.heads.start
+        return mask[chunk.positions.start // length : chunk.positions.stop // length, 0].repeat(heads_in_chunk, 1, 1)
+
+    found = _attend_with_dropout([(batch, length)], visible, *row, **options)
+    return found.view(batch, length, heads, width), None
+
+
+def _attend_with_dropout(
+    runs: Sequence[tuple[int, int]],
+    visible: Callable[[_Chunk], Tensor | None],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    **options: Any,
+) -> Tensor:
+    scaling = options.get("scaling")
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    plan = _Plan(tuple(runs), scale, options["dropout"], drawn_seed(), visible)
+    with torch.autocast(query.device.type, enabled=False):  # its products are fp32, backward as forward
+        output: Tensor = _Attention.apply(plan, query[0], key[0], value[0])  # type: ignore[no-untyped-call]  # torch has no types here
+    return output[None]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    runs: tuple[tuple[int, int], ...]
+    scale: float
+    dropout: float
+    seed: int
+    visible: Callable[[_Chunk], Tensor | None]
+    """Which keys each query of a chunk sees, (…, length); `None` if all do."""
+
+    def chunks(self, heads: int) -> Iterator[_Chunk]:
+        """Whole heads of whole sequences of one length, as many as a chunk holds, at least one."""
+        begin = 0
+        for count, length in self.runs:
+            together = max(1, CHUNK_SCORES // (heads * length**2))
+            some_heads = max(1, min(heads, CHUNK_SCORES // length**2))
+            end = begin + count * length
+            for first in range(begin, end, together * length):
+                here = slice(first, min(first + together * length, end))
+                for head in range(0, heads, some_heads):
+                    yield _Chunk(slice(head, min(head + some_heads, heads)), here, length)
+            begin = end
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    heads: slice
+    positions: slice
+    length: int
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Of (heads, positions, width) the chunk's, in fp32, (heads × sequences, length, width)."""
+        there = tensor[self.heads, self.positions]
+        taken = torch.empty(there.shape, dtype=torch.float32, device=there.device).copy_(there)
+        return taken.view(-1, self.length, tensor.shape[2])
+
+    def put(self, found: Tensor, into: Tensor) -> None:
+        """Write into (heads, positions, width) what was computed from what `take` gave."""
+        there = into[self.heads, self.positions]
+        there.copy_(found.view(there.shape))
+
+
+class _Attention(torch.autograd.Function):
+    """Attention with dropout; tensors (heads, positions, width) in, (positions, heads, width) out, scores in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        heads, positions, width = query.shape
+        output = query.new_empty(positions, heads, width).transpose(0, 1)
+        masks = Masks(plan.seed, plan.dropout)
+        for chunk in plan.chunks(heads):
+            q, k, v = (chunk.take(tensor) for tensor in (query, key, value))
+            p, keep = _probabilities(plan, chunk, q, k, masks)
+            chunk.put(torch.bmm(p.mul_(keep), v).mul_(masks.scale), output)
+        ctx.plan = plan
+        ctx.save_for_backward(query, key, value, output)
+        return output.transpose(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        plan: _Plan = ctx.plan
+        query, key, value, output = ctx.saved_tensors
+        gradients = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        masks = Masks(plan.seed, plan.dropout)
+        for chunk in plan.chunks(query.shape[0]):
+            q, k, v, o, g = (chunk.take(tensor) for tensor in (query, key, value, output, outer[0].transpose(0, 1)))
+            p, keep = _probabilities(plan, chunk, q, k, masks)
+            # Σ over keys of p × its gradient is, for each query, the output times the output's gradient.
+            share = o.mul_(g).sum(-1, keepdim=True)
+            g.mul_(masks.scale)
+            score_gradient = torch.bmm(g, v.transpose(1, 2)).mul_(keep).sub_(share).mul_(p)
+            chunk.put(torch.bmm(score_gradient, k).mul_(plan.scale), gradients[0])
+            chunk.put(torch.bmm(score_gradient.transpose(1, 2), q).mul_(plan.scale), gradients[1])
+            chunk.put(torch.bmm(p.mul_(keep).transpose(1, 2), g), gradients[2])
+        return None, *gradients
+
+
+def _probabilities(plan: _Plan, chunk: _Chunk, query: Tensor, key: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+    """Softmax over the keys, and which probabilities dropout keeps, both (heads × sequences, length, length)."""
+    scores = torch.bmm(query, key.transpose(1, 2)).mul_(plan.scale)
+    if (mask := plan.visible(chunk)) is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    return torch.softmax(scores, dim=-1, out=scores), masks.fill(torch.empty_like(scores))

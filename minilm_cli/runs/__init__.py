@@ -1,0 +1,4 @@
+"""A run on disk: its folder, its plan, its checkpoints and its metrics.
+
+It does not know how training works. It hands out `folder.RunFolder`, `plan.Plan`, `checkpoint` and `sinks`.
+"""

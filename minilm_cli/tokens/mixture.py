@@ -1,0 +1,81 @@
+"""Token stores as one, and which of them each place of the training order belongs to. numpy only.
+
+Ignores how sequences are shuffled, and which are held out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from minilm_cli.settings.distill import CYCLE
+from minilm_cli.tokens.store import Indices, TokenIds, TokenStore
+
+
+class Mixture:
+    """Token stores one after the other, with one range of indices; with weights, each has its share of what is seen.
+
+    `parts` are the indices that are shuffled among themselves: all of them, or with weights those of each store.
+    """
+
+    def __init__(self, stores: Sequence[TokenStore], weights: Sequence[float] | None = None) -> None:
+        self._stores = stores
+        ends = np.cumsum([len(store) for store in stores])
+        self._first = np.concatenate([[0], ends[:-1]])
+        self._size = int(ends[-1])
+        self._weights = weights or [1.0]
+        bounds = [0, *ends.tolist()] if weights else [0, self._size]
+        self.parts = [range(begin, end) for begin, end in itertools.pairwise(bounds)]
+        # Each part's turns are spread evenly over a cycle; within it, every place has a turn's part and number.
+        self._turns = np.array(self.share_out(CYCLE) if weights else [1])
+        parts = np.repeat(np.arange(len(self.parts)), self._turns)
+        numbers = np.concatenate([np.arange(turns) for turns in self._turns])
+        order = np.argsort((numbers + 0.5) / self._turns[parts], kind="stable")
+        self._parts, self._numbers = parts[order], numbers[order]
+        self.shares: list[float] = (
+            (self._turns / CYCLE).tolist() if weights else [len(store) / self._size for store in stores]
+        )
+        """Of the sequences that are seen, by store."""
+
+    def __len__(self) -> int:
+        return self._size
+
+    def share_out(self, total: int) -> list[int]:
+        """Divide `total` among the parts by weight, the largest remainders rounded up."""
+        weights = [Fraction(str(weight)) for weight in self._weights]  # as they are written: 0.1 is a tenth
+        exact = [total * weight / sum(weights) for weight in weights]
+        counts = [int(count) for count in exact]
+        by_remainder = sorted(range(len(counts)), key=lambda part: counts[part] - exact[part])
+        for part in by_remainder[: total - sum(counts)]:
+            counts[part] += 1
+        return counts
+
+    def deal(self, positions: Indices) -> tuple[Indices, Indices]:
+        """The part that each position of the training order belongs to, and its place in that part's own order."""
+        cycles, within = np.divmod(positions, len(self._parts))
+        parts = self._parts[within]
+        return parts, cycles * self._turns[parts] + self._numbers[within]
+
+    def sequence(self, index: int, max_length: int) -> TokenIds:
+        """Sequence `index`, cut to `max_length` tokens as its store cuts it."""
+        store = int(np.searchsorted(self._first, index, side="right")) - 1
+        return self._stores[store].sequence(index - int(self._first[store]), max_length)
+
+    def lengths(self, indices: Indices, max_length: int) -> Indices:
+        """The lengths in tokens of these sequences, after cutting to `max_length`."""
+        found = np.empty(len(indices), dtype=np.int64)
+        stores = np.searchsorted(self._first, indices, side="right") - 1
+        for store in np.unique(stores):
+            here = stores == store
+            found[here] = self._stores[store].lengths(indices[here] - self._first[store], max_length)
+        return found
+
+    def mean_length(self, max_length: int) -> float:
+        """Mean tokens of the sequences that are seen, after cutting to `max_length`."""
+        histograms = [store.manifest.length_histogram for store in self._stores]
+        totals = [sum(min(length, max_length) * n for length, n in enumerate(counts)) for counts in histograms]
+        means = [total / len(store) for total, store in zip(totals, self._stores, strict=True)]
+        return sum(share * mean for share, mean in zip(self.shares, means, strict=True))

@@ -1,0 +1,445 @@
+"""The token store: sequences of token ids in memory-mapped shards under a checksummed manifest. numpy only.
+
+Layout of the folder: `manifest.json`, and for shard 0 `shard-00000.npy` (token ids, one after the other, in the
+smallest unsigned type that holds the vocabulary) and `shard-00000.offsets.npy` (where each sequence begins; one more
+entry than there are sequences). Ignores where the tokens come from and who reads them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import os
+import resource
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from minilm_cli import __version__
+from minilm_cli.base.checksums import sha256
+from minilm_cli.base.errors import MinilmError, refuse_newer, remedy
+from minilm_cli.base.jsonio import first_wrong, read_json, write_json
+
+FORMAT_VERSION = 1
+
+
+#: Tokens after which a shard is closed: 64 MB in the two-byte type of most vocabularies.
+SHARD_TOKENS = 2**25
+
+
+TokenIds = npt.NDArray[np.unsignedinteger[Any]]
+
+
+Indices = npt.NDArray[np.int64]
+
+
+Count = Annotated[int, Field(ge=0, le=2**62)]
+
+
+Positive = Annotated[int, Field(gt=0, le=2**62)]
+
+
+#: With a bound, which pydantic looks at only in what can be encoded: a lone surrogate, valid in JSON, is refused.
+Text = Annotated[str, Field(max_length=4096)]
+
+
+#: Sequences whose lengths are looked at at once.
+_AT_ONCE = 2**20
+
+
+#: What a `.npy` file of format 1.0 begins with; the length of its header follows, in two bytes.
+_NPY = b"\x93NUMPY\x01\x00"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TokenizerInfo(_Part):
+    """What is known of the tokenizer that made the ids; empty for ids that came without one."""
+
+    name: Text | None = None
+    revision: Text | None = None
+    vocabulary_sha256: Text | None = None
+    vocabulary_size: Annotated[int, Field(gt=0, le=2**32)]
+    special_ids: list[Count] = []
+
+
+class Shard(_Part):
+    """One pair of shard files."""
+
+    file: Text
+    sequences: Positive
+    tokens: Positive
+    sha256: Text
+    offsets_sha256: Text
+
+    @property
+    def offsets_file(self) -> str:
+        """The name of the file of offsets."""
+        return self.file.replace(".npy", ".offsets.npy")
+
+    @staticmethod
+    def file_name(number: int) -> str:
+        """The name of the file of ids of shard `number`, counted from 0."""
+        return f"shard-{number:05}.npy"
+
+
+class Manifest(_Part):
+    """`manifest.json`: what the store holds and how to know it is whole."""
+
+    format_version: Annotated[int, Field(gt=0)]
+    #: The version of minilm.
+    written_by: Text | None = None
+    tokenizer: TokenizerInfo
+    max_length: Annotated[int, Field(gt=0)]
+    sequences: Count
+    tokens: Count
+    #: `length_histogram[n]` sequences have n tokens.
+    length_histogram: Annotated[list[Count], Field(min_length=2)]
+    shards: list[Shard]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return len(self.length_histogram) - 1
+
+
+def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """The smallest unsigned type that holds every id of a vocabulary of this size."""
+    return np.min_scalar_type(vocabulary_size - 1)
+
+
+def count_lengths(histogram: Indices, lengths: Indices) -> Indices:
+    """A histogram (`histogram[n]` sequences have n tokens) with these lengths counted in, longer where needed."""
+    counts = np.bincount(lengths, minlength=len(histogram))
+    counts[: len(histogram)] += histogram
+    return counts
+
+
+class TokenStore:
+    """A store opened for reading. `len(store)` sequences; `store[i]` is one, as an array of ids."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the store in folder `path`; raises `MinilmError` if it is not one, or not whole."""
+        self.path = path
+        self.manifest = _read_manifest(path)
+        self._check_counts()
+        dtype = id_dtype(self.manifest.tokenizer.vocabulary_size)
+        allow_open_files(2 * len(self.manifest.shards))  # a mapped file stays open
+        opened = [_open_shard(path, number, shard, dtype) for number, shard in enumerate(self.manifest.shards)]
+        self._ids = [ids for ids, _ in opened]
+        self._offsets = [offsets for _, offsets in opened]
+        self._first = [0, *itertools.accumulate(shard.sequences for shard in self.manifest.shards)]
+        self._check_lengths()
+        self._special = frozenset(self.manifest.tokenizer.special_ids)
+
+    def __len__(self) -> int:
+        return self.manifest.sequences
+
+    def __getitem__(self, index: int) -> TokenIds:
+        shard, offset = self._locate(index)
+        begin, end = self._offsets[shard][offset : offset + 2]
+        return self._ids[shard][begin:end]
+
+    def sequence(self, index: int, max_length: int) -> TokenIds:
+        """Sequence `index`, cut to `max_length` tokens if longer, its last token kept if that is a special one."""
+        ids = self[index]
+        if len(ids) <= max_length:
+            return ids
+        if int(ids[-1]) in self._special:
+            return np.concatenate([ids[: max_length - 1], ids[-1:]])
+        return ids[:max_length]
+
+    def lengths(self, indices: Indices, max_length: int) -> Indices:
+        """The lengths in tokens of these sequences, after cutting to `max_length`."""
+        found = np.empty(len(indices), dtype=np.int64)
+        shards = np.searchsorted(self._first, indices, side="right") - 1
+        for shard in np.unique(shards):
+            here = shards == shard
+            offset = indices[here] - self._first[shard]
+            offsets = self._offsets[shard]
+            found[here] = offsets[offset + 1] - offsets[offset]
+        return np.minimum(found, max_length)
+
+    def verify(self) -> None:
+        """Read every shard and compare its checksums; raises `MinilmError` naming the first that differs."""
+        for shard, ids in zip(self.manifest.shards, self._ids, strict=True):
+            for name, expected in ((shard.file, shard.sha256), (shard.offsets_file, shard.offsets_sha256)):
+                try:
+                    found = sha256(self.path / name)
+                except OSError as error:
+                    raise _unreadable(self.path / name, error) from None
+                if found != expected:
+                    raise _corrupt(self.path / name, "its bytes are not those that were written (checksum)")
+            if int(ids.max()) >= self.manifest.tokenizer.vocabulary_size:
+                raise _corrupt(self.path / shard.file, f"the token id {ids.max()} is outside its vocabulary")
+
+    def _check_counts(self) -> None:
+        """The manifest counts the same things in several ways: they must agree."""
+        manifest = self.manifest
+        histogram = manifest.length_histogram
+        counts = {
+            "sequences": (manifest.sequences, sum(shard.sequences for shard in manifest.shards), sum(histogram)),
+            "tokens": (
+                manifest.tokens,
+                sum(shard.tokens for shard in manifest.shards),
+                sum(length * count for length, count in enumerate(histogram)),
+            ),
+        }
+        for name, found in counts.items():
+            if len(set(found)) > 1:
+                raise _corrupt(self.path / "manifest.json", f"its counts of {name} do not agree: {found}")
+        if not manifest.sequences or not histogram[-1]:
+            raise _corrupt(self.path / "manifest.json", "it has no sequence of its greatest length")
+
+    def _check_lengths(self) -> None:
+        """The histogram, by which memory and time are reckoned, must be that of the sequences that are there."""
+        longest = self.manifest.longest
+        counts: Indices = np.zeros(longest + 1, dtype=np.int64)
+        for shard, offsets in zip(self.manifest.shards, self._offsets, strict=True):
+            counts = _count_in(counts, offsets, longest, self.path / shard.offsets_file)
+        if counts.tolist() != self.manifest.length_histogram:
+            raise _corrupt(self.path / "manifest.json", "its length_histogram is not that of the sequences")
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = bisect.bisect_right(self._first, index) - 1
+        return shard, index - self._first[shard]
+
+
+class TokenStoreWriter:
+    """Writes a store into a folder, shard by shard; it is one only after `close`.
+
+    What is written depends on the sequences alone, not on how they were cut into calls of `add`. Of what was added
+    nothing is held in memory.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        tokenizer: TokenizerInfo,
+        max_length: int,
+        *,
+        shards: Sequence[Shard] = (),
+        shard_tokens: int | None = None,
+    ) -> None:
+        """`shards` are there already, written by another with the same tokenizer, and are gone on from.
+
+        shard_tokens: tokens after which a shard is closed, `SHARD_TOKENS` by default. Raises `MinilmError` if a shard
+        is not there.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        self.shards = list(shards)
+        """Those that are whole, and on disk for good."""
+        self._path, self._tokenizer, self._max_length = path, tokenizer, max_length
+        self._shard_tokens = shard_tokens or SHARD_TOKENS
+        self.length_histogram: Indices = np.zeros(1, dtype=np.int64)
+        """`length_histogram[n]` sequences have n tokens, in the shards that were there too."""
+        for number, shard in enumerate(shards):
+            _, offsets = _open_shard(path, number, shard, id_dtype(tokenizer.vocabulary_size))
+            file = path / shard.offsets_file
+            self.length_histogram = _count_in(self.length_histogram, offsets, max_length, file)
+        self._open: _OpenShard | None = None
+
+    def add(self, ids: TokenIds, lengths: Indices) -> None:
+        """Append sequences: their ids one after the other, and the length of each."""
+        assert int(lengths.sum()) == len(ids), "the lengths are not those of these ids"
+        assert (lengths > 0).all(), "an empty sequence"
+        self.length_histogram = count_lengths(self.length_histogram, lengths)
+        ends = np.cumsum(lengths)
+        first, begin = 0, 0
+        while first < len(lengths):
+            if self._open is None:
+                self._open = _OpenShard(self._path, len(self.shards), id_dtype(self._tokenizer.vocabulary_size))
+            # A shard closes after the sequence that fills it, wherever the calls are cut.
+            last = int(np.searchsorted(ends, begin + self._shard_tokens - self._open.tokens)) + 1
+            end = int(ends[min(last, len(lengths)) - 1])
+            self._open.add(ids[begin:end], lengths[first:last])
+            if last <= len(lengths):
+                self._close_shard()
+            first, begin = last, end
+
+    def close(self) -> Manifest:
+        """Finish the last shard and write the manifest."""
+        self._close_shard()
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            written_by=__version__,
+            tokenizer=self._tokenizer,
+            max_length=self._max_length,
+            sequences=sum(shard.sequences for shard in self.shards),
+            tokens=sum(shard.tokens for shard in self.shards),
+            length_histogram=self.length_histogram.tolist(),
+            shards=self.shards,
+        )
+        write_json(self._path / "manifest.json", manifest.model_dump())
+        return manifest
+
+    def __enter__(self) -> TokenStoreWriter:
+        return self
+
+    def __exit__(self, *_ended: object) -> None:
+        """Without `close` there is no store; the shards that are whole stay."""
+        if self._open is not None:
+            self._open.abandon()
+
+    def _close_shard(self) -> None:
+        if self._open is not None:
+            self.shards.append(self._open.close())
+            self._open = None
+
+
+class _OpenShard:
+    """A shard that grows on disk."""
+
+    def __init__(self, path: Path, number: int, dtype: np.dtype[np.unsignedinteger[Any]]) -> None:
+        self.tokens = 0
+        self._path, self._name = path, Shard.file_name(number)
+        file = path / self._name
+        with ExitStack() as opened:
+            self._ids = opened.enter_context(_GrowingArray(file, dtype))
+            self._offsets = opened.enter_context(_GrowingArray(file.with_suffix(".offsets.npy"), np.dtype(np.int64)))
+            self._offsets.append(np.zeros(1))
+            self._opened = opened.pop_all()
+
+    def add(self, ids: TokenIds, lengths: Indices) -> None:
+        self._ids.append(ids)
+        self._offsets.append(self.tokens + np.cumsum(lengths))
+        self.tokens += len(ids)
+
+    def close(self) -> Shard:
+        self._ids.close()
+        self._offsets.close()
+        return Shard(
+            file=self._name,
+            sequences=len(self._offsets) - 1,
+            tokens=self.tokens,
+            sha256=sha256(self._ids.path),
+            offsets_sha256=sha256(self._offsets.path),
+        )
+
+    def abandon(self) -> None:
+        self._opened.close()
+
+
+class _GrowingArray:
+    """A one-dimensional `.npy` file that is appended to."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.path, self._dtype, self._length = path, dtype, 0
+        self._file = path.open("wb")
+        self._write_header()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __enter__(self) -> _GrowingArray:
+        return self
+
+    def __exit__(self, *_ended: object) -> None:
+        """Without `close` it is of no use: whether the rest of it can be written does not matter."""
+        with suppress(OSError):
+            self._file.close()
+
+    def append(self, values: npt.NDArray[Any]) -> None:
+        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
+        self._length += len(values)
+
+    def close(self) -> None:
+        """Say at the beginning how long it has become, for which numpy leaves room there, and flush it to disk."""
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _write_header(self) -> None:
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def _corrupt(path: Path, what: str) -> MinilmError:
+    return MinilmError(f"this token store is damaged: {what}", where=str(path), hint="Make it anew: minilm tokenize.")
+
+
+def _unreadable(path: Path, error: OSError) -> MinilmError:
+    message = f"this file of a token store cannot be read: {error.strerror}"
+    return MinilmError(message, where=str(path), hint=remedy(error))
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / "manifest.json"
+    if not path.exists():
+        raise MinilmError("there is no such token store", where=str(path), hint="minilm tokenize makes one.")
+    if not file.is_file():
+        raise MinilmError("this is not a token store: it has no manifest.json", where=str(path))
+    value = read_json(file, kind="manifest")
+    refuse_newer("token store", value, FORMAT_VERSION, where=str(file))
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        raise _corrupt(file, first_wrong(error)) from None
+
+
+def _open_shard(
+    path: Path, number: int, shard: Shard, dtype: np.dtype[np.unsignedinteger[Any]]
+) -> tuple[TokenIds, Indices]:
+    if shard.file != Shard.file_name(number):
+        raise _corrupt(path / "manifest.json", f"the file of shard {number} is not {Shard.file_name(number)}")
+    ids: TokenIds = _map(path / shard.file, dtype, shard.tokens)
+    offsets: Indices = _map(path / shard.offsets_file, np.dtype(np.int64), shard.sequences + 1)
+    if offsets[0] != 0 or offsets[-1] != shard.tokens:
+        raise _corrupt(path / shard.offsets_file, "its offsets do not go from 0 to the number of tokens")
+    return ids, offsets
+
+
+def _count_in(histogram: Indices, offsets: Indices, longest: int, file: Path) -> Indices:
+    """The histogram with the lengths of a shard's sequences; raises `MinilmError` for one that cannot be."""
+    for begin in range(0, len(offsets) - 1, _AT_ONCE):
+        lengths = np.diff(offsets[begin : begin + _AT_ONCE + 1])
+        shortest, most = int(lengths.min()), int(lengths.max())
+        if shortest < 1 or most > longest:  # before they are counted, which takes the memory of `most` numbers
+            wrong = shortest if shortest < 1 else most
+            raise _corrupt(file, f"its offsets give a sequence {wrong} tokens, and there are lengths of 1 to {longest}")
+        histogram = count_lengths(histogram, lengths)
+    return histogram
+
+
+def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[Any]:
+    """Map a `.npy` file of `size` values. Its header is compared with the one wanted, not evaluated as Python is."""
+    wanted = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({size},), }}".encode()
+    if path.exists() and not path.is_file():  # a pipe may never end
+        raise _corrupt(path, "it is not a file")
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_NPY) + 2)
+            if not begin.startswith(_NPY):
+                raise _corrupt(path, "it is no .npy file (format 1.0)")
+            header = file.read(int.from_bytes(begin[len(_NPY) :], "little"))
+            if header.rstrip() != wanted:
+                shown = header[:200].decode("latin-1").strip()
+                raise _corrupt(path, f"{size} values of type {dtype} are wanted; its header is {shown!r}")
+            there, all_there = os.fstat(file.fileno()).st_size, file.tell() + size * dtype.itemsize
+            if there != all_there:
+                raise _corrupt(path, f"it has {there} bytes; with {size} values of type {dtype} it has {all_there}")
+            return np.memmap(file, dtype, "r", file.tell(), (size,))
+    except FileNotFoundError:
+        raise _corrupt(path, "the file is missing") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def allow_open_files(more: int) -> None:
+    """Let this process have so many `more` files open than it was allowed, as far as the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
