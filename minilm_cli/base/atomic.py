@@ -19,25 +19,20 @@ from minilm_cli.base.locks import Held, Lock, holder
 #: A folder that has a file of this name is worked on by whoever holds the lock on it.
 LOCK = "lock"
 
-
 #: What the names of folders begin with that outputs are built in.
 _BUILDING = ".tmp-minilm-"
-
 
 #: The same as `LOCK`, in such a folder.
 _HOLDER_LOCK = ".minilm-lock"
 
-
 #: There too: what stood in the output's place.
 _REPLACED = ".replaced"
-
 
 #: How often a lock is tried for that is lost as soon as it is taken.
 LOCK_TRIES = 100
 
 
 DEMO_MARK = ".minilm-demo"
-
 
 #: A folder that holds all files of one of these was made by minilm: a store, a run, a checkpoint, an export, a demo.
 _MARKS = (

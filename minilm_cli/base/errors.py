@@ -16,7 +16,6 @@ from minilm_cli import __version__
 #: Characters of the name of a version.
 _LONGEST_VERSION = 50
 
-
 #: What to do about what the system says.
 _REMEDIES = {
     errno.ENAMETOOLONG: "Give it a shorter name.",

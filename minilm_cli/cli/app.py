@@ -22,7 +22,8 @@ import typer
 
 from minilm_cli import __version__
 from minilm_cli.base.errors import Dismissed, Interrupted, MinilmError, remedy
-from minilm_cli.training.distributed import Lost, World
+from minilm_cli.training.distributed import World
+from minilm_cli.training.rendezvous import Lost
 
 if TYPE_CHECKING:
     from minilm_cli.cli.console import Console
@@ -365,7 +366,7 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Go on with a run as if it had never stopped."""
-    from minilm_cli.runs.folder import find_run
+    from minilm_cli.runs.lookup import find_run
     from minilm_cli.settings.load import combine
 
     changes = combine({"training.steps": steps}, assignments or ())
@@ -402,7 +403,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a run's student, verified by loading it back."""
-    from minilm_cli.runs.folder import find_run
+    from minilm_cli.runs.lookup import find_run
     from minilm_cli.settings.export import ExportSettings
     from minilm_cli.settings.load import validate
 
@@ -417,7 +418,7 @@ def export(
         "force": force,
     }
     settings = validate(ExportSettings, {name: value for name, value in given.items() if value is not None})
-    from minilm_cli.export import hf as exporting
+    from minilm_cli.export import exporting
 
     console = _console()
     report = exporting.export(settings)

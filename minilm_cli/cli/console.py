@@ -37,7 +37,6 @@ from minilm_cli.base.progress import Record
 #: Seconds between two plain lines of progress.
 PLAIN_INTERVAL = 10.0
 
-
 #: How a metric is shown beside the bar, in this order: label and format.
 _SHOWN = {
     "loss": ("loss", "{:.4f}"),
@@ -52,7 +51,6 @@ _SHOWN = {
 
 #: Control characters, but for tabs and new lines.
 _CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
-
 
 #: Columns of the narrowest screen; a smaller number is a mistake in COLUMNS.
 _NARROWEST = 20

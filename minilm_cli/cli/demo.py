@@ -22,13 +22,11 @@ from minilm_cli.export.card import CURVE_FILE
 
 HUB_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 
-
 #: The official file's, which the installed copy must equal.
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 SAMPLE = Path(__file__).parents[1] / "data" / "public-domain-sample.txt"
-
 
 #: About a minute and a half of training on two CPU cores.
 _STEPS = 120

@@ -29,17 +29,14 @@ logger = logging.getLogger(__name__)
 
 STANDARD_INPUT = "-"
 
-
 #: Bytes of a block at most, plain or compressed.
 _BLOCK = 2**20
 
 
 _PACKED_BLOCK = 2**16
 
-
 #: Bytes that undoing xz may take, four times what `xz -9` wants; zstd's limit of its own is half of it.
 _MOST_MEMORY = 2**28
-
 
 #: By the end of a file's name: the compression, what a file of it begins with, and the command that undoes it.
 _COMPRESSIONS = {

@@ -29,14 +29,11 @@ from minilm_cli.corpus.tokenizer_pool import workers
 #: Bytes of text that are tokenised at once: while it is at work, a tokenizer takes a hundred times that in memory.
 _AT_ONCE = 2**20
 
-
 #: Fields that are named where the wanted one is missing.
 _NAMES_SHOWN = 8
 
-
 #: What stands for bytes that are not UTF-8.
 _REPLACEMENT = "\ufffd"
-
 
 #: The environment variable by which the tokenizers library is told whether to use threads.
 _THREADS = "TOKENIZERS_PARALLELISM"

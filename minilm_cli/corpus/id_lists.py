@@ -17,10 +17,8 @@ from minilm_cli.tokens.store import Indices, TokenIds, TokenizerInfo, TokenStore
 #: Bytes of a line of token ids: half a million of ids, far more than is learnt on at once. Parsing takes 20 times that.
 LONGEST_LIST = 2**22
 
-
 #: How hard gzip tries, in the one process that writes: more takes several times as long, for a few percent less.
 _COMPRESSION = 6
-
 
 #: Lines that are read at once.
 _BATCH = 1000

@@ -14,10 +14,8 @@ from minilm_cli.corpus.decompress import unreadable
 
 BOM = b"\xef\xbb\xbf"
 
-
 #: A byte that goes on a character of UTF-8 is 0b10......
 _CONTINUATION, _CONTINUATION_BITS = 0x80, 0xC0
-
 
 #: Bytes of the longest character of UTF-8.
 LONGEST_CHARACTER = 4

@@ -29,10 +29,8 @@ from minilm_cli.tokens.store import Count, Shard, TokenizerInfo, TokenStoreWrite
 
 logger = logging.getLogger(__name__)
 
-
 #: Another number wherever sequences are made of lines in another way: an older store cannot be gone on with then.
 FORMAT_VERSION = 1
-
 
 #: What the folder's name begins with, and what is in it.
 _PREFIX = ".unfinished-"
@@ -40,13 +38,11 @@ _PREFIX = ".unfinished-"
 
 _LOCK, _STATE, _STORE = "lock", "unfinished.json", "store"
 
-
 #: Seconds to wait for a lock that another process holds: it may only be looking for what is of no use.
 _PATIENCE = 1.0
 
 
 _ANEW = "Make it anew with --force, without --continue."
-
 
 #: What may become of a setting without a change to what is done: there was nothing to replace so far.
 _MAY_BECOME = {"--errors": "replace"}

@@ -20,22 +20,17 @@ from minilm_cli.corpus.tables import HUB, Csv, HubDataset, Parquet, Table
 #: Bytes of text handed over at a time; a longer line comes in parts.
 PIECE = 2**20
 
-
 #: Bytes of a line of JSON, which cannot be cut.
 JSON_LONGEST = 2**28
-
 
 #: Bytes after which samples are handed over, however few they are.
 _BATCH_BYTES = 2**22
 
-
 #: What a table's column of text is called, and a JSON line's field, unless another is named.
 _FIELD = "text"
 
-
 #: What has a JSON object on each line.
 _JSON_LINES = frozenset({".jsonl", ".ndjson"})
-
 
 #: What would be taken for text, and is none.
 _NOT_READ = frozenset({".7z", ".arrow", ".json", ".npy", ".npz", ".rar", ".tar", ".tgz", ".tsv", ".zip"})

@@ -24,19 +24,15 @@ HUB = "hf://"
 
 _HUB_NAMES = "A data set of the Hub is named hf://datasets/NAME:SPLIT or hf://datasets/NAME:CONFIG/SPLIT."
 
-
 #: Bytes of a line of CSV, and of a text in it.
 _LONGEST = 2**28
-
 
 #: Bytes of a column of Parquet that are read at a time.
 _BUFFER = 2**20
 
-
 #: Rows of it that are read at a time: as many as take that, but at least and at most so many. More than a few hundred
 #: gain nothing, and in a column where few texts come again and again each may be far longer than its share on disk.
 _FEWEST_ROWS, _MOST_ROWS = 16, 256
-
 
 #: The types of a column of text, as pyarrow writes them; one of categories has values of such a type.
 _TEXT_TYPES = ("string", "large_string", "string_view")

@@ -1,44 +1,92 @@
-"""What is known of model families: layer stacks, positions, query scaling, best teacher layers."""
+"""What is known of each model family, in one place.
+
+A family is what transformers' `model_type` names. For most there is nothing to say: one list holds the layers,
+positions count from 0, and the attention registry sees queries, keys and values as the projections give them.
+"""
 
 from __future__ import annotations
 
-from torch import nn
-from transformers import PreTrainedModel
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-#: Families that scale their queries before the attention function, which then scales by 1 (ESM's `EsmSelfAttention`).
-_SCALES_QUERIES_FIRST = frozenset({"esm"})
-
-
-def first_position(model: PreTrainedModel) -> int:
-    """The number a model gives to the first token's position: RoBERTa and its relatives count from past the padding."""
-    table = position_table(model)
-    return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def position_table(model: PreTrainedModel) -> nn.Embedding | None:
-    """The model's table of position embeddings, or `None` if it has none (rotary and relative positions)."""
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
-            return module
-    return None
+@dataclass(frozen=True)
+class Family:
+    """A model family. The fields are the exceptions; the methods work for any of them."""
+
+    name: str
+    best_layers: Mapping[int, int] = field(default_factory=dict)
+    """The layer found best to distil, by the number of layers (MiniLMv2, section 4.1 and table 8)."""
+    scales_queries: bool = False
+    """Its queries reach the attention function already multiplied by 1/√(head width)."""
+    feed_forward: str = "intermediate_size"
+    """The entry of its configuration for the width of the feed-forward part."""
+
+    def best_layer(self, layers: int) -> int:
+        """The layer to distil of a model with so many: the last, unless the paper found a better one."""
+        return self.best_layers.get(layers, layers)
+
+    def unscaled(self, query: Tensor) -> Tensor:
+        """Queries as the projection gives them, from those that the attention function sees: (…, tokens, width)."""
+        return query * query.shape[-1] ** 0.5 if self.scales_queries else query
+
+    def sizes(self, config: PreTrainedConfig, layers: int, width: int, heads: int) -> dict[str, int]:
+        """The configuration entries of a model of this size, like `config` otherwise; feed-forward 4 × the width."""
+        entries = {
+            "num_hidden_layers": layers,
+            "hidden_size": width,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            self.feed_forward: 4 * width,
+        }
+        return {config.attribute_map.get(name, name): size for name, size in entries.items() if hasattr(config, name)}
+
+    def layer_stack(self, model: PreTrainedModel, layers: int) -> tuple[str, nn.ModuleList] | None:
+        """The list of the model's layers and its name, or `None` where they share weights (ALBERT)."""
+        for name, module in model.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == layers:
+                return name, module
+        return None
+
+    def position_table(self, model: PreTrainedModel) -> nn.Embedding | None:
+        """The table of position embeddings, or `None` without one (rotary and relative positions)."""
+        for name, module in model.named_modules():
+            if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+                return module
+        return None
+
+    def first_position(self, model: PreTrainedModel) -> int:
+        """The position of the first token: RoBERTa and its relatives count from behind the padding id."""
+        table = self.position_table(model)
+        return 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+
+    def longest_input(self, model: PreTrainedModel) -> int | None:
+        """The most tokens that the model has positions for, or `None` without a table of positions."""
+        table = self.position_table(model)
+        return None if table is None else table.num_embeddings - self.first_position(model)
+
+    def needs_own_row(self, config: PreTrainedConfig) -> bool:
+        """Whether an embedding depends on the other tokens of its row: ESM rescales by the share of masked ones."""
+        return bool(getattr(config, "token_dropout", False))
 
 
-#: Layers found best for the big teachers (MiniLMv2, section 4.1 and table 8); for others the last is the rule.
-_BEST_LAYER = {("bert", 24): 21, ("roberta", 24): 19, ("xlm-roberta", 24): 19}
+_FAMILIES = {
+    family.name: family
+    for family in (
+        Family("bert", best_layers={24: 21}),
+        Family("roberta", best_layers={24: 19}),
+        Family("xlm-roberta", best_layers={24: 19}),
+        Family("distilbert", feed_forward="hidden_dim"),
+        Family("esm", scales_queries=True),
+    )
+}
 
 
-_LARGE_WIDTH = 1024
-
-
-def layer_stack(model: PreTrainedModel, layers: int) -> tuple[str, nn.ModuleList] | None:
-    """The list of the model's `layers` layers and its name, or `None` where they share weights (ALBERT)."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers:
-            return name, module
-    return None
-
-
-def longest_input(model: PreTrainedModel) -> int | None:
-    """The most tokens the model has positions for, or `None` if it has no table of positions."""
-    table = position_table(model)
-    return None if table is None else table.num_embeddings - first_position(model)
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a configuration."""
+    name: Any = config.model_type
+    return _FAMILIES.get(name) or Family(name)

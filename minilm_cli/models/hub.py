@@ -1,4 +1,4 @@
-"""What is named as transformers names it, a Hub name or a local folder: how loading fails, and the tokenizer.
+"""Models and tokenizers by Hub name or local folder: the tokenizer, and one message for all the ways loading can fail.
 
 Imports transformers only when it is used, and torch never.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers' own progress bars and reports would come between ours; what matters of them is checked here."""
+    """Silence transformers' own progress bars and reports, which would interrupt ours; what matters is checked here."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
@@ -37,20 +37,20 @@ def quiet() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """What a library says went wrong, in one line."""
+    """A library's error message in one line."""
     if isinstance(error, KeyError):
-        return f"{error} is missing, or not known"
+        return f"{error} is missing or unknown"
     first, *rest = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return f"{first} {rest[0]}" if first.endswith(":") and rest else first
 
 
 @contextmanager
 def loading(kind: str, name: str, revision: str | None = None) -> Iterator[None]:
-    """Turn transformers' and the Hub's ways to fail into one message; a revision is refused that would be ignored."""
+    """Turn the ways transformers and the Hub fail into one `MinilmError`; refuse a revision that would be ignored."""
     local = _is_folder(kind, name)
     if local and revision is not None:
         raise MinilmError(
-            f"a folder has no revision {revision}", where=name, hint="Leave out --revision, or give a name of the Hub."
+            f"a folder has no revision {revision}", where=name, hint="Leave out --revision, or give a Hub name."
         )
     if not local and (name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()):
         raise MinilmError(f"there is no such {kind} folder", where=name)
@@ -59,26 +59,24 @@ def loading(kind: str, name: str, revision: str | None = None) -> Iterator[None]
             yield
     except MinilmError:
         raise
-    except Exception as error:  # nothing of ours runs inside, and what libraries raise at a wrong file is anything
+    except Exception as error:  # nothing of ours runs inside, and libraries raise anything at a damaged file
         said = reason(error)
         if "trust_remote_code" in str(error):
-            hint = "Its code comes with it and is not run unless you say --trust-remote-code."
+            hint = "Its code comes with it, and runs only with --trust-remote-code."
         elif local and (unreadable := _unreadable(Path(name))):
-            said, hint = f"{unreadable} cannot be read", "Do you have the right to read it?"
+            said, hint = f"{unreadable} cannot be read", "Check its permissions."
         elif local:
             files = "tokenizer.json" if kind == "tokenizer" else "config.json and model.safetensors"
-            hint = f"Is it a folder made by save_pretrained, with its {files}?"
+            hint = f"A folder written by save_pretrained is expected, with {files}."
             if "ignore_mismatched_sizes" in said:
-                said = "its weights have other shapes than its config.json describes"
+                said = "the shapes of its weights differ from its config.json"
         else:
-            hint = (
-                "Is the name right, and the Hub in reach? A local folder works too. (HF_HUB_OFFLINE, HF_TOKEN, HF_HOME)"
-            )
+            hint = "Check the name and the connection to the Hub (HF_HUB_OFFLINE, HF_TOKEN), or give a local folder."
         raise MinilmError(f"the {kind} cannot be loaded: {said}", where=name, hint=hint) from error
 
 
 def _is_folder(kind: str, name: str) -> bool:
-    """Whether this names a folder; raises `MinilmError` if it may not be looked into."""
+    """Whether this names a folder; raises `MinilmError` if the folder cannot be listed."""
     try:
         if not (folder := Path(name)).is_dir():
             return False
@@ -90,7 +88,7 @@ def _is_folder(kind: str, name: str) -> bool:
 
 
 def _unreadable(folder: Path) -> str | None:
-    """The name of a file in the folder that may not be read: transformers often takes it for one that is missing."""
+    """The name of a file in the folder without read permission: transformers often takes it for missing."""
     for file in sorted(folder.iterdir()):
         try:
             if file.is_file():
@@ -109,11 +107,11 @@ def load_tokenizer(
 
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
-        # Where a folder has no tokenizer files, transformers makes one up that knows no word.
+        # For a folder without tokenizer files, transformers makes one up with an empty vocabulary.
         raise MinilmError(
             "there is no tokenizer here: its vocabulary is empty",
             where=name,
-            hint="A folder with a tokenizer.json is wanted, or a Hub name.",
+            hint="Give a folder with a tokenizer.json, or a Hub name.",
         )
     return cast("PreTrainedTokenizerBase", tokenizer)
 
@@ -121,7 +119,7 @@ def load_tokenizer(
 def tokenizer_info(
     tokenizer: PreTrainedTokenizerBase, name: str | None = None, revision: str | None = None
 ) -> TokenizerInfo:
-    """What a token store's manifest says of the tokenizer it was made with."""
+    """The description of a tokenizer in the manifest of a token store."""
     vocabulary = sorted(tokenizer.get_vocab().items())
     return TokenizerInfo(
         name=name,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.models.families import layer_stack
+from minilm_cli.models.families import family_of
+from minilm_cli.models.layers import evenly_spaced
 
 
 def init_from_teacher(student: PreTrainedModel, layer: int, teacher: PreTrainedModel, teacher_layer: int) -> None:
@@ -14,22 +15,15 @@ def init_from_teacher(student: PreTrainedModel, layer: int, teacher: PreTrainedM
     Student layer i, up to the trained one (`layer`), starts as teacher layer round(i × teacher_layer / layer); student
     layers above it keep their random weights. Raises `MinilmError` if a tensor does not fit.
     """
-    ours, theirs = layer_stack(student, student.config.num_hidden_layers), layer_stack(teacher, teacher_layer)
-    if student.config.model_type != teacher.config.model_type:
+    ours, theirs = family_of(student.config), family_of(teacher.config)
+    if ours != theirs:
         raise MinilmError(
-            f"--init teacher: the student is of the family {student.config.model_type!r} and the teacher of"
-            f" {teacher.config.model_type!r}",
+            f"--init teacher: the student is of the family {ours.name!r} and the teacher of {theirs.name!r}",
             hint="Use --init random, or a student of the teacher's family.",
         )
-    state = teacher.state_dict()
-    chosen = student.state_dict()
-    for name in list(chosen):
-        source = name
-        if ours and theirs and name.startswith(ours[0] + "."):
-            number, _, rest = name.removeprefix(ours[0] + ".").partition(".")
-            if int(number) >= layer:
-                continue
-            source = f"{theirs[0]}.{evenly_spaced(layer, teacher_layer)[int(number)] - 1}.{rest}"
+    sources = _sources(student, layer, teacher, teacher_layer)
+    state, chosen = teacher.state_dict(), student.state_dict()
+    for name, source in sources.items():
         if source not in state:
             if "pooler" in name:
                 continue
@@ -44,6 +38,21 @@ def init_from_teacher(student: PreTrainedModel, layer: int, teacher: PreTrainedM
     student.load_state_dict(chosen)
 
 
-def evenly_spaced(layers: int, of: int) -> list[int]:
-    """`layers` 1-based layers out of `of`, evenly spaced, ending with the last: 3 of 6 are 2, 4 and 6."""
-    return [max(1, round(number * of / layers)) for number in range(1, layers + 1)]
+def _sources(student: PreTrainedModel, layer: int, teacher: PreTrainedModel, teacher_layer: int) -> dict[str, str]:
+    """The teacher's tensor that each of the student's starts from, by name."""
+    family = family_of(student.config)
+    ours = family.layer_stack(student, student.config.num_hidden_layers)
+    theirs = family.layer_stack(teacher, teacher_layer)
+    sources = {name: name for name in student.state_dict()}
+    if ours is None or theirs is None:
+        return sources
+    chosen = evenly_spaced(layer, teacher_layer)
+    for name in list(sources):
+        if not name.startswith(f"{ours[0]}."):
+            continue
+        number, _, rest = name.removeprefix(f"{ours[0]}.").partition(".")
+        if int(number) < layer:
+            sources[name] = f"{theirs[0]}.{chosen[int(number)] - 1}.{rest}"
+        else:
+            del sources[name]
+    return sources

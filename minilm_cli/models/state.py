@@ -1,4 +1,4 @@
-"""The tensors of a model by name, and whether others fit them."""
+"""The tensors of a model by name, and whether saved ones fit it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minilm_cli.base.errors import MinilmError
 
 
 def unshared_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state without a second name for a tensor it shares."""
+    """A model's state with one name for each tensor, where it shares some."""
     seen: set[int] = set()
     state = {}
     for name, tensor in model.state_dict().items():
@@ -20,12 +20,12 @@ def unshared_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def refuse_others(given: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Raise `MinilmError` if tensors of a checkpoint have not the names and shapes of ours."""
-    theirs, wanted = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (given, ours))
-    for name in sorted(theirs.keys() | wanted.keys()):
-        if theirs.get(name) != wanted.get(name):
+def refuse_mismatch(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Raise `MinilmError` if the tensors of a checkpoint differ in names or shapes from ours."""
+    theirs, expected = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (saved, ours))
+    for name in sorted(theirs.keys() | expected.keys()):
+        if theirs.get(name) != expected.get(name):
             raise MinilmError(
                 f"the checkpoint is of another student: {name} is {theirs.get(name, 'absent')} there and"
-                f" {wanted.get(name, 'absent')} in the student"
+                f" {expected.get(name, 'absent')} in the student"
             )

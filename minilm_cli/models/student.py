@@ -1,193 +1,19 @@
-"""The student: its configuration, checked against the teacher's, and its random weights."""
+"""The student: a model of its configuration with random weights."""
 
 from __future__ import annotations
 
-import copy
-import difflib
-import logging
-import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from minilm_cli.base.errors import MinilmError, remedy
-from minilm_cli.base.jsonio import read_json
+from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.seeding import derive
-from minilm_cli.models.checks import _check_numbers, _of_teacher, _refuse_causal, _refuse_decoder, _try_out
-from minilm_cli.models.families import longest_input
+from minilm_cli.models.checks import try_out
+from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import quiet, reason
 from minilm_cli.models.tap import ATTENTION
-
-logger = logging.getLogger(__name__)
-
-
-#: What a student config may leave to the teacher, because it must fit the teacher's tokens.
-_FROM_TEACHER = (
-    "vocab_size",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "cls_token_id",
-    "sep_token_id",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
-
-
-_PRESET = re.compile(r"l([1-9][0-9]{0,8})-h([1-9][0-9]{0,8})")
-
-
-def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
-    """The student's configuration, what it leaves out of vocabulary, positions and token types taken from the teacher.
-
-    source: a `config.json`, a folder that has one, or a preset `lN-hM` (the teacher's family with N layers of width M,
-    12 heads where they divide M, else heads 64 wide, and a feed-forward part of 4 M).
-    Raises `MinilmError` for a file that is none, a misspelt or wrong entry, or a vocabulary that is not the teacher's.
-    """
-    if preset := _PRESET.fullmatch(source):
-        values, where = _preset_values(int(preset[1]), int(preset[2]), teacher), source
-    else:
-        path = _find_config(source)
-        values, where = _read_config(path), str(path)
-    family = values.setdefault("model_type", teacher.model_type)
-    with _valid(values, where):
-        known = AutoConfig.for_model(family).to_dict().keys()
-    _refuse_misspelt(values, known, where)
-    for name in _FROM_TEACHER:
-        if values.get(name) is None and name in known and (theirs := _of_teacher(teacher, name)) is not None:
-            values[name] = theirs
-    with _valid(values, where):
-        config = AutoConfig.for_model(family, **{key: value for key, value in values.items() if key != "model_type"})
-        config.to_json_string(use_diff=False)  # as the run will keep it
-    _check_student(config, teacher, where)
-    _check_size(config, where)
-    return config
-
-
-def _find_config(source: str) -> Path:
-    path = Path(source)
-    try:
-        if path.is_dir():
-            return path / "config.json"
-        if path.exists():
-            return path
-    except OSError as error:
-        message = f"this student config cannot be read: {error.strerror}"
-        raise MinilmError(message, where=source, hint=remedy(error)) from None
-    hint = "Name a config.json, a folder that has one, or a preset such as l6-h384."
-    raise MinilmError("there is no such student config", where=source, hint=hint)
-
-
-def saved_config(path: Path) -> PreTrainedConfig:
-    """A student's configuration from the file that a run keeps it in; raises `MinilmError` if that cannot be read."""
-    with _valid(_read_config(path), str(path)):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-    return config
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    values = read_json(path, kind="student config")
-    if not isinstance(values, dict):
-        raise MinilmError("a student config is a JSON object", where=str(path))
-    return values
-
-
-@contextmanager
-def _valid(values: Mapping[str, Any], where: str) -> Iterator[None]:
-    """Check what can be known of a student config before its family looks at it, and tell what that says of it."""
-    family = values.get("model_type")
-    if not isinstance(family, str) or family not in CONFIG_MAPPING:
-        raise MinilmError(f"model_type: there is no family {family!r} in transformers", where=where)
-    _check_numbers(values, where)
-    try:
-        with quiet():
-            yield
-    except Exception as error:  # whatever a family's own validation raises
-        raise MinilmError(f"this student config is not valid for {family}: {reason(error)}", where=where) from error
-
-
-def _preset_values(layers: int, width: int, teacher: PreTrainedConfig) -> dict[str, Any]:
-    heads = 12 if width % 12 == 0 else width // 64 if width % 64 == 0 else 0
-    if not heads:
-        raise MinilmError(
-            f"a width of {width} divides neither into 12 heads nor into heads 64 wide",
-            where=f"student.config l{layers}-h{width}",
-            hint="Write a config.json with the heads you want.",
-        )
-    values = {
-        key: value
-        for key, value in teacher.to_diff_dict().items()
-        # What depends on the number of layers is left to the family's own default.
-        if not (isinstance(value, list) and len(value) == teacher.num_hidden_layers)
-        and key not in {"architectures", "transformers_version", "dtype", "_name_or_path"}
-    }
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-    values |= {teacher.attribute_map.get(name, name): size for name, size in sizes.items()}
-    feed_forward = teacher.attribute_map.get("intermediate_size", "intermediate_size")
-    values[feed_forward if hasattr(teacher, feed_forward) else "hidden_dim"] = 4 * width
-    if hasattr(teacher, "num_key_value_heads"):
-        values["num_key_value_heads"] = heads
-    return {"model_type": teacher.model_type, **values}
-
-
-def _refuse_misspelt(values: Mapping[str, Any], known: Any, where: str) -> None:
-    """An entry the family does not know is harmless and common, unless it looks like one that it does know."""
-    for name in values:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        if name not in known and near and near[0] not in values and not name.startswith("_"):
-            raise MinilmError(f"there is no entry {name!r}", where=where, hint=f"Did you mean {near[0]!r}?")
-
-
-def _check_student(config: PreTrainedConfig, teacher: PreTrainedConfig, where: str) -> None:
-    if not hasattr(config, "vocab_size"):
-        raise MinilmError(f"this is no text encoder, but a {config.model_type} model", where=where)
-    if config.vocab_size != teacher.vocab_size:
-        raise MinilmError(
-            f"vocab_size is {config.vocab_size}, and the teacher's is {teacher.vocab_size}",
-            where=where,
-            hint="Teacher and student read the same tokens: leave vocab_size out, and it is taken from the teacher.",
-        )
-    for name in ("pad_token_id", "type_vocab_size"):
-        ours, theirs = getattr(config, name, None), _of_teacher(teacher, name)
-        if ours is not None and theirs is not None and ours != theirs:
-            raise MinilmError(
-                f"{name} is {ours}, and the teacher's is {theirs}", where=where, hint=f"Leave {name} out to take that."
-            )
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        value = getattr(config, name, 1 if name == "intermediate_size" else None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise MinilmError(f"{name} must be a whole number above 0, not {value!r}", where=where)
-    if config.hidden_size % config.num_attention_heads:
-        raise MinilmError(
-            f"{config.num_attention_heads} attention heads do not divide a hidden size of {config.hidden_size}",
-            where=where,
-        )
-    _refuse_decoder(config, "student", where)
-
-
-def _check_size(config: PreTrainedConfig, where: str) -> None:
-    """Count the student's parameters before there are any; raises `MinilmError` if memory is too small for them."""
-    with _building(config, where), torch.device("meta"):
-        model = _random_model(copy.deepcopy(config))
-    _refuse_causal(model, "student", where)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    needed, memory = parameters * 4 / 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    if needed > memory:
-        raise MinilmError(
-            f"the student would have {parameters:,} parameters: {needed:,.0f} GiB, and this machine has {memory:,.0f}",
-            where=where,
-            hint="Lower its layers, its widths or its positions.",
-        )
-    if longest_input(model) in (0, 1):
-        raise MinilmError(
-            f"max_position_embeddings is {config.max_position_embeddings}, which leaves the student no room for text",
-            where=where,
-        )
 
 
 def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
@@ -197,13 +23,14 @@ def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "student"))
-        with _building(config, "student.config"):
-            model = _random_model(config)
-        _try_out(model, "student", "student.config")
+        with building(config, "student.config"):
+            model = random_model(config)
+        try_out(model, "student", "student.config")
     return model
 
 
-def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model in fp32 with random weights, on torch's current device."""
     model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]  # it has no types
         config, attn_implementation=ATTENTION, dtype=torch.float32
     )
@@ -211,9 +38,11 @@ def _random_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 @contextmanager
-def _building(config: PreTrainedConfig, where: str) -> Iterator[None]:
+def building(config: PreTrainedConfig, where: str) -> Iterator[None]:
+    """Turn anything that a family's own code raises into a `MinilmError`."""
     try:
         with quiet():
             yield
-    except Exception as error:  # whatever a family's own code raises
-        raise MinilmError(f"the student ({config.model_type}) cannot be built: {reason(error)}", where=where) from error
+    except Exception as error:
+        family = family_of(config).name
+        raise MinilmError(f"the student ({family}) cannot be built: {reason(error)}", where=where) from error

@@ -8,28 +8,28 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.models.checks import _check_numbers, _refuse_causal, _refuse_decoder, _try_out
-from minilm_cli.models.families import _BEST_LAYER, layer_stack
-from minilm_cli.models.heads import resolve_layer
+from minilm_cli.models.checks import check_numbers, refuse_causal, refuse_decoder, try_out
+from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import loading
+from minilm_cli.models.layers import drop_layers_above, resolve_layer
 from minilm_cli.models.tap import ATTENTION
 
 
 def read_teacher_config(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> tuple[PreTrainedConfig, dict[str, Any]]:
-    """The teacher's configuration, and the entries of its config.json as they stand there.
+    """The teacher's configuration, and the entries of its config.json as written there.
 
-    name: Hub name or local folder. Raises `MinilmError` if it cannot be loaded, or is not that of an encoder.
+    name: Hub name or local folder. Raises `MinilmError` if it cannot be loaded, or is not that of a text encoder.
     """
     with loading("teacher", name, revision):
         values, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
-    _check_numbers(values, name)
+    check_numbers(values, name)
     with loading("teacher", name, revision):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
         )
-    _check_teacher(config, name)
+    _check_config(config, name)
     return config, values
 
 
@@ -43,9 +43,9 @@ def load_teacher(
 ) -> tuple[PreTrainedModel, int]:
     """The teacher in fp32 and evaluation mode, without the layers above the tapped one; and that layer, 1-based.
 
-    name: Hub name or local folder. layer: 1-based, negative from the last, or `auto`. config: what
-    `read_teacher_config` gave, if it was read before.
-    Raises `MinilmError` if it cannot be loaded, lacks weights, computes no numbers, or has no such layer.
+    name: Hub name or local folder. layer: 1-based, negative from the last, or `auto`. config: the result of
+    `read_teacher_config`, if it was read before.
+    Raises `MinilmError` if it cannot be loaded, lacks weights, does not compute finite numbers, or has no such layer.
     """
     if config is None:
         config, _ = read_teacher_config(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -59,25 +59,19 @@ def load_teacher(
             dtype=torch.float32,
             output_loading_info=True,
         )
-    _refuse_causal(model, "teacher", name)
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    if missing or report["mismatched_keys"]:
-        first = missing[0] if missing else min(report["mismatched_keys"])[0]
-        raise MinilmError(
-            f"the teacher's weights do not fill the model its config describes: {first} is missing", where=name
-        )
+    refuse_causal(model, "teacher", name)
+    _refuse_missing_weights(report, name)
     layers = model.config.num_hidden_layers
-    if layer == "auto":
-        layer = _BEST_LAYER.get((model.config.model_type, layers), layers)
-    number = resolve_layer(int(layer), layers, setting="teacher.layer")
+    wanted = family_of(model.config).best_layer(layers) if layer == "auto" else int(layer)
+    number = resolve_layer(wanted, layers, setting="teacher.layer")
     _check_weights(model, name)
-    _try_out(model, "teacher", name)
+    try_out(model, "teacher", name)
     drop_layers_above(model, number)
     return cast(PreTrainedModel, model.eval().requires_grad_(False)), number
 
 
-def _check_teacher(config: PreTrainedConfig, where: str) -> None:
-    _refuse_decoder(config, "teacher", where)
+def _check_config(config: PreTrainedConfig, where: str) -> None:
+    refuse_decoder(config, "teacher", where)
     for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value < 1:
@@ -85,10 +79,20 @@ def _check_teacher(config: PreTrainedConfig, where: str) -> None:
     padding, vocabulary = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
     if padding is not None and vocabulary is not None and not 0 <= padding < vocabulary:
         raise MinilmError(
-            f"pad_token_id is {padding} in the teacher's config.json, and its vocab_size {vocabulary}",
+            f"pad_token_id is {padding} in the teacher's config.json, but its vocab_size is {vocabulary}",
             where=where,
-            hint="Write the id of its tokenizer's padding token there.",
+            hint="Set it to the id of the tokenizer's padding token.",
         )
+    if not all(hasattr(config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")):
+        raise MinilmError(f"this is not a text encoder, but a {family_of(config).name} model", where=where)
+
+
+def _refuse_missing_weights(report: dict[str, Any], where: str) -> None:
+    """Raise `MinilmError` if transformers had to make up weights; a missing pooler does not matter."""
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing or report["mismatched_keys"]:
+        first = missing[0] if missing else min(report["mismatched_keys"])[0]
+        raise MinilmError(f"the teacher's weights do not fit its config.json: {first} is missing", where=where)
 
 
 def _check_weights(model: PreTrainedModel, where: str) -> None:
@@ -98,14 +102,5 @@ def _check_weights(model: PreTrainedModel, where: str) -> None:
             raise MinilmError(
                 f"the teacher's weights are damaged: {name} has values that are not finite numbers",
                 where=where,
-                hint="Is it whole? Take another copy of it.",
+                hint="Download or copy the teacher again.",
             )
-
-
-def drop_layers_above(model: PreTrainedModel, layer: int) -> None:
-    """Free the layers that a tap on `layer` never runs, and the pooler."""
-    stack = layer_stack(model, model.config.num_hidden_layers)
-    if stack is not None:
-        del stack[1][layer:]
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # type: ignore[assignment]  # as transformers itself does without one

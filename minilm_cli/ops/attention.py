@@ -25,10 +25,8 @@ from minilm_cli.ops.length_groups import Group, groups, moved
 #: Scores in one chunk of attention with dropout on a CPU: a few buffers of them stay in its caches.
 CHUNK_SCORES = 2**18
 
-
 #: How many scores may be computed for a real one where sequences of unlike lengths go together on a GPU.
 RAGGEDNESS = 1.25
-
 
 #: What FlashAttention's kernels ask for: NVIDIA's Ampere or later, and heads up to this width.
 _FLASH_CAPABILITY, _FLASH_WIDTH = (8, 0), 256

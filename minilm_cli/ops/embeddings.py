@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 
-class _SparseEmbeddings:
-    """Embeddings whose gradients are kept as the rows that were looked up, until the optimiser wants them whole.
+class SparseEmbeddings:
+    """Keeps the gradients of a model's embedding tables as the rows that were looked up.
 
-    A whole gradient is mostly zeros, and a new one for each micro-batch took 4% of a step on a CPU.
+    A dense gradient is mostly zeros, and a new one for each micro-batch took 4% of a step on a CPU.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -19,12 +19,12 @@ class _SparseEmbeddings:
             table.sparse = True
 
     def densify(self) -> None:
-        """Put whole gradients, always in the same memory, in the place of the looked-up rows."""
+        """Replace the rows by dense gradients, always in the same memory."""
         for table in self._tables:
             rows = table.weight.grad
             if rows is None:
                 continue
             if table not in self._gradients:
                 self._gradients[table] = torch.empty_like(table.weight)
-            # Not `coalesce`d: adding up a row's parts is what comes next.
+            # Not coalesced first: `index_add_` adds up the parts of a row.
             table.weight.grad = self._gradients[table].zero_().index_add_(0, rows._indices()[0], rows._values())

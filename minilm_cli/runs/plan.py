@@ -1,13 +1,18 @@
-"""What a run trains on what, in numbers: shown by a dry run, kept in the run folder, told by the model card.
+"""What a run trains on what, in numbers: shown by a dry run, kept in the run folder, and stated in the model card.
 
-What ends in `_sha256` is for the program: a resumed run must find the same.
+Fields that end in `_sha256` are for the program: a resumed run must find the same.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+
+from minilm_cli.base.errors import MinilmError
 
 
 class _Facts(BaseModel):
@@ -15,7 +20,7 @@ class _Facts(BaseModel):
 
 
 class TeacherFacts(_Facts):
-    """The teacher; `parameters` are those that are kept, up to the tapped layer."""
+    """The teacher; `parameters` counts those up to the tapped layer."""
 
     name: str
     on_hub: bool
@@ -29,7 +34,7 @@ class TeacherFacts(_Facts):
 
 
 class StudentFacts(_Facts):
-    """The student; what the loss does not reach is `untrained`."""
+    """The student; `untrained` are the parameters that the loss does not reach."""
 
     name: str
     family: str
@@ -54,7 +59,7 @@ class RelationFacts(_Facts):
 
 
 class StoreFacts(_Facts):
-    """A token store; `share` is its part of the sequences that are seen, as its weight, if it has one, gives it."""
+    """A token store; `share` is its part of the sequences that are seen, by its weight if it has one."""
 
     name: str
     sequences: int
@@ -64,13 +69,13 @@ class StoreFacts(_Facts):
     manifest_sha256: str
 
     @property
-    def told(self) -> str:
-        """What is in it, for a person."""
+    def described(self) -> str:
+        """Its content, for a person."""
         return f"{self.sequences:,} sequences, {self.tokens:,} tokens; {self.share:.2%} of the sequences seen"
 
 
 class DataFacts(_Facts):
-    """The tokens; lengths are in tokens. If they are of several stores, `stores` has each."""
+    """The tokens; lengths are in tokens. `stores` lists the token stores if there are several."""
 
     name: str
     tokenizer: str | None
@@ -83,7 +88,7 @@ class DataFacts(_Facts):
 
 
 class TrainingFacts(_Facts):
-    """How long and on what."""
+    """Length of the training, and where it runs."""
 
     steps: int
     epochs: float
@@ -96,7 +101,7 @@ class TrainingFacts(_Facts):
 
 
 class Measured(_Facts):
-    """What a few real steps took."""
+    """Time and memory of a few real steps."""
 
     seconds_per_step: float
     sequences_per_second: float
@@ -106,7 +111,7 @@ class Measured(_Facts):
 
 
 class Plan(_Facts):
-    """All of it."""
+    """All facts of a run."""
 
     teacher: TeacherFacts
     student: StudentFacts
@@ -132,7 +137,7 @@ class Plan(_Facts):
 
 def _rows(key: str, value: Any) -> list[tuple[str, str]]:
     if key == "stores":
-        return [(store.name, store.told) for store in value]
+        return [(store.name, store.described) for store in value]
     if key == "hours_in_all":
         hours = f"{value:,.2f}"
         return [("hours in all", "less than 0.01" if hours == "0.00" else hours)]
@@ -153,3 +158,46 @@ def _shown(value: Any) -> str:
             return ", ".join(f"{key}={number:g}" for key, number in value.items())
         case _:
             return str(value)
+
+
+# --- Before and after an interruption ----------------------------------------------------------------------------
+
+
+def refuse_changes(before: Plan, now: Plan, *, teacher: str, stores: Sequence[Path]) -> None:
+    """Raise `MinilmError` if tokens, teacher or student are not those that the run started with.
+
+    teacher: its name. stores: the paths of the token stores of `now`.
+    """
+    _refuse_other_stores(stores, before.data, now.data)
+    checks = {
+        "the teacher's config.json": (teacher, before.teacher.config_sha256, now.teacher.config_sha256),
+        "the teacher's weights": (teacher, before.teacher.weights_sha256, now.teacher.weights_sha256),
+        "the student's configuration": ("student-config.json", before.student.config_sha256, now.student.config_sha256),
+    }
+    for what, (where, then, found) in checks.items():
+        if then != found:
+            raise changed(f"{what} changed since the run began", where)
+
+
+def _refuse_other_stores(paths: Sequence[Path], before: DataFacts, now: DataFacts) -> None:
+    for path, then, found in itertools.zip_longest(paths, _each_store(before), _each_store(now)):
+        if found is None:
+            raise changed(f"token store {then.name}, used when the run began, is missing", "data.path")
+        if then is None:
+            raise changed("this token store was not used when the run began", path)
+        if then.manifest_sha256 != found.manifest_sha256:
+            raise changed("the token store changed since the run began", path)
+        if then.weight != found.weight:
+            was, is_now = (f"{store.weight:g}" if store.weight else "none" for store in (then, found))
+            raise changed(f"the token store's weight changed since the run began, from {was} to {is_now}", path)
+
+
+def _each_store(data: DataFacts) -> list[StoreFacts]:
+    """The facts of each store; a single one is described by those of the data."""
+    alone = data.model_dump(include={"name", "sequences", "tokens", "manifest_sha256"})
+    return data.stores or [StoreFacts(**alone, share=1.0, weight=None)]
+
+
+def changed(what: str, where: str | Path) -> MinilmError:
+    """What to raise if something is not as it was when the run began."""
+    return MinilmError(what, where=str(where), hint="Restore it, or start a new run.")

@@ -30,7 +30,6 @@ from minilm_cli.settings.types import (
 
 DEFAULT_STEPS = 400_000
 
-
 #: Of so many sequences in a row, token stores with weights give exactly their shares: the smallest share is one.
 CYCLE = 10_000
 

@@ -21,7 +21,6 @@ from minilm_cli.settings.types import Flags, _encodable, _short
 #: Characters of a settings file: thirty times what all settings take. Parsing YAML takes hundreds of times as much.
 LONGEST_FILE = 2**16
 
-
 #: What parsers raise. PyYAML takes a value to be what its tag says it is: `!!bool x` is a KeyError.
 _NOT_PARSED = (
     yaml.YAMLError,

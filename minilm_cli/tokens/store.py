@@ -27,7 +27,6 @@ from minilm_cli.base.jsonio import first_wrong, read_json, write_json
 
 FORMAT_VERSION = 1
 
-
 #: Tokens after which a shard is closed: 64 MB in the two-byte type of most vocabularies.
 SHARD_TOKENS = 2**25
 
@@ -43,14 +42,11 @@ Count = Annotated[int, Field(ge=0, le=2**62)]
 
 Positive = Annotated[int, Field(gt=0, le=2**62)]
 
-
 #: With a bound, which pydantic looks at only in what can be encoded: a lone surrogate, valid in JSON, is refused.
 Text = Annotated[str, Field(max_length=4096)]
 
-
 #: Sequences whose lengths are looked at at once.
 _AT_ONCE = 2**20
-
 
 #: What a `.npy` file of format 1.0 begins with; the length of its header follows, in two bytes.
 _NPY = b"\x93NUMPY\x01\x00"

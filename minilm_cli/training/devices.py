@@ -1,21 +1,46 @@
-"""Devices: which one to use, whether it multiplies bf16, when its memory is exhausted."""
+"""Devices: which one a process computes on, whether it multiplies bf16, and how to make it repeat exactly."""
 
 from __future__ import annotations
 
+import os
+
 import torch
 
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.training.distributed import World
 
-def pick_device(wanted: str) -> torch.device:
-    """The device to compute on: `auto` is cuda, else mps, else cpu. Raises `ValueError` for one that is not there."""
+
+def choose_device(wanted: str, world: World) -> torch.device:
+    """The device of this process; with several processes on a machine with GPUs, each has its own.
+
+    wanted: `auto` (cuda, else mps, else cpu) or a torch device. Raises `MinilmError` if it is not available.
+    """
+    device = _device(wanted)
+    if world.size == 1 or device.type == "cpu":
+        return device
+    if str(device) != "cuda":
+        raise MinilmError(f"training.device: {wanted!r} is one device, but there are {world.size} processes")
+    if world.local_size > torch.cuda.device_count():
+        raise MinilmError(
+            f"there are {world.local_size} processes and {torch.cuda.device_count()} GPUs on this machine",
+            hint="Start as many processes as there are GPUs (--nproc-per-node).",
+        )
+    device = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _device(wanted: str) -> torch.device:
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(wanted)
-        torch.ones(1, device=device).item()  # which on the device `meta` is nothing
+        torch.ones(1, device=device).item()  # fails on the device `meta` too
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+        reason = str(error).splitlines()[0]
+        raise MinilmError(f"training.device: device {wanted!r} is not available: {reason}") from None
     return device
 
 
@@ -29,6 +54,12 @@ def has_bf16(device: torch.device) -> bool:
     return False
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether this is a device's or the machine's want of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def repeat_exactly(device: torch.device) -> None:
+    """Have a GPU's kernels add in the same order each time, so that a resumed run gives the same bits.
+
+    torch warns, once, of a kernel that cannot: the backward pass of attention with dropout.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by a property

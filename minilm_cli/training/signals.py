@@ -1,4 +1,4 @@
-"""Signals that a run answers at a time that suits it. Ignores what it does then."""
+"""Signals that a run answers at a time that suits it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 class Signals:
-    """Ctrl-C, SIGTERM and SIGHUP ask the run to stop after what it is doing; a second one stops it at once.
+    """Ctrl-C, SIGTERM and SIGHUP stop the run after the current micro-batch; a second one stops it at once.
 
-    SIGUSR1 asks it to save a checkpoint and go on.
+    SIGUSR1 asks for a checkpoint; the run continues.
     """
 
     def __init__(self) -> None:
@@ -25,20 +25,17 @@ class Signals:
         self._at_once: tuple[str, str] | None = None
 
     def pending(self) -> int:
-        """The number of the one that came and ends the run, or 0."""
+        """The number of the signal that stops the run, or 0."""
         return self.received or 0
 
     def take_save(self) -> bool:
-        """Whether a checkpoint was asked for, since this was last asked."""
+        """Whether a checkpoint was asked for since the last call."""
         asked, self._save = self._save, False
         return asked
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Handle the signals inside the block; one that is ignored, as nohup has it, stays so.
-
-        So does one that other than Python handles, for it could not be put back.
-        """
+        """Handle the signals inside the block. Ignored ones (nohup) and handlers not set from Python are left alone."""
         handlers = {
             signal.SIGINT: self._stop,
             signal.SIGTERM: self._stop,
@@ -56,7 +53,7 @@ class Signals:
                 signal.signal(number, earlier)
 
     def end_at_once(self, message: str, hint: str) -> None:
-        """From now on one is enough, and so is one that has come: `Interrupted` says this then."""
+        """From now on one signal is enough, also one received before: `Interrupted` with this message is raised."""
         self._at_once = message, hint
         if self.received is not None:
             raise Interrupted(message, self.received, hint=hint)

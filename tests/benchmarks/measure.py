@@ -21,14 +21,17 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertModel
 
-from minilm_cli.models.tap import ATTENTION, RelationTap
-from minilm_cli.ops.relation_loss import Projections, relation_loss
+from minilm_cli.models.tap import ATTENTION, RegistryTap
+from minilm_cli.ops.relation_loss import relation_loss
+from minilm_cli.ops.relations import Projections
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
 from minilm_cli.training.batches import BatchStream
 from minilm_cli.training.distiller import Distiller
 from minilm_cli.training.micro_batch_budget import untried
 from minilm_cli.training.micro_batches import MicroBatch
+from minilm_cli.training.objective import RelationObjective
+from minilm_cli.training.optim import LearningRate
 from tests.benchmarks import plain
 
 HEADS, TEACHER_WIDTH, STUDENT_WIDTH = 48, 768, 384
@@ -160,7 +163,7 @@ def measure_training(which: str, precision: str, batch: int, longest: int, steps
 
 
 def _stream(tokens: TokenStore, batch: int, longest: int, **options: object) -> BatchStream:
-    return BatchStream(tokens, seed=0, batch_size=batch, max_length=longest, pad_id=0, **options)
+    return BatchStream(tokens, seed=0, batch_size=batch, max_length=longest, **options)
 
 
 def _plain_steps(
@@ -184,11 +187,12 @@ def _our_steps(
     settings = DistillSettings.model_validate({"teacher": {"name": "-"}, "student": {"config": "-"}})
     device = torch.device("cpu")
     distiller = Distiller(
-        RelationTap(teacher, 12),
-        RelationTap(student, 6),
-        settings,
-        heads=HEADS,
-        total_steps=1000,
+        RegistryTap(teacher, 12),
+        RegistryTap(student, 6),
+        RelationObjective(settings.relations.weights, HEADS),
+        settings.optimizer,
+        LearningRate(settings.schedule, settings.optimizer.lr, 1000),
+        seed=settings.training.seed,
         device=device,
         bf16=precision == "bf16",
     )
@@ -196,7 +200,7 @@ def _our_steps(
     stream = _stream(tokens, batch, longest, micro_batch_tokens=budget, pack=True)
     for report in distiller.steps(stream, first=1, last=1000):
         micro_batches: list[MicroBatch] = stream.step(report.step).micro_batches
-        yield [length for micro_batch in micro_batches for length in micro_batch.lengths]
+        yield [length for micro_batch in micro_batches for length in micro_batch.inputs.lengths]
 
 
 def measure_help() -> dict[str, float]:

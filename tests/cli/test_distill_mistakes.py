@@ -214,7 +214,9 @@ MISTAKES_IN_SETTINGS = [
     Mistake("device that is not there", DISTILL + "--device cuda:99", ("training.device", "cuda:99")),
     Mistake("device with a negative number", DISTILL + "--device cuda:-1", ("training.device", "cuda:-1")),
     Mistake(
-        "device with a long number", DISTILL + f"--device cuda:{'9' * 50}", ("training.device", "not to be had", "999")
+        "device with a long number",
+        DISTILL + f"--device cuda:{'9' * 50}",
+        ("training.device", "is not available", "999"),
     ),
     Mistake("no sink", DISTILL + "--report-to ''", ("reporting.sinks", "tensorboard")),
     Mistake("settings link to nothing", DISTILL + "--config run.yaml", ("run.yaml",), link("run.yaml", "nowhere")),

@@ -127,7 +127,7 @@ MISTAKES_IN_MODELS = [
     Mistake(
         "teacher with more layers than weights",
         DISTILL,
-        ("teacher", "weights do not fill", "layer.4"),
+        ("teacher", "weights do not fit its config.json", "layer.4"),
         edit("teacher/config.json", num_hidden_layers=5),
     ),
     Mistake(
@@ -485,7 +485,7 @@ MISTAKES_IN_WEIGHTS = [
     Mistake(
         "teacher that computes no number",
         DISTILL,
-        ("teacher: the teacher (bert) computes what is not a finite number", "config.json"),
+        ("teacher: the teacher (bert) computes numbers that are not finite", "config.json"),
         edit("teacher/config.json", layer_norm_eps=-1.0),
     ),
     Mistake(

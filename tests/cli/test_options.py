@@ -14,8 +14,8 @@ from minilm_cli.cli import app
 from minilm_cli.corpus import tokenize as tokenizing
 from minilm_cli.corpus.packing import Counts
 from minilm_cli.corpus.tokenize import TokenizeReport
-from minilm_cli.export import hf
-from minilm_cli.export.hf import ExportReport
+from minilm_cli.export import exporting
+from minilm_cli.export.exporting import ExportReport
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.export import ExportSettings
@@ -262,7 +262,7 @@ def test_export_options_reach_their_settings(
         seen.append(settings)
         return ExportReport(Path("there"), 2, 0.0, "https://hub/me/it")
 
-    monkeypatch.setattr(hf, "export", exported)
+    monkeypatch.setattr(exporting, "export", exported)
     words = "--format hf --checkpoint 2 --dtype bfloat16 --output there --push-to-hub me/it --private --force"
     outcome = minilm("export", finished_run, *words.split())
     assert outcome.out == "there\n"
@@ -293,4 +293,4 @@ def test_resume_options_arrive(minilm: Minilm, monkeypatch: pytest.MonkeyPatch, 
     words = "--steps 8 --set checkpoint.keep=5 --set reporting.log_every=2"
     assert minilm("resume", finished_run, *words.split()).status == 0
     changes = {"training.steps": 8, "checkpoint.keep": 5, "reporting.log_every": 2}
-    assert seen == [(RunFolder(finished_run), changes)]
+    assert [(found.path, given) for found, given in seen] == [(finished_run, changes)]

@@ -35,7 +35,7 @@ MISTAKES_IN_KINDS = [
         Mistake(
             f"resume where checkpoints is {what}",
             _RESUME,
-            ("run/checkpoints: this is not a folder", "Put the folder back"),
+            ("run/checkpoints: this is not a folder", "Restore the folder"),
             prepare,
         )
         for what, prepare in (
@@ -48,7 +48,7 @@ MISTAKES_IN_KINDS = [
         Mistake(
             f"resume where {file} is {what}",
             _RESUME,
-            (f"run/{file}: ", "cannot be read as JSON", "Put the file back"),
+            (f"run/{file}: ", "cannot be read as JSON", "Restore the file"),
             prepare(f"run/{file}"),
         )
         for file, what, prepare in (
@@ -61,14 +61,14 @@ MISTAKES_IN_KINDS = [
     Mistake(
         "resume without a plan",
         _RESUME,
-        ("run/plan.json: there is no such plan", "Put the file back"),
+        ("run/plan.json: there is no such plan", "Restore the file"),
         remove("run/plan.json"),
     ),
     *(
         Mistake(
             f"{command} where environment.json is a pipe",
             command,
-            ("run/environment.json: ", "cannot be read as JSON", "Put the file back"),
+            ("run/environment.json: ", "cannot be read as JSON", "Restore the file"),
             pipe("run/environment.json"),
         )
         for command in ("resume run", "export run")
@@ -140,7 +140,7 @@ def test_a_checkpoint_whose_manifest_is_a_pipe_is_passed_over(minilm: Minilm) ->
     assert "step-00000004/checkpoint.json: this checkpoint manifest cannot be read as JSON: it is not a file" in (
         outcome.err
     )
-    assert "Going on from step 2." in outcome.err
+    assert "Resuming from step 2." in outcome.err
 
 
 def test_a_run_whose_checkpoints_all_have_pipes_for_manifests_is_told(minilm: Minilm) -> None:

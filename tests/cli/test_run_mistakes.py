@@ -43,7 +43,7 @@ MISTAKES_IN_RESUME = [
     Mistake(
         "resume on other tokens",
         "resume run --steps 9",
-        ("token store", "changed since the run began", "Put it back"),
+        ("token store", "changed since the run began", "Restore it"),
         other_tokens,
     ),
     Mistake("resume of no steps", "resume run --set training.steps=", ("training.steps", "number of steps")),
@@ -107,7 +107,7 @@ MISTAKES_IN_RESUME = [
     Mistake(
         "resume without the tokens",
         "resume run --steps 6",
-        ("/nowhere/tokens", "is gone that the run began with", "Put it back"),
+        ("/nowhere/tokens", "this token store, used when the run began, is missing", "Restore it"),
         setting("data.path", "/nowhere/tokens"),
     ),
     Mistake(

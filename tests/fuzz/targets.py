@@ -40,7 +40,9 @@ from minilm_cli.corpus.resume import Standing, Unfinished, unfinished
 from minilm_cli.corpus.sources import find_sources
 from minilm_cli.export.card import loss_curve, model_card
 from minilm_cli.runs import checkpoint
-from minilm_cli.runs.folder import Notes, RunFolder, final_losses, find_run
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.runs.lookup import final_losses, find_run
+from minilm_cli.runs.run_state import RunState
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.load import load_distill_settings, setting_names
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
@@ -377,7 +379,7 @@ def _write_checkpoints(folder: Path) -> None:
         "optimizer": {"weight.step": torch.tensor(3.0)},
     }
     for step in _STEPS:
-        checkpoint.save(folder, step, tensors, Notes(evaluated=step, elapsed=1.5).model_dump())
+        checkpoint.save(folder, step, tensors, RunState(evaluated=step, elapsed=1.5).model_dump())
 
 
 def _seal_checkpoint(files: dict[str, bytes]) -> None:
@@ -402,7 +404,7 @@ def _open_checkpoints(folder: Path) -> None:
     newest = checkpoint.latest(folder)
     assert newest is not None
     for chosen in (newest, checkpoint.load(checkpoint.path_of(folder, _STEPS[-1]))):
-        Notes.of(chosen)
+        RunState.of(chosen)
         for group in ("student", "optimizer"):
             for tensor in chosen.tensors(group).values():
                 tensor.clone()

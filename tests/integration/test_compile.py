@@ -9,13 +9,16 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from minilm_cli.models.student import build_student, student_config
-from minilm_cli.models.tap import RelationTap
+from minilm_cli.models.student import build_student
+from minilm_cli.models.student_config import student_config
+from minilm_cli.models.tap import RegistryTap
 from minilm_cli.models.teacher import load_teacher
 from minilm_cli.settings.load import load_distill_settings
 from minilm_cli.tokens.store import TokenStore
 from minilm_cli.training.batches import BatchStream
 from minilm_cli.training.distiller import Distiller
+from minilm_cli.training.objective import RelationObjective
+from minilm_cli.training.optim import LearningRate
 
 STEPS = 12
 
@@ -28,22 +31,20 @@ pytestmark = [
 
 
 def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
-    settings = load_distill_settings(
-        None,
-        ["schedule.warmup_steps=2", f"training.compile={str(compiled).lower()}"],
-        {"teacher.name": "t", "student.config": "s"},
-    )
+    settings = load_distill_settings(None, ["schedule.warmup_steps=2"], {"teacher.name": "t", "student.config": "s"})
     model, layer = load_teacher(str(teacher), layer=3)
     small = student_config(str(config), AutoConfig.from_pretrained(teacher))
     small.hidden_dropout_prob = small.attention_probs_dropout_prob = 0.0
     return Distiller(
-        RelationTap(model, layer),
-        RelationTap(build_student(small, seed=1), 2),
-        settings,
-        heads=12,
-        total_steps=STEPS,
+        RegistryTap(model, layer),
+        RegistryTap(build_student(small, seed=1), 2),
+        RelationObjective(settings.relations.weights, heads=12),
+        settings.optimizer,
+        LearningRate(settings.schedule, settings.optimizer.lr, STEPS),
+        seed=settings.training.seed,
         device=torch.device("cpu"),
         bf16=False,
+        compile_models=compiled,
     )
 
 
@@ -66,7 +67,7 @@ def test_compiled_training_is_the_same_and_compiles_nothing_after_the_first_step
         distiller(tiny_teacher, tiny_student_config, compiled=False),
     )
     stream = BatchStream(
-        TokenStore(tiny_store), seed=1, batch_size=12, micro_batch_tokens=100, max_length=24, pad_id=0, pack=pack
+        TokenStore(tiny_store), seed=1, batch_size=12, micro_batch_tokens=100, max_length=24, pack=pack
     )
     compiled_frames = []
     for report, expected in zip(
@@ -75,7 +76,7 @@ def test_compiled_training_is_the_same_and_compiles_nothing_after_the_first_step
         compiled_frames.append(dict(frames))
         assert report.loss == pytest.approx(expected.loss, rel=1e-4)
         assert report.grad_norm == pytest.approx(expected.grad_norm, rel=1e-3)
-    shapes = {batch.input_ids.shape for step in range(4, STEPS + 1) for batch in stream.step(step).micro_batches}
+    shapes = {batch.inputs.ids.shape for step in range(4, STEPS + 1) for batch in stream.step(step).micro_batches}
     assert len(shapes) > 5
     assert compiled_frames[0]["ok"] > 0
     assert compiled_frames[2] == compiled_frames[-1]

@@ -16,7 +16,7 @@ import pytest
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.corpus.tokenize import tokenize
-from minilm_cli.export.hf import export
+from minilm_cli.export.exporting import export
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.settings.export import ExportSettings
@@ -135,7 +135,7 @@ def test_a_checkpoint_that_finds_no_room_is_saved_after_older_ones_made_some(
     at = At(step_7=lambda: disk.fill(leave=16384), step_9=disk.empty)
     done = run.distill(small_settings(disk.path / "run", checkpoint__keep=4, **LONG), at)
     assert "Step 8: no checkpoint: it could not be written: " in said.text
-    assert "Trying once more, with fewer kept" in said.text
+    assert "Trying again with fewer kept" in said.text
     assert "metrics.jsonl cannot be written" not in said.text
     assert set(steps(done.path)) >= {12}
     is_the_same(done.path, undisturbed)
@@ -148,7 +148,7 @@ def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
     with pytest.raises(RunError, match=r"step 8: the checkpoint cannot be saved: .*No space left") as caught:
         run.distill(small_settings(folder, checkpoint__keep=1, **LONG), At(step_7=disk.fill))
     assert caught.value.exit_status == 1
-    assert "That of step 6 is whole." in str(caught.value)
+    assert "The checkpoint of step 6 is intact." in str(caught.value)
     assert f"minilm resume {folder}" in str(caught.value)
     assert steps(folder) == [6]
     disk.empty()
@@ -177,13 +177,13 @@ def test_a_report_that_finds_no_room_is_left_out_and_the_run_goes_on(
 def test_a_student_that_finds_no_room_is_written_by_a_resumed_run(
     disk: Disk, small_settings: Settings, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_hf = run.write_hf
+    write_verified = run.write_verified
 
     def without_room(*words: Any, **options: Any) -> float:
         disk.fill(leave=32768)
-        return write_hf(*words, **options)
+        return write_verified(*words, **options)
 
-    monkeypatch.setattr(run, "write_hf", without_room)
+    monkeypatch.setattr(run, "write_verified", without_room)
     with pytest.raises(RunError, match=r"could not be written: .*No space left") as caught:
         run.distill(small_settings(disk.path / "run", **LONG), NoProgress())
     assert "Training is done and saved." in str(caught.value)
@@ -252,7 +252,7 @@ def test_a_disk_that_turns_read_only_stops_the_run_at_its_next_checkpoint(
     with pytest.raises(RunError, match=r"step 8: the checkpoint cannot be saved: .*Read-only file system") as caught:
         run.distill(small_settings(folder, **LONG), At(step_7=turn_read_only))
     assert caught.value.exit_status == 1
-    assert "That of step 6 is whole." in str(caught.value)
+    assert "The checkpoint of step 6 is intact." in str(caught.value)
     monkeypatch.undo()
     assert steps(folder)[-1] == 6
     is_the_same(run.resume(RunFolder(folder), NoProgress()).path, undisturbed)
@@ -264,7 +264,7 @@ def test_a_disk_that_goes_away_stops_the_run_which_writes_nothing_in_its_place(
     folder = disk.path / "run"
     with pytest.raises(RunError, match="step 8: the checkpoint cannot be saved") as caught:
         run.distill(small_settings(folder, **LONG), At(step_7=disk.vanish))
-    assert "not there any more" in str(caught.value)
+    assert "has been moved or removed" in str(caught.value)
     assert "metrics.jsonl cannot be written for now: No such file or directory" in said.text
     assert list(disk.path.iterdir()) == []
     disk.come_back()

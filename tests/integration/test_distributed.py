@@ -178,7 +178,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
     assert "waiting for the others" in (folder / "log-rank-00002.txt").read_text(encoding="utf-8")
     done = minilm("resume", "run", launcher=torchrun(2))
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
-    assert "Going on from step" in done.stderr
+    assert "Resuming from step" in done.stderr
     is_the_same(metrics(folder), alone(training__batch_size=7))
 
 
@@ -202,7 +202,7 @@ def test_after_a_kill_torchrun_starts_them_anew_and_they_end_where_they_would_ha
     os.kill(first_process(folder), signal.SIGKILL)
     ended = minilm.end(process)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("Started anew: going on with") == 2
+    assert ended.stderr.count("Restarted: resuming") == 2
     assert lasting_metrics(folder) == lasting_metrics(minilm.folder / "undisturbed")
     assert lasting_files(folder, steps) == lasting_files(minilm.folder / "undisturbed", steps)
 
@@ -252,7 +252,7 @@ def test_a_process_that_is_lost_is_named_and_the_work_of_the_others_is_kept(
     assert ended.returncode != 0
     errors = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
     assert [error.rpartition(": ")[2] for error in errors] == ["rank 1 is lost."]
-    assert "Go on with minilm resume" in ended.stderr
+    assert "Continue with minilm resume" in ended.stderr
     written = [record["step"] for record in metrics(folder)]
     assert (folder / "checkpoints" / f"step-{int(written[-1]):08}").exists()
 
@@ -313,7 +313,7 @@ def test_what_an_earlier_attempt_left_in_torchruns_store_does_no_harm(
     ended = minilm.end(minilm.start(*words, RANK="0", **launched))
     assert ended.returncode == 0, ended.stderr
     assert minilm.end(follower).returncode == 0
-    assert "Started anew: going on with" in ended.stderr
+    assert "Restarted: resuming" in ended.stderr
     is_the_same(metrics(folder), alone(training__batch_size=7))
 
 
@@ -336,7 +336,7 @@ def test_a_process_that_never_comes_is_named_in_bounded_time(
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "MINILM_TIMEOUT": "2"}
     ended = minilm(*distill, RANK=str(comes), **address)
     assert ended.returncode == 1
-    assert ("rank 1 is not ready after 2 s" if comes == 0 else "no meeting point at 127.0.0.1:") in ended.stderr
+    assert ("rank 1 is not ready after 2 s" if comes == 0 else "no rendezvous at 127.0.0.1:") in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -175,4 +175,4 @@ def test_what_is_not_run_is_known() -> None:
 def test_every_block_says_what_it_is() -> None:
     for page in PAGES:
         languages = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
-        assert set(languages) <= {"bash", "bibtex", "console", "json", "python", "text", "yaml"}, page
+        assert set(languages) <= {"bash", "bibtex", "console", "json", "mermaid", "python", "text", "yaml"}, page

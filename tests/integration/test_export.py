@@ -19,9 +19,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.progress import NoProgress
-from minilm_cli.export import hf
+from minilm_cli.export import exporting, hf
+from minilm_cli.export.formats import Format, Source
 from minilm_cli.runs import checkpoint
-from minilm_cli.runs.folder import RunFolder
 from minilm_cli.settings.export import ExportSettings
 from minilm_cli.training import run
 
@@ -35,7 +35,7 @@ def copied(tmp_path: Path, finished_run: Path) -> Path:
 
 
 def test_the_last_checkpoint_is_exported_to_the_run_s_folder(copied: Path) -> None:
-    report = hf.export(ExportSettings(run=copied))
+    report = exporting.export(ExportSettings(run=copied))
     assert (report.path, report.step, report.url) == (copied / "export" / "hf", 6, None)
     assert report.largest_difference < 1e-5
     there = {path.name for path in report.path.iterdir()}
@@ -48,7 +48,7 @@ def test_the_last_checkpoint_is_exported_to_the_run_s_folder(copied: Path) -> No
 @pytest.mark.parametrize("wanted", [3, 4, "best"])
 def test_another_checkpoint_is_exported_with_its_weights(copied: Path, wanted: int | str) -> None:
     settings = ExportSettings.model_validate({"run": copied, "checkpoint": wanted})
-    report = hf.export(settings)
+    report = exporting.export(settings)
     evaluations = {record["step"]: record["eval_loss"] for record in metrics(copied) if "eval_loss" in record}
     del evaluations[0]
     assert report.step == (min(evaluations, key=evaluations.__getitem__) if wanted == "best" else wanted)
@@ -60,27 +60,27 @@ def test_another_checkpoint_is_exported_with_its_weights(copied: Path, wanted: i
 def test_a_checkpoint_that_a_run_at_work_removes_meanwhile_is_picked_anew(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = hf.write_hf
+    write = exporting.write_verified
     picked: list[int] = []
 
-    def remove_the_first(run: RunFolder, chosen: checkpoint.Checkpoint, folder: Path, **options: str) -> float:
-        picked.append(chosen.step)
+    def remove_the_first(form: Format, source: Source, folder: Path) -> float:
+        picked.append(source.checkpoint.step)
         if len(picked) == 1:
-            shutil.rmtree(chosen.path)
-        return write(run, chosen, folder, **options)
+            shutil.rmtree(source.checkpoint.path)
+        return write(form, source, folder)
 
-    monkeypatch.setattr(hf, "write_hf", remove_the_first)
-    assert hf.export(ExportSettings(run=copied)).step == 4
+    monkeypatch.setattr(exporting, "write_verified", remove_the_first)
+    assert exporting.export(ExportSettings(run=copied)).step == 4
     assert picked == [6, 4]
     assert [path.name for path in (copied / "export").iterdir()] == ["hf"]
     picked.clear()
     with pytest.raises(MinilmError, match="there is no checkpoint of step 3"):
-        hf.export(ExportSettings(run=copied, checkpoint=3, force=True))
+        exporting.export(ExportSettings(run=copied, checkpoint=3, force=True))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_are_exported_in_another_type(copied: Path, dtype: str) -> None:
-    report = hf.export(ExportSettings.model_validate({"run": copied, "dtype": dtype}))
+    report = exporting.export(ExportSettings.model_validate({"run": copied, "dtype": dtype}))
     weights = load_file(report.path / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()} == {getattr(torch, dtype)}
     assert AutoModel.from_pretrained(report.path).dtype == getattr(torch, dtype)
@@ -88,18 +88,18 @@ def test_weights_are_exported_in_another_type(copied: Path, dtype: str) -> None:
 
 
 def test_an_export_is_refused_a_second_time_and_replaced_by_force(copied: Path) -> None:
-    first = hf.export(ExportSettings(run=copied)).path
+    first = exporting.export(ExportSettings(run=copied)).path
     (first / "mine.txt").write_text("kept", encoding="utf-8")
     with pytest.raises(MinilmError, match="exists already"):
-        hf.export(ExportSettings(run=copied))
+        exporting.export(ExportSettings(run=copied))
     assert (first / "mine.txt").exists()
-    assert hf.export(ExportSettings(run=copied, checkpoint=4, force=True)).step == 4
+    assert exporting.export(ExportSettings(run=copied, checkpoint=4, force=True)).step == 4
     assert not (first / "mine.txt").exists()
     assert [path.name for path in first.parent.iterdir()] == ["hf"]
 
 
 def test_the_tokenizer_is_the_teacher_s(copied: Path, tiny_teacher: Path) -> None:
-    folder = hf.export(ExportSettings(run=copied)).path
+    folder = exporting.export(ExportSettings(run=copied)).path
     text = "the people of this world, and their work"
     ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (folder, tiny_teacher))
     assert ours(text) == theirs(text)
@@ -107,7 +107,7 @@ def test_the_tokenizer_is_the_teacher_s(copied: Path, tiny_teacher: Path) -> Non
 
 
 def test_the_card_says_how_the_student_was_made(copied: Path, finished_run: Path) -> None:
-    folder = hf.export(ExportSettings(run=copied)).path
+    folder = exporting.export(ExportSettings(run=copied)).path
     card = (folder / "README.md").read_text(encoding="utf-8")
     _, header, text = card.split("---\n", 2)
     assert yaml.safe_load(header)["library_name"] == "transformers"
@@ -127,7 +127,7 @@ def test_the_card_says_how_the_student_was_made(copied: Path, finished_run: Path
 
 
 def test_the_loss_curve_is_a_picture(copied: Path) -> None:
-    folder = hf.export(ExportSettings(run=copied)).path
+    folder = exporting.export(ExportSettings(run=copied)).path
     picture = ET.fromstring((folder / "loss.svg").read_text(encoding="utf-8"))
     assert picture.tag == "{http://www.w3.org/2000/svg}svg"
     lines = picture.findall("{http://www.w3.org/2000/svg}polyline")
@@ -139,9 +139,9 @@ def test_the_loss_curve_is_a_picture(copied: Path) -> None:
 def test_a_run_without_held_out_sequences_is_exported(tmp_path: Path, small_settings: Settings) -> None:
     folder = run.distill(small_settings(tmp_path / "run", evaluation__fraction=0.0), NoProgress()).path
     assert not any("eval_loss" in record for record in metrics(folder))
-    assert hf.export(ExportSettings(run=folder)).step == 6
+    assert exporting.export(ExportSettings(run=folder)).step == 6
     with pytest.raises(MinilmError, match="no checkpoint was evaluated"):
-        hf.export(ExportSettings(run=folder, checkpoint="best", output=tmp_path / "best"))
+        exporting.export(ExportSettings(run=folder, checkpoint="best", output=tmp_path / "best"))
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "unknown"])
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_student_is_refused_by_the_name_of_a_weight(copi
         weights[name] = torch.zeros(1)
     checkpoint.save(copied / "checkpoints", 6, {"student": weights}, {})
     with pytest.raises(MinilmError, match=f"the checkpoint is of another student: {name} is "):
-        hf.export(ExportSettings(run=copied))
+        exporting.export(ExportSettings(run=copied))
     assert not (copied / "export").exists()
 
 
@@ -170,7 +170,7 @@ def test_an_export_that_computes_no_numbers_fails(copied: Path, monkeypatch: pyt
 
     monkeypatch.setattr(hf, "AutoModel", SimpleNamespace(from_pretrained=broken))
     with pytest.raises(RunError, match="does not compute what the checkpoint computes"):
-        hf.export(ExportSettings(run=copied))
+        exporting.export(ExportSettings(run=copied))
     assert not (copied / "export").exists()
 
 
@@ -187,7 +187,7 @@ def test_an_export_that_computes_something_else_fails_and_leaves_nothing(
 
     monkeypatch.setattr(hf.AutoModel, "from_pretrained", load_wrong)
     with pytest.raises(RunError, match="does not compute what the checkpoint computes"):
-        hf.export(ExportSettings(run=copied))
+        exporting.export(ExportSettings(run=copied))
     assert not (copied / "export").exists()
 
 
@@ -210,7 +210,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Mapping[str, object]
 
 @pytest.mark.parametrize("private", [False, True])
 def test_an_export_is_uploaded(copied: Path, hub: list[tuple[str, Mapping[str, object]]], private: bool) -> None:
-    report = hf.export(ExportSettings(run=copied, push_to_hub="me/student", private=private))
+    report = exporting.export(ExportSettings(run=copied, push_to_hub="me/student", private=private))
     assert report.url == "https://huggingface.co/me/student"
     (created, creation), (uploaded, upload) = hub
     assert (created, uploaded) == ("create_repo", "upload_folder")
@@ -225,7 +225,7 @@ def test_a_failed_upload_keeps_the_export_and_says_so(copied: Path, monkeypatch:
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(RunError, match="upload to me/student failed") as failed:
-        hf.export(ExportSettings(run=copied, push_to_hub="me/student"))
+        exporting.export(ExportSettings(run=copied, push_to_hub="me/student"))
     assert "HF_TOKEN" in str(failed.value)
     assert issubclass(HfHubHTTPError, OSError)
     AutoModel.from_pretrained(copied / "export" / "hf")

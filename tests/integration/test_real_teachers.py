@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 import minilm_cli
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.corpus.tokenize import tokenize
-from minilm_cli.export import hf
+from minilm_cli.export import exporting
 from minilm_cli.settings.export import ExportSettings
 from minilm_cli.settings.load import load_distill_settings
 from minilm_cli.settings.tokenize import TokenizeSettings
@@ -115,7 +115,7 @@ def test_a_small_albert_learns_the_language_of_reactions(tmp_path: Path) -> None
     assert json.loads((folder / "plan.json").read_text(encoding="utf-8"))["relations"]["heads"] == 32
     # 63% when it was measured.
     assert share_left(folder) < 0.75
-    exported = hf.export(ExportSettings(run=folder)).path
+    exported = exporting.export(ExportSettings(run=folder)).path
     model, tokenizer = AutoModel.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
     with torch.no_grad():
         states = model(**tokenizer("CC(=O)O.OCC>>CC(=O)OCC", return_tensors="pt")).last_hidden_state

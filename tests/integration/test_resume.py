@@ -18,7 +18,7 @@ from transformers import AlbertConfig, AlbertModel, BertConfig
 
 from minilm_cli.base.errors import Interrupted, MinilmError, RunError
 from minilm_cli.base.progress import NoProgress
-from minilm_cli.export import hf
+from minilm_cli.export import exporting
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs import sinks as minilm_metrics
 from minilm_cli.runs.folder import RunFolder
@@ -94,7 +94,7 @@ def test_a_run_that_is_killed_twice_ends_as_one_that_was_not(
 
     done = minilm("resume", "run")
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
-    assert "Going on from step " in done.stderr
+    assert "Resuming from step " in done.stderr
     is_the_same(folder, uninterrupted)
 
 
@@ -117,7 +117,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
 
     done = minilm("resume", "run")
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
-    assert f"Going on from step {saved}." in done.stderr
+    assert f"Resuming from step {saved}." in done.stderr
     is_the_same(folder, uninterrupted)
 
 
@@ -177,7 +177,7 @@ def test_a_padded_run_says_the_same_of_its_padding(tmp_path: Path, small_setting
 @pytest.fixture
 def no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every family is padded."""
-    monkeypatch.setattr("minilm_cli.models.tap.RelationTap.packs", lambda _: False)
+    monkeypatch.setattr("minilm_cli.models.tap.RegistryTap.packs", lambda _: False)
 
 
 def test_a_finished_run_says_so(minilm: Commands, finished_run: Path) -> None:
@@ -234,7 +234,7 @@ def test_micro_batches_of_another_size_change_no_loss_beyond_rounding(
 def test_a_budget_that_memory_was_too_small_for_is_not_tried_again(
     tmp_path: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss, refused = Distiller._loss, []
+    loss, refused = Distiller.loss, []
 
     def with_little_memory(distiller: Distiller, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         if batch.tokens > 60:
@@ -244,7 +244,7 @@ def test_a_budget_that_memory_was_too_small_for_is_not_tried_again(
 
     budget = {"evaluation__fraction": 0.0, "training__micro_batch_tokens": 60}
     undisturbed = run.distill(small_settings(tmp_path / "undisturbed", **budget), NoProgress()).path
-    monkeypatch.setattr(Distiller, "_loss", with_little_memory)
+    monkeypatch.setattr(Distiller, "loss", with_little_memory)
     budget["training__micro_batch_tokens"] = 120
     with pytest.raises(Fault):
         run.distill(small_settings(tmp_path / "run", **budget), Fails(3))
@@ -284,10 +284,10 @@ def test_a_run_whose_every_checkpoint_is_gone_is_not_begun_anew(copied: Path) ->
     (copied / "checkpoints").mkdir()  # as where a disk is not mounted
     before = (copied / "metrics.jsonl").read_bytes()
     assert run.resume(RunFolder(copied), NoProgress()).finished_before
-    with pytest.raises(RunError, match="the run's checkpoints are gone"):
+    with pytest.raises(RunError, match="the run's checkpoints are missing"):
         run.resume(RunFolder(copied), NoProgress(), {"training.steps": 8})
     shutil.rmtree(copied / "student")
-    with pytest.raises(RunError, match="the run's checkpoints are gone") as caught:
+    with pytest.raises(RunError, match="the run's checkpoints are missing") as caught:
         run.resume(RunFolder(copied), NoProgress())
     assert caught.value.where == str(copied / "checkpoints")
     assert (copied / "metrics.jsonl").read_bytes() == before
@@ -332,11 +332,11 @@ def test_a_signal_while_the_student_is_written_ends_the_run_which_can_be_finishe
 ) -> None:
     folder = tmp_path / "run"
 
-    def write(_run: object, _chosen: object, built: Path) -> None:
+    def write(_form: object, _source: object, built: Path) -> None:
         built.mkdir()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(run, "write_hf", write)
+    monkeypatch.setattr(run, "write_verified", write)
     with pytest.raises(Interrupted, match="Training is done and saved") as caught:
         run.distill(small_settings(folder), NoProgress())
     monkeypatch.undo()
@@ -361,7 +361,7 @@ def test_a_folder_that_became_read_only_when_the_student_is_written_is_no_mistak
     monkeypatch.setattr(tempfile, "mkdtemp", refuse_students)
     with pytest.raises(RunError, match="Read-only file system") as caught:
         run.distill(small_settings(tmp_path / "run"), NoProgress())
-    assert "Training is done and saved. Once that is mended:" in str(caught.value.hint)
+    assert "Training is done and saved. Once that is fixed:" in str(caught.value.hint)
 
 
 def test_lines_of_metrics_that_find_no_room_are_kept_by_the_checkpoint(
@@ -397,7 +397,7 @@ def test_what_was_changed_on_the_way_is_told_by_the_card(tmp_path: Path, small_s
     run.resume(RunFolder(folder), NoProgress(), {"optimizer.lr": 1e-5, "checkpoint.keep": 9})
     row = "| changed after step 4 | optimizer.lr from 0.0006 to 1e-05 |\n"
     assert row in (folder / "student" / "README.md").read_text(encoding="utf-8")
-    early = hf.export(ExportSettings(run=folder, checkpoint=4)).path
+    early = exporting.export(ExportSettings(run=folder, checkpoint=4)).path
     assert row not in (early / "README.md").read_text(encoding="utf-8")
 
 

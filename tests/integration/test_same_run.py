@@ -17,7 +17,7 @@ from minilm_cli.base.progress import NoProgress
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.training import run
-from minilm_cli.training.loop import Training
+from minilm_cli.training.loop import TrainingLoop
 
 from .conftest import At, Commands, Settings, is_the_same, metrics, wait_until
 
@@ -213,19 +213,19 @@ def test_a_signal_before_an_evaluation_and_a_crash_after_it_write_no_line_twice(
 ) -> None:
     whole = run.distill(small_settings(tmp_path / "whole"), NoProgress()).path
     folder = tmp_path / "run"
-    evaluate = Training._evaluate_if_due
+    evaluate = TrainingLoop._evaluate_if_due
 
-    def saved_without(training: Training) -> None:
+    def saved_without(training: TrainingLoop) -> None:
         if training._step == 3:  # as after a signal
             training._save()
             stop()
         evaluate(training)
 
-    monkeypatch.setattr(Training, "_evaluate_if_due", saved_without)
+    monkeypatch.setattr(TrainingLoop, "_evaluate_if_due", saved_without)
     with pytest.raises(KeyboardInterrupt):
         run.distill(small_settings(folder), NoProgress())
     monkeypatch.undo()
-    monkeypatch.setattr(Training, "_save", lambda _: stop())
+    monkeypatch.setattr(TrainingLoop, "_save", lambda _: stop())
     with pytest.raises(KeyboardInterrupt):
         run.resume(RunFolder(folder), NoProgress())
     monkeypatch.undo()

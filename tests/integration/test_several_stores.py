@@ -123,12 +123,15 @@ Paths = dict[str, float] | list[str]
 CHANGES: dict[str, tuple[Callable[[str, str, str], Paths], str]] = {
     "weight": (
         lambda one, two, _: {one: 0.7, two: 0.4},
-        "two: the token store's weight changed since the run began: it was 0.3, and is 0.4",
+        "two: the token store's weight changed since the run began, from 0.3 to 0.4",
     ),
     "no weights": (lambda one, two, _: [one, two], "one: the token store's weight changed since the run began"),
     "another store": (lambda one, _, other: {one: 0.7, other: 0.3}, "other: the token store changed"),
     "order": (lambda one, two, _: {two: 0.3, one: 0.7}, "two: the token store changed"),
-    "a store more": (lambda one, two, other: {one: 0.7, two: 0.3, other: 1}, "other: the run began without"),
+    "a store more": (
+        lambda one, two, other: {one: 0.7, two: 0.3, other: 1},
+        "other: this token store was not used when the run began",
+    ),
     "a store less": (lambda one, _, __: [one], "the token store's weight changed"),
 }
 
@@ -158,7 +161,7 @@ def test_other_stores_and_other_weights_are_refused_by_name(
     with pytest.raises(MinilmError) as caught:
         run.resume(made, NoProgress(), {"training.steps": 9})
     assert said in str(caught.value)
-    assert "Put it back" in str(caught.value)
+    assert "Restore it" in str(caught.value)
 
 
 def test_a_store_less_is_refused_by_the_name_of_the_one_that_is_gone(
@@ -168,5 +171,5 @@ def test_a_store_less_is_refused_by_the_name_of_the_one_that_is_gone(
     settings = json.loads(made.settings_file.read_text(encoding="utf-8"))
     settings["data"]["path"] = list(three[:2])
     made.settings_file.write_text(json.dumps(settings), encoding="utf-8")
-    with pytest.raises(MinilmError, match="the run began with a token store more, other"):
+    with pytest.raises(MinilmError, match="token store other, used when the run began, is missing"):
         run.resume(made, NoProgress(), {"training.steps": 9})

@@ -20,7 +20,7 @@ from minilm_cli.base.progress import NoProgress
 from minilm_cli.corpus.tokenize import tokenize
 from minilm_cli.settings.tokenize import TokenizeSettings
 from minilm_cli.tokens.store import TokenStore
-from minilm_cli.training import run, setup
+from minilm_cli.training import run, stores
 
 from .conftest import Commands, Settings, metrics, wait_until
 
@@ -92,12 +92,12 @@ def test_what_takes_long_before_a_run_begins_is_said(
     tmp_path: Path, small_settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("minilm_cli"), "propagate", True)
-    caplog.set_level(logging.INFO, logger="minilm_cli.training.setup")
-    monkeypatch.setattr(setup, "_WORTH_A_WORD", 80)
+    caplog.set_level(logging.INFO, logger="minilm_cli.training.stores")
+    monkeypatch.setattr(stores, "_LARGE", 80)
     ids = tmp_path / "ids.jsonl.gz"
     ids.write_bytes(gzip.compress(b"[2, 5, 3]\n" * 30))
     run.dry_run(small_settings(tmp_path / "run", data__path=ids))
-    said = [f"Making a token store of {ids}.", f"Comparing the checksums of {ids}."]
+    said = [f"Converting {ids} to a token store.", f"Comparing the checksums of {ids}."]
     assert caplog.messages[:2] == said
     caplog.clear()
     ids.write_bytes(gzip.compress(b"[2, 5, 3]\n" * 20))

@@ -71,7 +71,7 @@ class Watch:
 
     def everywhere(self) -> None:
         """Put the regions where `minilm` finds them."""
-        from minilm_cli.export import hf
+        from minilm_cli.export import exporting
         from minilm_cli.runs import checkpoint, sinks
         from minilm_cli.training import distiller, run
 
@@ -92,8 +92,8 @@ class Watch:
             ("evaluation", distiller.Distiller, "evaluate"),
             ("metrics", sinks.JsonlSink, "__init__"),
             ("metrics", sinks.JsonlSink, "write"),
-            ("student", run, "write_hf"),
-            ("export", hf, "export"),
+            ("student", run, "write_verified"),
+            ("export", exporting, "export"),
         ):
             setattr(owner, name, self.over(region, getattr(owner, name)))
 

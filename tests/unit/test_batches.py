@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
 from minilm_cli.training.batches import BatchStream, permute
-from minilm_cli.training.micro_batches import MICRO_BATCH_COST, MicroBatch, _work, share
+from minilm_cli.training.micro_batches import MICRO_BATCH_COST, MicroBatch, share, work
 
 PAD = 9
 
@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def stream(store: TokenStore, **options: Any) -> BatchStream:
-    defaults = {"seed": 1, "batch_size": 8, "micro_batch_tokens": 64, "max_length": 30, "pad_id": PAD}
+    defaults = {"seed": 1, "batch_size": 8, "micro_batch_tokens": 64, "max_length": 30}
     return BatchStream(store, **defaults | options)
 
 
@@ -136,7 +136,7 @@ def test_at_most_the_limit_is_held_out_and_something_left_to_train_on(
 ) -> None:
     steps = stream(store, held_out_fraction=fraction, held_out_limit=limit)
     assert (steps.held_out_sequences, steps.train_sequences) == (count, 50 - count)
-    assert sum(len(batch.lengths) for batch in steps.held_out()) == count
+    assert sum(len(batch.inputs.lengths) for batch in steps.held_out()) == count
 
 
 def test_a_store_of_one_sequence_is_all_trained_on(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_a_step_is_the_same_whatever_came_before_it(store: TokenStore) -> None:
     for step in range(1, 9):
         straight.step(step)
     for one, other in zip(straight.step(9).micro_batches, jumping.step(9).micro_batches, strict=True):
-        assert torch.equal(one.input_ids, other.input_ids)
-        assert one.lengths == other.lengths
+        assert torch.equal(one.inputs.ids, other.inputs.ids)
+        assert one.inputs.lengths == other.inputs.lengths
 
 
 def test_the_seed_decides_the_order(store: TokenStore) -> None:
@@ -175,8 +175,8 @@ def test_the_seed_decides_the_order(store: TokenStore) -> None:
 
 def rows(batch: MicroBatch) -> list[list[int]]:
     """The real tokens of each sequence, found as the loss finds them: by the spans."""
-    flat = batch.input_ids.flatten()
-    return [flat[start : start + length].tolist() for start, length in batch.spans]
+    flat = batch.inputs.ids.flatten()
+    return [flat[start : start + length].tolist() for start, length in batch.inputs.spans]
 
 
 @given(
@@ -196,9 +196,9 @@ def test_micro_batches_hold_the_whole_step_within_the_budget(
         indices = [index for batch in batches for index in batch.indices.tolist()]
         assert sorted(indices) == sorted(steps.step_indices(2).tolist())
         for batch in batches:
-            assert batch.input_ids.numel() <= tokens or len(batch.lengths) == 1
-            assert batch.tokens == sum(batch.lengths)
-            for index, found, length in zip(batch.indices.tolist(), rows(batch), batch.lengths, strict=True):
+            assert batch.inputs.ids.numel() <= tokens or len(batch.inputs.lengths) == 1
+            assert batch.tokens == sum(batch.inputs.lengths)
+            for index, found, length in zip(batch.indices.tolist(), rows(batch), batch.inputs.lengths, strict=True):
                 assert found == store.sequence(index, max_length).tolist()
                 assert len(found) == length == min(max_length, lengths[index])
 
@@ -223,7 +223,9 @@ def test_padded_micro_batches_are_the_cheapest_cut(lengths: list[int], tokens: i
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder), lengths)
         steps = stream(store, batch_size=len(lengths), micro_batch_tokens=tokens, max_length=200)
-        assert cost([len(batch.lengths) for batch in steps.step(1).micro_batches]) == min(map(cost, cuts(len(lengths))))
+        assert cost([len(batch.inputs.lengths) for batch in steps.step(1).micro_batches]) == min(
+            map(cost, cuts(len(lengths)))
+        )
 
 
 def test_padding_stays_below_eight_percent(tmp_path: Path) -> None:
@@ -240,44 +242,44 @@ def test_padding_stays_below_eight_percent(tmp_path: Path) -> None:
 
 def test_a_padded_micro_batch_is_sorted_padded_and_masked(store: TokenStore) -> None:
     for batch in stream(store).step(1).micro_batches:
-        assert not batch.packed
-        assert list(batch.lengths) == sorted(batch.lengths, reverse=True)
-        assert batch.input_ids.shape == (len(batch.lengths), batch.lengths[0])
-        inputs = batch.inputs(torch.device("cpu"))
-        assert sorted(inputs) == ["attention_mask", "input_ids"]
-        for row, mask, length in zip(inputs["input_ids"], inputs["attention_mask"], batch.lengths, strict=True):
-            assert mask.tolist() == [1] * length + [0] * (batch.lengths[0] - length)
-            assert (row[length:] == PAD).all()
+        assert not batch.inputs.is_packed
+        assert list(batch.inputs.lengths) == sorted(batch.inputs.lengths, reverse=True)
+        assert batch.inputs.ids.shape == (len(batch.inputs.lengths), batch.inputs.lengths[0])
+        assert batch.inputs.mask is not None
+        for row, mask, length in zip(batch.inputs.ids, batch.inputs.mask, batch.inputs.lengths, strict=True):
+            assert mask.tolist() == [1] * length + [0] * (batch.inputs.lengths[0] - length)
+            assert (row[length:] == 0).all()
 
 
 def test_a_packed_micro_batch_is_one_row_without_padding(store: TokenStore) -> None:
     for batch in stream(store, pack=True).step(1).micro_batches:
-        assert batch.packed
-        assert batch.input_ids.shape == (1, batch.tokens)
-        inputs = batch.inputs(torch.device("cpu"))
-        assert sorted(inputs) == ["input_ids", "lengths", "position_ids"]
-        assert inputs["position_ids"].tolist() == [[place for length in batch.lengths for place in range(length)]]
-        assert inputs["lengths"] == batch.lengths
+        assert batch.inputs.is_packed
+        assert batch.inputs.ids.shape == (1, batch.tokens)
+        assert batch.inputs.mask is None
+        assert batch.inputs.positions is not None
+        assert batch.inputs.positions.tolist() == [
+            [place for length in batch.inputs.lengths for place in range(length)]
+        ]
 
 
 def test_a_batch_may_be_larger_than_the_store(tmp_path: Path) -> None:
     store = store_of(tmp_path, [2, 3, 4])
     indices = stream(store, batch_size=10).step_indices(1).tolist()
     assert [sorted(indices[begin : begin + 3]) for begin in (0, 3, 6)] == [[0, 1, 2]] * 3
-    assert sum(len(batch.lengths) for batch in stream(store, batch_size=10).step(1).micro_batches) == 10
+    assert sum(len(batch.inputs.lengths) for batch in stream(store, batch_size=10).step(1).micro_batches) == 10
 
 
 def test_a_sequence_longer_than_the_budget_goes_alone(tmp_path: Path) -> None:
     store = store_of(tmp_path, [20, 2, 2])
     batches = stream(store, batch_size=3, micro_batch_tokens=5).step(1).micro_batches
-    assert [batch.lengths for batch in batches] == [(20,), (2, 2)]
+    assert [batch.inputs.lengths for batch in batches] == [(20,), (2, 2)]
 
 
 def test_a_cut_sequence_keeps_its_last_special_token(tmp_path: Path) -> None:
     store = store_of(tmp_path, [12])
     for pack in (False, True):
         [batch] = stream(store, batch_size=1, max_length=5, pack=pack).step(1).micro_batches
-        assert batch.input_ids.tolist() == [[1, 2, 3, 4, 99]]
+        assert batch.inputs.ids.tolist() == [[1, 2, 3, 4, 99]]
 
 
 def test_many_held_out_sequences_come_in_parts_that_make_the_whole(tmp_path: Path) -> None:
@@ -319,11 +321,11 @@ def test_processes_share_what_is_held_out(store: TokenStore, ranks: int) -> None
 
 @given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60), ranks=st.integers(1, 9))
 def test_no_process_has_more_to_do_than_one_sequence_above_the_least(lengths: list[int], ranks: int) -> None:
-    work = _work(np.array(lengths))
-    owners = share(work, ranks)
-    loads = np.bincount(owners, weights=work, minlength=ranks)
-    assert loads.sum() == work.sum()
-    assert loads.max() - loads.min() <= work.max()
+    costs = work(np.array(lengths))
+    owners = share(costs, ranks)
+    loads = np.bincount(owners, weights=costs, minlength=ranks)
+    assert loads.sum() == costs.sum()
+    assert loads.max() - loads.min() <= costs.max()
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> BatchStream:
     writer = TokenStoreWriter(folder, TokenizerInfo(vocabulary_size=100), 64)
     writer.add(torch.zeros(64 * 1000, dtype=torch.uint8).numpy(), torch.full((1000,), 64).numpy())
     writer.close()
-    return BatchStream(
-        TokenStore(folder), seed=0, batch_size=500, micro_batch_tokens=2048, max_length=64, pad_id=0, pack=True
-    )
+    return BatchStream(TokenStore(folder), seed=0, batch_size=500, micro_batch_tokens=2048, max_length=64, pack=True)
 
 
 def settle(clock: Clock, stream: BatchStream, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
@@ -76,7 +74,7 @@ def test_what_does_not_fit_into_memory_is_not_taken(stream: BatchStream, monkeyp
 def test_memory_too_small_for_the_smallest_budget_is_an_error(
     stream: BatchStream, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
-    with pytest.raises(MinilmError, match="no memory for micro-batches of 1,024 tokens"):
+    with pytest.raises(MinilmError, match="memory is too small for micro-batches of 1,024 tokens"):
         settle(Clock(room=10), stream, monkeypatch)
     assert not cache.exists()
 

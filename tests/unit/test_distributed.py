@@ -36,11 +36,11 @@ def test_a_world_of_one_needs_no_rank() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"RANK": "4"}, "RANK is 4, and WORLD_SIZE 4"),
+        ({"RANK": "4"}, "RANK is 4, but WORLD_SIZE is 4"),
         ({"RANK": "-1"}, "RANK is '-1'"),
         ({"RANK": ""}, "RANK not set"),
         ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many'"),
-        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE 0"),
+        ({"WORLD_SIZE": "0", "RANK": "0"}, "WORLD_SIZE is 0"),
         ({"MASTER_ADDR": ""}, "MASTER_ADDR not set"),
         ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR and MASTER_PORT not set"),
         ({"MINILM_TIMEOUT": "1.5"}, "MINILM_TIMEOUT is '1.5'"),
@@ -48,7 +48,7 @@ def test_a_world_of_one_needs_no_rank() -> None:
         ({"WORLD_SIZE": 10_000 * "9"}, "WORLD_SIZE is '999"),
         ({"WORLD_SIZE": "²"}, "WORLD_SIZE is '²'"),
         ({"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
-        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999', and not a number up to 65,535"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999', which is not a number up to 65,535"),
         ({"MINILM_TIMEOUT": "99999999"}, "MINILM_TIMEOUT is '99999999'"),
     ],
 )

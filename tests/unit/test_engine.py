@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,23 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from minilm_cli.base.errors import Dismissed, MinilmError, RunError
-from minilm_cli.models.student import build_student, student_config
-from minilm_cli.models.tap import RelationTap
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.models.inputs import Inputs
+from minilm_cli.models.student import build_student
+from minilm_cli.models.student_config import student_config
+from minilm_cli.models.tap import RegistryTap
 from minilm_cli.models.teacher import load_teacher
 from minilm_cli.settings.distill import DistillSettings, ScheduleSettings
 from minilm_cli.settings.load import load_distill_settings
 from minilm_cli.tokens.store import TokenStore
 from minilm_cli.training.batches import BatchStream
-from minilm_cli.training.devices import has_bf16, out_of_memory, pick_device
-from minilm_cli.training.distiller import Distiller, StepReport
+from minilm_cli.training.devices import choose_device, has_bf16
+from minilm_cli.training.distiller import Distiller, StepNotFinite, StepReport
 from minilm_cli.training.distributed import World
-from minilm_cli.training.nonfinite import Finding, NotFinite
-from minilm_cli.training.optim import schedule_factor
+from minilm_cli.training.memory import out_of_memory
+from minilm_cli.training.nonfinite import Finding, NotFinite, examine, explain
+from minilm_cli.training.objective import RelationObjective
+from minilm_cli.training.optim import LearningRate
 
 HEADS = 12
 STEPS = 10
@@ -59,12 +64,14 @@ class Setting:
         world: World | None = None,
     ) -> Distiller:
         teacher, number = load_teacher(str(self.teacher), layer=3)
+        settings = settings_of(*assignments)
         return Distiller(
-            RelationTap(teacher, number),
-            RelationTap(self.student(dropout), layer),
-            settings_of(*assignments),
-            heads=HEADS,
-            total_steps=steps,
+            RegistryTap(teacher, number),
+            RegistryTap(self.student(dropout), layer),
+            RelationObjective(settings.relations.weights, HEADS),
+            settings.optimizer,
+            LearningRate(settings.schedule, settings.optimizer.lr, steps),
+            seed=settings.training.seed,
             device=CPU,
             bf16=bf16,
             world=world,
@@ -72,7 +79,7 @@ class Setting:
 
     def stream(self, **options: Any) -> BatchStream:
         defaults = {
-            "seed": 42, "batch_size": 12, "micro_batch_tokens": 100, "max_length": 24, "pad_id": 0, "pack": True,
+            "seed": 42, "batch_size": 12, "micro_batch_tokens": 100, "max_length": 24, "pack": True,
             "held_out_fraction": 0.05,
         }  # fmt: skip
         return BatchStream(self.store, **defaults | options)
@@ -141,8 +148,8 @@ def test_steps_are_those_of_a_plain_loop(setting: Setting, pack: bool) -> None:
     for report in distiller.steps(stream, first=1, last=4):
         whole = setting.stream(pack=False, micro_batch_tokens=10**6).step(report.step).micro_batches
         [batch] = whole
-        inputs = batch.inputs(CPU)
-        loss = plain_loss(teacher, student, inputs["input_ids"], inputs["attention_mask"])
+        assert batch.inputs.mask is not None
+        loss = plain_loss(teacher, student, batch.inputs.ids, batch.inputs.mask)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -168,7 +175,7 @@ def test_the_cut_into_micro_batches_changes_nothing(setting: Setting, pack: bool
     for reports, after in results[1:]:
         for one, other in zip(results[0][0], reports, strict=True):
             torch.testing.assert_close(one.loss, other.loss, rtol=1e-5, atol=0)
-            torch.testing.assert_close(one.relation_losses, other.relation_losses, rtol=1e-5, atol=0)
+            torch.testing.assert_close(one.parts, other.parts, rtol=1e-5, atol=0)
             torch.testing.assert_close(one.grad_norm, other.grad_norm, rtol=1e-4, atol=0)
             assert (one.sequences, one.tokens) == (other.sequences, other.tokens)
         assert_close(results[0][1], after, atol=2e-4)
@@ -236,7 +243,7 @@ def test_what_the_loss_does_not_reach_is_frozen_and_kept_out_of_the_optimiser(se
     train(distiller, setting.stream(), last=2)
     after = weights(distiller)
     named = dict(distiller.student.model.named_parameters())
-    optimised = {id(parameter) for group in distiller.optimizer.param_groups for parameter in group["params"]}
+    optimised = {id(parameter) for group in distiller.optimizer._adamw.param_groups for parameter in group["params"]}
     assert f"encoder.layer.{layer - 1}.output.dense.weight" in distiller.untrained
     assert "pooler.dense.weight" in distiller.untrained
     assert layer == 2 or "encoder.layer.1.attention.self.query.weight" in distiller.untrained
@@ -260,7 +267,7 @@ def test_projections_that_no_relation_uses_are_not_trained_and_are_named(setting
 
 def test_no_weight_decay_on_biases_and_norms(setting: Setting) -> None:
     distiller = setting.distiller("optimizer.weight_decay=0.3")
-    decayed, others = distiller.optimizer.param_groups
+    decayed, others = distiller.optimizer._adamw.param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
     names = {id(parameter): name for name, parameter in distiller.student.model.named_parameters()}
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
@@ -274,7 +281,7 @@ def test_the_gradient_is_scaled_down_to_the_clip_norm_and_never_up(setting: Sett
         # After one step Adam's first moment is (1 - beta) times the gradient it was given.
         distiller = setting.distiller(f"optimizer.clip_norm={clip_norm}")
         [report] = train(distiller, setting.stream(), last=1)
-        given = [state["exp_avg"] / (1 - 0.9) for state in distiller.optimizer.state.values()]
+        given = [state["exp_avg"] / (1 - 0.9) for state in distiller.optimizer._adamw.state.values()]
         return report.grad_norm, torch.cat([tensor.flatten() for tensor in given]).norm().item()
 
     norm, given = moments(1e6)
@@ -313,13 +320,13 @@ def test_the_gradient_is_scaled_down_to_the_clip_norm_and_never_up(setting: Sett
 )
 def test_the_schedule_at_its_corners(kind: Any, warmup: int, step: int, total: int, factor: float) -> None:
     schedule = ScheduleSettings(kind=kind, warmup_steps=warmup)
-    assert math.isclose(schedule_factor(schedule, step, total), factor, abs_tol=1e-12)
+    assert math.isclose(LearningRate(schedule, 1.0, total)(step), factor, abs_tol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
 def test_the_rate_rises_in_the_warm_up_and_never_after_it(kind: Any) -> None:
     schedule = ScheduleSettings(kind=kind, warmup_steps=20)
-    factors = [schedule_factor(schedule, step, 100) for step in range(1, 101)]
+    factors = [LearningRate(schedule, 1.0, 100)(step) for step in range(1, 101)]
     assert factors[:20] == sorted(factors[:20])
     assert factors[19:] == sorted(factors[19:], reverse=True)
     assert all(0 <= factor <= 1 for factor in factors)
@@ -329,10 +336,17 @@ def test_each_step_is_taken_at_its_rate(setting: Setting) -> None:
     distiller = setting.distiller("optimizer.lr=0.004", "schedule.warmup_steps=2", steps=4)
     rates = [report.lr for report in train(distiller, setting.stream(), last=4)]
     assert rates == [0.002, 0.004, 0.002, 0.0]
-    assert {group["lr"] for group in distiller.optimizer.param_groups} == {0.0}
+    assert {group["lr"] for group in distiller.optimizer._adamw.param_groups} == {0.0}
 
 
 # --- What is not finite ------------------------------------------------------------------------------------------
+
+
+def not_finite(distiller: Distiller, stream: BatchStream, step: int = 1) -> NotFinite:
+    """The error that training `step` ends with."""
+    with pytest.raises(StepNotFinite) as caught:
+        train(distiller, stream, first=step, last=step)
+    return explain(distiller, caught.value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -346,10 +360,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_optimiser_moves(setting: Set
     with torch.no_grad():
         distiller.student.model.embeddings.word_embeddings.weight[word] = value
     poisoned = weights(distiller)
-    with pytest.raises(NotFinite, match=r"step 2: the loss is .*; the step was not taken") as caught:
-        train(distiller, stream, first=2, last=2)
+    error = not_finite(distiller, stream, step=2)
+    assert re.match(r"step 2: the loss is .*; the step was not taken", error.message)
     with_it = [index for index in stream.step_indices(2).tolist() if word in setting.store.sequence(index, 24)]
-    finding = caught.value.finding
+    finding = error.finding
     assert culprit in with_it
     assert sorted(finding.sequences) == sorted(with_it)
     assert list(finding.relations) == ["qq", "kk", "vv"]
@@ -368,10 +382,10 @@ def test_a_gradient_that_is_not_finite_stops_too(setting: Setting) -> None:
     before = weights(distiller)
     name = "encoder.layer.0.attention.self.query.weight"
     distiller.student.model.get_parameter(name).register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(NotFinite, match=r"step 1: the loss is .* and its gradient's norm (nan|inf)") as caught:
-        train(distiller, stream, last=1)
+    error = not_finite(distiller, stream)
+    assert re.match(r"step 1: the loss is .* and the gradient norm (nan|inf)", error.message)
     assert_same(before, weights(distiller))
-    finding = caught.value.finding
+    finding = error.finding
     assert list(finding.gradients) == [name]
     assert sorted(finding.sequences) == sorted(stream.step_indices(1).tolist())
     assert not finding.relations
@@ -382,24 +396,22 @@ def test_only_the_relations_that_are_not_finite_are_named(setting: Setting) -> N
     distiller, stream = setting.distiller(), setting.stream()
     with torch.no_grad():
         distiller.student.model.get_parameter("encoder.layer.1.attention.self.value.bias")[0] = math.nan
-    with pytest.raises(NotFinite) as caught:
-        train(distiller, stream, last=1)
-    assert list(caught.value.finding.relations) == ["vv"]
+    assert list(not_finite(distiller, stream).finding.relations) == ["vv"]
 
 
 def test_a_teacher_that_is_not_finite_is_named_as_the_cause(setting: Setting) -> None:
     distiller, stream = setting.distiller(), setting.stream()
     word = int(setting.store.sequence(int(stream.step_indices(1)[0]), 24)[1])
     distiller.teacher.model.embeddings.word_embeddings.weight[word] = math.inf
-    with pytest.raises(NotFinite, match="The teacher's own relations are not finite") as caught:
-        train(distiller, stream, last=1)
-    assert caught.value.finding.teacher
-    assert all(word in setting.store.sequence(index, 24) for index in caught.value.finding.sequences)
+    error = not_finite(distiller, stream)
+    assert "The teacher's own relations are not finite" in error.message
+    assert error.finding.teacher
+    assert all(word in setting.store.sequence(index, 24) for index in error.finding.sequences)
 
 
 def test_a_step_that_is_sound_is_found_so_and_leaves_no_trace(setting: Setting) -> None:
     distiller, stream = setting.distiller(), setting.stream()
-    assert distiller.examine(1, stream.step(1)) == Finding(1, sequences=[], relations=[], weights=[], gradients=[])
+    assert examine(distiller, 1, stream.step(1)) == Finding(1, sequences=[], relations=[], weights=[], gradients=[])
     assert all(parameter.grad is None for parameter in distiller.student.parameters())
 
 
@@ -443,11 +455,11 @@ def test_a_stop_within_a_step_leaves_no_trace_of_it(setting: Setting) -> None:
 def give_room(distiller: Distiller, tokens: int) -> None:
     """Let the student run out of memory where a micro-batch has more tokens."""
 
-    def check(_: Any, __: Any, inputs: dict[str, Any]) -> None:
-        if inputs["input_ids"].numel() > tokens:
+    def check(_: Any, inputs: tuple[Inputs]) -> None:
+        if inputs[0].ids.numel() > tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    distiller.student.register_forward_pre_hook(check, with_kwargs=True)
+    distiller.student.register_forward_pre_hook(check)
 
 
 def test_out_of_memory_halves_the_budget_once_and_says_so(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
@@ -456,7 +468,7 @@ def test_out_of_memory_halves_the_budget_once_and_says_so(setting: Setting, capl
     reports = train(distiller, stream, last=4)
     assert [report.step for report in reports] == [1, 2, 3, 4]
     assert stream.micro_batch_tokens == 80
-    assert caplog.messages == ["Step 1: out of memory; going on with micro-batches of 80 tokens."]
+    assert caplog.messages == ["Step 1: out of memory; continuing with micro-batches of 80 tokens."]
     undisturbed = setting.distiller()
     train(undisturbed, setting.stream(micro_batch_tokens=80), last=4)
     assert_same(weights(distiller), weights(undisturbed))
@@ -471,7 +483,7 @@ def test_out_of_memory_in_an_evaluation_is_met_by_half_the_budget_too(
     expected = distiller.evaluate(stream)
     give_room(distiller, 100)
     assert distiller.evaluate(stream)["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
-    assert caplog.messages == ["The evaluation: out of memory; going on with micro-batches of 80 tokens."]
+    assert caplog.messages == ["The evaluation: out of memory; continuing with micro-batches of 80 tokens."]
     assert [report.step for report in steps] == [2]
 
 
@@ -597,21 +609,21 @@ def test_bf16_is_close_to_fp32_and_keeps_the_weights_in_fp32(setting: Setting) -
     assert {parameter.dtype for parameter in half.student.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in half.teacher.parameters()} == {torch.bfloat16}
     for one, other in zip(train(half, setting.stream(), last=3), train(full, setting.stream(), last=3), strict=True):
-        assert one.relation_losses.dtype == torch.float32
+        assert one.parts.dtype == torch.float32
         assert math.isclose(one.loss, other.loss, rel_tol=0.03)
         assert one.loss != other.loss
     assert {parameter.dtype for parameter in half.student.parameters()} == {torch.float32}
 
 
 def test_auto_picks_a_device_that_is_there() -> None:
-    assert torch.empty(1, device=pick_device("auto")).numel() == 1
-    assert pick_device("cpu") == CPU
+    assert torch.empty(1, device=choose_device("auto", World())).numel() == 1
+    assert choose_device("cpu", World()) == CPU
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster", "meta:nonsense"])
 def test_a_device_that_is_not_there_is_refused_in_a_line(device: str) -> None:
-    with pytest.raises(ValueError, match=r".") as caught:
-        pick_device(device)
+    with pytest.raises(MinilmError, match=f"training.device: device '{device}' is not available: .") as caught:
+        choose_device(device, World())
     assert "\n" not in str(caught.value)
 
 
@@ -692,14 +704,12 @@ def test_the_smallest_budget_that_one_came_down_to_is_that_of_all(setting: Setti
     assert stream.micro_batch_tokens == 40
 
 
-def test_only_the_first_says_that_a_loss_is_not_finite(setting: Setting) -> None:
-    for rank, error in ((0, RunError), (1, Dismissed)):
+def test_all_processes_find_that_a_loss_is_not_finite(setting: Setting) -> None:
+    for rank in (0, 1):
         distiller = setting.distiller(world=InTurn(rank))
         with torch.no_grad():
             next(iter(distiller.student.parameters())).fill_(math.nan)
-        with pytest.raises(error) as raised:
-            train(distiller, setting.stream(rank=rank, ranks=2), last=1)
-        assert raised.value.exit_status == 1
+        assert not_finite(distiller, setting.stream(rank=rank, ranks=2)).exit_status == 1
 
 
 def test_one_that_has_nothing_to_do_can_be_told_to_stop(setting: Setting) -> None:

@@ -59,6 +59,6 @@ def test_another_file_is_refused_by_name(tmp_path: Path, content: bytes | str | 
         file.write_bytes(content)
     elif content:
         save_file(STUDENT, file)
-    with pytest.raises(MinilmError, match="not what a step that was not finite leaves") as caught:
+    with pytest.raises(MinilmError, match="this file is not one of a step that was not finite") as caught:
         nonfinite.read(file)
     assert caught.value.where == str(file)

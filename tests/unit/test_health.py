@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from minilm_cli.training.monitor import AGAIN, Watch
+from minilm_cli.training.monitor import AGAIN, Monitor
 from minilm_cli.training.nonfinite import Finding, NotFinite
 
 
 def test_a_finding_names_what_is_known_and_nothing_else() -> None:
     finding = Finding(step=7, sequences=[3, 5], relations=["qq", "vv"])
-    assert finding.told() == "Relations: qq, vv. Sequences of the token store: 3, 5."
-    assert Finding(step=7).told() == ""
-    assert "The teacher's own" in Finding(step=7, sequences=[3], teacher=True).told()
-    assert "encoder.weight" in Finding(step=7, gradients=["encoder.weight"]).told()
-    assert "not finite themselves: a" in Finding(step=7, weights=["a"]).told()
+    assert finding.described() == "Relations: qq, vv. Sequences of the token store: 3, 5."
+    assert Finding(step=7).described() == ""
+    assert "The teacher's own" in Finding(step=7, sequences=[3], teacher=True).described()
+    assert "encoder.weight" in Finding(step=7, gradients=["encoder.weight"]).described()
+    assert "that are not finite: a" in Finding(step=7, weights=["a"]).described()
 
 
 def test_many_names_are_cut_short_and_counted() -> None:
-    told = Finding(step=7, sequences=range(256)).told()
+    told = Finding(step=7, sequences=range(256)).described()
     assert "0, 1, 2" in told
     assert "(256 in all)" in told
     assert len(told) < 100
@@ -31,13 +31,13 @@ def test_what_is_not_finite_is_told_with_its_step() -> None:
     error = NotFinite(Finding(step=7), math.nan, math.inf)
     assert (error.exit_status, error.message) == (
         1,
-        "step 7: the loss is nan and its gradient's norm inf; the step was not taken.",
+        "step 7: the loss is nan and the gradient norm inf; the step was not taken.",
     )
 
 
 def watched(numbers: Iterable[tuple[float, float]], first: int = 1, **known: Any) -> dict[int, str]:
     """What is said after which step, of losses and norms."""
-    watch = Watch(**({"warmup_steps": 0} | known))
+    watch = Monitor(**({"warmup_steps": 0} | known))
     return {
         step: text for step, (loss, norm) in enumerate(numbers, start=first) for text in watch.look(step, loss, norm)
     }
@@ -98,7 +98,7 @@ def test_a_student_that_learns_nothing_is_dead_though_its_gradient_is_not() -> N
     assert list(watched(numbers, warmup_steps=1000)) == [1220]
     resumed = watched(numbers[500:], first=501, first_loss=0.8)
     assert list(resumed) == [720]
-    assert "at first it was 0.8, and the gradient's norm is 0.0" in resumed[720]
+    assert "at first it was 0.8, and the gradient norm is 0.0" in resumed[720]
 
 
 def test_a_gradient_of_zero_from_the_first_is_a_dead_student() -> None:

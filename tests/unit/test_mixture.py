@@ -46,7 +46,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[TokenStore]:
 
 
 def stream(mixture: Mixture | TokenStore, **options: Any) -> BatchStream:
-    defaults = {"seed": 1, "batch_size": 8, "micro_batch_tokens": 64, "max_length": 30, "pad_id": 9}
+    defaults = {"seed": 1, "batch_size": 8, "micro_batch_tokens": 64, "max_length": 30}
     return BatchStream(mixture, **defaults | options)
 
 

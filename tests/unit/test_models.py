@@ -15,12 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.models import student
-from minilm_cli.models.families import layer_stack, longest_input
-from minilm_cli.models.heads import relation_heads, resolve_layer
-from minilm_cli.models.initialise import evenly_spaced, init_from_teacher
-from minilm_cli.models.student import build_student, saved_config, student_config
+from minilm_cli.models import student_config as student_configs
+from minilm_cli.models.families import family_of
+from minilm_cli.models.initialise import init_from_teacher
+from minilm_cli.models.layers import evenly_spaced, resolve_layer
+from minilm_cli.models.student import build_student
+from minilm_cli.models.student_config import saved_config, student_config
 from minilm_cli.models.teacher import load_teacher
+from minilm_cli.training.objective import relation_heads
 
 TEACHER = BertConfig(
     vocab_size=180,
@@ -93,7 +95,7 @@ def test_auto_takes_the_papers_layer(family: str, layers: int, layer: int, tmp_p
     config = small(family, num_hidden_layers=layers, hidden_size=4, intermediate_size=4, num_attention_heads=1)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     model, found = load_teacher(str(tmp_path), layer="auto")
-    stack = layer_stack(model, layer)
+    stack = family_of(model.config).layer_stack(model, layer)
     assert found == layer
     assert stack is not None
     assert len(stack[1]) == layer
@@ -180,7 +182,7 @@ def test_a_teacher_folder_that_does_not_exist_is_refused(name: str) -> None:
 
 
 def test_a_name_that_the_hub_cannot_be_asked_about_is_refused_with_a_hint() -> None:
-    with pytest.raises(MinilmError, match="Is the name right, and the Hub in reach") as caught:
+    with pytest.raises(MinilmError, match="Check the name and the connection to the Hub") as caught:
         load_teacher("no-such-organisation/no-such-model", layer="auto")
     assert caught.value.where == "no-such-organisation/no-such-model"
 
@@ -230,10 +232,10 @@ def test_large_weights_are_no_damage(tiny_teacher: Path, tmp_path: Path) -> None
         ({"pad_token_id": -1}, "pad_token_id is -1 in the teacher's config.json"),
         ({"pad_token_id": 10**6}, "pad_token_id is 1000000 in the teacher's config.json"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be a finite number, not nan"),
-        ({"layer_norm_eps": -1.0}, r"the teacher \(bert\) computes what is not a finite number"),
+        ({"layer_norm_eps": -1.0}, r"the teacher \(bert\) computes numbers that are not finite"),
         ({"layer_norm_eps": "small"}, "the teacher cannot be loaded: .*layer_norm_eps"),
         ({"chunk_size_feed_forward": 7}, r"the teacher \(bert\) cannot compute: .*chunk size 7"),
-        ({"hidden_size": 24}, "its weights have other shapes than its config.json describes"),
+        ({"hidden_size": 24}, "the shapes of its weights differ from its config.json"),
     ],
 )
 def test_a_teacher_of_an_odd_config_is_refused(
@@ -365,7 +367,7 @@ def test_a_misspelt_entry_is_refused_with_what_was_meant(tmp_path: Path, wrong: 
         ({"model_type": "brt"}, "there is no family 'brt'"),
         ({"model_type": 3}, "there is no family 3"),
         ({"model_type": ["bert"]}, "there is no family"),
-        ({"model_type": "vit"}, "this is no text encoder, but a vit model"),
+        ({"model_type": "vit"}, "this is not a text encoder, but a vit model"),
         ({"num_hidden_layers": 10**30}, "num_hidden_layers is 10*, and must be at most 1000"),
         ({"num_labels": 10**9}, "num_labels is 1000000000, and must be at most 100000"),
         ({"model_type": "distilbert", "n_layers": 10**9}, "n_layers is 1000000000"),
@@ -395,7 +397,7 @@ def test_a_family_without_token_types_passes_none_on(tmp_path: Path) -> None:
 
 def test_a_size_is_told_before_there_are_any_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_machine = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}
-    monkeypatch.setattr(student.os, "sysconf", small_machine.__getitem__)
+    monkeypatch.setattr(student_configs.os, "sysconf", small_machine.__getitem__)
     source = written(tmp_path, model_type="bert", hidden_size=24, num_hidden_layers=2, num_attention_heads=4)
     before = torch.get_rng_state()
     with pytest.raises(MinilmError, match="the student would have 314,184 parameters") as caught:
@@ -647,7 +649,7 @@ def test_heads_that_do_not_divide_are_refused_with_the_nearest_that_do(
 )
 def test_the_longest_input_is_what_the_table_of_positions_holds(family: str, longest: int | None) -> None:
     model = build_student(small(family), seed=0)
-    assert longest_input(model) == longest
+    assert family_of(model.config).longest_input(model) == longest
     if longest is not None:
         assert model(input_ids=torch.full((1, longest), 5)).last_hidden_state.shape[1] == longest
         with pytest.raises((IndexError, RuntimeError)):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minilm_cli.ops.relation_loss import Projections, relation_loss
+from minilm_cli.ops.relation_loss import relation_loss
+from minilm_cli.ops.relations import Projections
 
 from . import reference
 

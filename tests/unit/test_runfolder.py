@@ -9,7 +9,9 @@ import torch
 
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.runs import checkpoint
-from minilm_cli.runs.folder import BackedOff, Best, Notes, RunFolder, final_losses, find_run
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.runs.lookup import final_losses, find_run, pick_checkpoint
+from minilm_cli.runs.run_state import BackedOff, Best, RunState
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.load import load_distill_settings
 
@@ -93,27 +95,27 @@ def test_a_checkpoint_is_picked_by_what_it_is(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     for step in (1, 2, 3):
         save(run, step, best=2)
-    assert run.pick_checkpoint("last").step == 3
-    assert run.pick_checkpoint("best").step == 2
-    assert run.pick_checkpoint(1).step == 1
+    assert pick_checkpoint(run, "last").step == 3
+    assert pick_checkpoint(run, "best").step == 2
+    assert pick_checkpoint(run, 1).step == 1
 
 
 def test_without_an_evaluation_none_is_the_best(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     save(run, 1)
     with pytest.raises(MinilmError, match="no checkpoint was evaluated"):
-        run.pick_checkpoint("best")
+        pick_checkpoint(run, "best")
 
 
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     for wanted in ("last", "best", 1):
         with pytest.raises(MinilmError, match="there is no checkpoint"):
-            run.pick_checkpoint(wanted)
+            pick_checkpoint(run, wanted)
     save(run, 1)
     save(run, 4)
     with pytest.raises(MinilmError, match="there is no checkpoint of step 3") as caught:
-        run.pick_checkpoint(3)
+        pick_checkpoint(run, 3)
     assert caught.value.hint == "There are checkpoints of the steps 1, 4."
 
 
@@ -123,7 +125,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_not_replaced_by_another(tmp_
     save(run, 2)
     (checkpoint.path_of(run.checkpoints, 1) / "student.safetensors").write_bytes(b"")
     with pytest.raises(RunError, match="checksum"):
-        run.pick_checkpoint(1)
+        pick_checkpoint(run, 1)
 
 
 def test_metrics_are_the_lines_that_are_whole(tmp_path: Path) -> None:
@@ -198,14 +200,15 @@ def test_notes_that_are_not_those_of_a_run_are_refused(tmp_path: Path, notes: di
     run = made(tmp_path / "run")
     chosen = checkpoint.save(run.checkpoints, 1, {"student": {"weight": torch.zeros(1)}}, notes)
     with pytest.raises(RunError, match="its notes are not those of a run") as caught:
-        Notes.of(chosen)
+        RunState.of(chosen)
     assert caught.value.where == str(chosen.path)
 
 
 def test_notes_are_read_back_as_they_were_saved(tmp_path: Path) -> None:
-    notes = Notes(evaluated=3, best=Best(step=2, eval_loss=0.25), elapsed=1.5, backed_off=BackedOff(wanted=9, became=4))
+    best, backed_off = Best(step=2, eval_loss=0.25), BackedOff(wanted=9, became=4)
+    notes = RunState(evaluated=3, best=best, elapsed=1.5, backed_off=backed_off)
     checkpoint.save(tmp_path, 4, {"student": {}}, notes.model_dump())
-    assert Notes.of(checkpoint.load(checkpoint.path_of(tmp_path, 4))) == notes
+    assert RunState.of(checkpoint.load(checkpoint.path_of(tmp_path, 4))) == notes
 
 
 def test_lines_of_metrics_that_are_no_records_are_left_out(tmp_path: Path) -> None:
@@ -215,4 +218,4 @@ def test_lines_of_metrics_that_are_no_records_are_left_out(tmp_path: Path) -> No
 
 
 def test_the_command_that_goes_on_can_be_copied() -> None:
-    assert RunFolder(Path("runs/my run")).how_to_resume() == "minilm resume 'runs/my run'"
+    assert RunFolder(Path("runs/my run")).resume_command == "minilm resume 'runs/my run'"
