@@ -14,9 +14,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from minilm_cli.base.atomic import DEMO_MARK, refuse_existing
 from minilm_cli.base.checksums import sha256
 from minilm_cli.base.errors import Interrupted, MinilmError, RunError
+from minilm_cli.base.overwrite import DEMO_MARK, refuse_existing
 from minilm_cli.cli.console import Console
 from minilm_cli.export.card import CURVE_FILE
 

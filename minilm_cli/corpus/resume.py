@@ -19,10 +19,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minilm_cli import __version__
-from minilm_cli.base.atomic import LOCK_TRIES, make_beside, no_lock, publish, sync, writing
+from minilm_cli.base.atomic import LOCK_TRIES, make_beside, no_lock, publish, sync
 from minilm_cli.base.errors import InputChanged, MinilmError, refuse_newer
 from minilm_cli.base.jsonio import first_wrong, read_json, write_json
 from minilm_cli.base.locks import Held, Lock
+from minilm_cli.base.write_errors import writing
 from minilm_cli.corpus.lines import Place
 from minilm_cli.corpus.packing import State
 from minilm_cli.tokens.store import Count, Shard, TokenizerInfo, TokenStoreWriter

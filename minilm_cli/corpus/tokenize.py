@@ -19,8 +19,9 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer
 
-from minilm_cli.base.atomic import refuse_existing, room_for, staged
+from minilm_cli.base.atomic import room_for, staged
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.base.overwrite import refuse_existing
 from minilm_cli.base.progress import Progress
 from minilm_cli.corpus.encoder import Recipe, encoders, special_tokens
 from minilm_cli.corpus.id_lists import IdListWriter, is_id_lists

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from minilm_cli.base.atomic import refuse_existing, staged, sweep
+from minilm_cli.base.atomic import staged, sweep
 from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.base.overwrite import refuse_existing
 from minilm_cli.export.card import CURVE_FILE, loss_curve, model_card
 from minilm_cli.models.families import longest_input
 from minilm_cli.models.hub import loading, quiet, tokenizer_info

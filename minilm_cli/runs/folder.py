@@ -29,10 +29,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from minilm_cli.base.atomic import LOCK, restore, sweep
+from minilm_cli.base.atomic import restore, sweep
 from minilm_cli.base.errors import MinilmError, RunError, refuse_newer, remedy
 from minilm_cli.base.jsonio import first_wrong, read_json, write_json
-from minilm_cli.base.locks import Held, Lock
+from minilm_cli.base.locks import LOCK, Held, Lock
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.checkpoint import Checkpoint
 from minilm_cli.runs.plan import Plan
@@ -89,7 +89,7 @@ class Notes(_Part):
     first_loss: float | None = None
     """Mean loss of the first steps, for `health.Watch`."""
     unwritten: list[str] = Field(default_factory=list)
-    """Lines of metrics that could not be written."""
+    """Always empty; earlier versions kept lines of metrics here that could not be written."""
 
     @classmethod
     def of(cls, chosen: Checkpoint) -> Notes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterable
 
 from minilm_cli.base.errors import Dismissed, Interrupted, MinilmError, RunError
 from minilm_cli.base.locks import Lock
@@ -56,16 +55,16 @@ class Training:
             self._distiller.load_state({group: newest.tensors(group) for group in ("student", "optimizer")})
             logger.info("Going on from step %d.", newest.step)
         self._distiller.copy_from_first()
-        self._metrics = self._open_metrics(notes.unwritten, resumed=newest is not None) if world.leads else None
+        self._metrics = self._open_metrics(resumed=newest is not None) if world.leads else None
         self._sinks = Fanout([self._metrics, *self._open_sinks(resumed=newest is not None)] if self._metrics else [])
         self._last_save = time.monotonic()
 
-    def _open_metrics(self, unwritten: Iterable[str], *, resumed: bool) -> JsonlSink:
+    def _open_metrics(self, *, resumed: bool) -> JsonlSink:
         def written_before(record: Record) -> bool:
             done = (self._evaluated or 0) if "eval_loss" in record else self._step
             return resumed and record["step"] <= done
 
-        return JsonlSink(self._run.metrics_file, written_before, unwritten)
+        return JsonlSink(self._run.metrics_file, written_before)
 
     def _open_sinks(self, *, resumed: bool) -> list[Sink]:
         """The optional ones; where a run is gone on with, one that does not start is left out."""
@@ -214,7 +213,6 @@ class Training:
             raise RunError("the run's folder is not there any more", where=str(self._run.path))
         assert self._metrics is not None, "rank 0 saves"
         self._metrics.flush()  # a checkpoint that outlives a power cut has its metrics
-        notes = notes.model_copy(update={"unwritten": list(self._metrics.waiting)})
         checkpoint.save(self._run.checkpoints, self._step, self._distiller.state(), notes.model_dump())
 
     def _make_room(self) -> checkpoint.Checkpoint | None:

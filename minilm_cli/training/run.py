@@ -23,11 +23,12 @@ import torch
 from transformers import __version__ as transformers_version
 
 from minilm_cli import __version__
-from minilm_cli.base.atomic import refuse_existing, renewed, staged
+from minilm_cli.base.atomic import renewed, staged
 from minilm_cli.base.checksums import sha256
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.jsonio import write_json
 from minilm_cli.base.locks import Lock
+from minilm_cli.base.overwrite import refuse_existing
 from minilm_cli.base.progress import NoProgress, Progress
 from minilm_cli.export.hf import write_hf
 from minilm_cli.models.hub import load_tokenizer, quiet

@@ -384,7 +384,7 @@ def test_what_became_of_use_before_it_was_locked_stays(tokenise: Tokenise, monke
 
 def test_where_locks_are_lost_at_once_that_is_said(tokenise: Tokenise, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lock, "in_place", lambda _: False)
-    with pytest.raises(RunError, match="does not know its files again"):
+    with pytest.raises(RunError, match="file locks do not work"):
         tokenise()
 
 
