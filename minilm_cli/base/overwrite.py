@@ -45,7 +45,8 @@ def refuse_existing(path: Path, *inputs: str | Path, force: bool, folder: bool |
         raise _kept("this is a device, a pipe or a socket", path)
     for given in map(str, inputs):
         if PurePath(os.path.realpath(given)).is_relative_to(os.path.realpath(path)):
-            raise MinilmError(f"this output would replace the input {given}", where=str(path), hint=_ELSEWHERE)
+            message = f"this output would replace {given}, which is an input"
+            raise MinilmError(message, where=str(path), hint=_ELSEWHERE)
     if folder is not None and folder != path.is_dir():
         found, wanted = ("file", "folder") if folder else ("folder", "file")
         raise _kept(f"this is a {found}, and the output is a {wanted}", path)

@@ -47,7 +47,8 @@ def creating(path: Path, *, chosen: bool = True) -> Iterator[None]:
         wrong_place = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
         kind = MinilmError if chosen and wrong_place else RunError
         message = f"nothing can be written here: {reason(error)}"
-        raise kind(message, where=str(path.parent), hint=_hint(error, path)) from None
+        folder = Path(os.fsdecode(error.filename or path)).parent
+        raise kind(message, where=str(folder), hint=_hint(error, path)) from None
 
 
 def _hint(error: OSError, path: Path) -> str | None:

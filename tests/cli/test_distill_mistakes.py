@@ -631,9 +631,9 @@ MISTAKES_IN_RIGHTS = [
             (said, "denied"),
             mode("tokens", 0o500),
         )
-        for what, output, said in (("right", "tokens/run", "tokens"), ("deep", "tokens/a/b/run", "tokens/a/b/run"))
+        for what, output, said in (("right", "tokens/run", "tokens: "), ("deep", "tokens/a/b/run", "tokens: "))
     ),
-    Mistake("current folder not to be written", DISTILL, ("runs/", "denied"), mode(".", 0o500)),
+    Mistake("current folder not to be written", DISTILL, (".: nothing can be written", "denied"), mode(".", 0o500)),
 ]
 
 

@@ -382,7 +382,7 @@ MISTAKES_IN_RIGHTS = [
     Mistake(
         "export into a run not to be written",
         "export run",
-        ("run/export/hf", "cannot be made", "denied"),
+        ("run: nothing can be written here", "denied"),
         mode("run", 0o500),
     ),
     Mistake(

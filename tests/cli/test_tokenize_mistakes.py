@@ -507,7 +507,7 @@ MISTAKES_IN_RIGHTS = [
     Mistake(
         "output below a folder not to be written",
         TOKENIZE + "-o sub/a/b/x",
-        ("sub/a/b: nothing can be written here", "ls -ld sub\n"),
+        ("sub: nothing can be written here", "ls -ld sub\n"),
         all_of(folder("sub"), mode("sub", 0o500)),
     ),
     Mistake(
