@@ -163,18 +163,6 @@ def test_metrics_that_cannot_be_written_are_written_later(
     is_the_same(done.path, longer)
 
 
-def test_a_run_whose_metrics_cannot_be_written_stops_at_its_next_checkpoint(
-    tmp_path: Path, small_settings: Settings, undisturbed: Path
-) -> None:
-    folder, away = tmp_path / "run", tmp_path / "away"
-    at = At(step_7=lambda: (folder / "metrics.jsonl").rename(away))
-    with pytest.raises(RunError, match="step 8: the checkpoint cannot be saved: could not be written: No such file"):
-        run.distill(small_settings(folder, **LONG), at)
-    assert steps(folder)[-1] == 6
-    away.rename(folder / "metrics.jsonl")
-    is_the_same(run.resume(RunFolder(folder), NoProgress()).path, undisturbed)
-
-
 # TensorBoard's own thread ends with the error that its sink reports.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_sink_that_cannot_write_is_left_out_and_the_run_continues(
