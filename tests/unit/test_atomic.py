@@ -167,7 +167,7 @@ def test_if_the_old_folder_cannot_move_back_it_is_kept_for_the_next_process(
 
 # --- Killed processes --------------------------------------------------------------------------------------------
 
-#: Replaces an output in a process that is killed just before its first system call, its second and so on.
+#: Replaces an output in processes that are killed just before their first file operation, their second and so on.
 KILLS = """
 import itertools, os, signal, sys
 from pathlib import Path
