@@ -1,0 +1,31 @@
+"""`minilm export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minilm_cli.cli.options import Json, Typed, options_of
+from minilm_cli.cli.result import open_console, print_result
+from minilm_cli.settings.export import ExportSettings
+
+
+@options_of(ExportSettings)
+def export(typed: Typed, as_json: Json = False) -> None:
+    """Export a run's student, and verify the export by loading it."""
+    from minilm_cli.runs.folder import find_run
+    from minilm_cli.settings.validation import validate
+
+    found = find_run(Path(typed["run"]) if "run" in typed else None)
+    settings = validate(ExportSettings, typed | {"run": found.path})
+    from minilm_cli.export import hf
+
+    console = open_console()
+    report = hf.export(settings)
+    console.say(
+        f"Exported step {report.step}. Loaded back, the export gives the same results as the checkpoint"
+        f" (largest difference {report.largest_difference:.1e})."
+    )
+    if report.url:
+        console.say(f"Uploaded to {report.url}")
+    facts = {"step": report.step, "largest_difference": report.largest_difference, "url": report.url}
+    print_result(report.path, facts, as_json)
