@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from minilm_cli.cli.options import Assignments, Force, Json, Typed, options_of
+from minilm_cli.cli.options import Force, Json, Typed, options_of
 from minilm_cli.cli.result import open_console, print_run
 from minilm_cli.settings.distill import DistillSettings
 
@@ -19,7 +19,10 @@ def distill(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings file (.yaml, .toml, .json); options override it.")
     ] = None,
-    assignments: Assignments = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its dotted path; may be repeated."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, measure a few steps, print the plan, write nothing.")
     ] = False,

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from minilm_cli.cli.options import Assignments, Json, Typed, options_of
+from minilm_cli.cli.options import Json, Typed, options_of
 from minilm_cli.cli.result import open_console, print_run
 from minilm_cli.settings.resume import ResumeSettings
 
 
 @options_of(ResumeSettings)
-def resume(typed: Typed, context: typer.Context, assignments: Assignments = None, as_json: Json = False) -> None:
+def resume(
+    typed: Typed,
+    context: typer.Context,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting that may change mid-run; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Resume a run as if it had never stopped."""
     from minilm_cli.runs.folder import find_run
     from minilm_cli.settings.load import combine

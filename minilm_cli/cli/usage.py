@@ -43,12 +43,13 @@ def rows(command: Any, context: typer.Context) -> list[Row]:
     for parameter in command.get_params(context):
         option = declared.get(parameter.name)
         is_argument = parameter.param_type_name == "argument"
+        argument = f"{parameter.metavar}{'...' if parameter.nargs < 0 else ''}"
         default = parameter.show_default
         if default is True:
             default = "" if parameter.default in (None, False) else str(parameter.default)
         found.append(
             Row(
-                names=(parameter.metavar,) if is_argument else (*parameter.opts, *parameter.secondary_opts),
+                names=(argument,) if is_argument else (*parameter.opts, *parameter.secondary_opts),
                 metavar="" if is_argument else parameter.metavar or "",
                 help=parameter.help or "",
                 default=default or "",
@@ -58,6 +59,15 @@ def rows(command: Any, context: typer.Context) -> list[Row]:
             )
         )
     return found
+
+
+def usage(command: Any, context: typer.Context) -> str:
+    """The form of a command line: `minilm export [RUN] [OPTIONS]`."""
+    if isinstance(command, TyperGroup):
+        return f"{context.command_path} [OPTIONS] COMMAND [ARGUMENTS]"
+    arguments = [row for row in rows(command, context) if row.panel == "Arguments"]
+    names = [row.names[0] if row.required else f"[{row.names[0]}]" for row in arguments]
+    return " ".join([context.command_path, *names, "[OPTIONS]"])
 
 
 class Command(TyperCommand):
@@ -88,7 +98,7 @@ def _page(command: Any, context: typer.Context) -> str:
     for name, subcommand in getattr(command, "commands", {}).items():
         panels.setdefault("Commands", []).append((name, "", subcommand.help))
     with console.capture() as captured:
-        console.print(f"{command.get_usage(context)}\n", style="bold", markup=False)
+        console.print(f"Usage: {usage(command, context)}\n", style="bold", markup=False)
         console.print(f"{command.help}\n", markup=False)
         width = max(len(name) + 1 + len(metavar) for lines in panels.values() for name, metavar, _ in lines)
         for title, lines in panels.items():

@@ -37,7 +37,8 @@ from minilm_cli.runs import checkpoint
 from minilm_cli.runs.checkpoint import Checkpoint
 from minilm_cli.runs.plan import Plan
 from minilm_cli.settings.distill import CheckpointSettings, DistillSettings
-from minilm_cli.settings.load import flatten, validate
+from minilm_cli.settings.load import flatten
+from minilm_cli.settings.validation import validate
 
 logger = logging.getLogger(__name__)
 

@@ -175,7 +175,7 @@ class RelationSettings(Section):
 
     weights: Annotated[
         dict[str, Annotated[float, Field(gt=0, le=10**6), NotBool]],
-        Flag("--relations", metavar="PAIR=WEIGHT,…"),
+        Flag("--relations", metavar="PAIR=WEIGHT,..."),
         BeforeValidator(_parse_relations),
         AfterValidator(_check_relations),
     ] = Field(default={"qq": 1.0, "kk": 1.0, "vv": 1.0})

@@ -17,7 +17,9 @@ import yaml
 from minilm_cli import __version__
 from minilm_cli.cli.app import app
 from minilm_cli.runs.folder import RunFolder
-from minilm_cli.settings.load import load_distill_settings, setting_names
+from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.settings.flags import setting_names
+from minilm_cli.settings.load import load_distill_settings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -96,7 +98,7 @@ def test_options_exist(page: Path) -> None:
     "page", [page for page in PAGES if page.parent.name != "reference"], ids=lambda page: page.stem
 )
 def test_names_of_the_code_exist(page: Path) -> None:
-    settings = setting_names()
+    settings = setting_names(DistillSettings)
     for name in re.findall(r"`((?:\w+)(?:\.\w+)+)(?:\(\))?`", _prose(page)):
         room, module, *rest = name.removeprefix("minilm_cli.").split(".")
         if f"{room}.{module}" not in MODULES or name in settings:

@@ -42,7 +42,8 @@ from minilm_cli.export.card import loss_curve, model_card
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.folder import Notes, RunFolder, final_losses, find_run
 from minilm_cli.settings.distill import DistillSettings
-from minilm_cli.settings.load import load_distill_settings, setting_names
+from minilm_cli.settings.flags import setting_names
+from minilm_cli.settings.load import load_distill_settings
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
 from tests.fuzz.mutations import ANY_JSON, PIECES, changed_json, changed_lines, damaged
 from tests.unit.test_plan import plan
@@ -316,7 +317,7 @@ def _yaml_bombs() -> list[bytes]:
 
 @st.composite
 def _assignments(draw: st.DrawFn) -> bytes:
-    name = st.sampled_from([*setting_names(), "teacher", "relations.weights.qq", ".", "a" + ".a" * 500])
+    name = st.sampled_from([*setting_names(DistillSettings), "teacher", "relations.weights.qq", ".", "a" + ".a" * 500])
     value = damaged(b"{qk: 2, vv: 1e-1}", _YAML) | st.sampled_from(_YAML + PIECES)
     value |= ANY_JSON.map(json.dumps).map(str.encode)
     lines = draw(st.lists(st.tuples(name.map(str.encode), value).map(b"=".join) | st.binary(max_size=20), max_size=2))
