@@ -22,7 +22,7 @@ def export(typed: Typed, as_json: Json = False) -> None:
     console = open_console()
     report = hf.export(settings)
     console.say(
-        f"Exported step {report.step}. Loaded back, the export gives the same results as the checkpoint"
+        f"Exported step {report.step}; loaded back, it computes what the checkpoint computes"
         f" (largest difference {report.largest_difference:.1e})."
     )
     if report.url:

@@ -32,7 +32,7 @@ def print_run(console: Console, report: RunReport, as_json: bool) -> None:
     if report.finished_before:
         console.say(f"{report.path} is finished: {report.step} steps. Extend it with --steps.")
     else:
-        losses = {"loss": "loss {:.4f}", "eval_loss": "held-out loss {:.4f}"}
+        losses = {"loss": "loss {:.4f}", "eval_loss": "{:.4f} on held-out text"}
         known = [words.format(report.losses[name]) for name, words in losses.items() if name in report.losses]
         console.say(f"Trained {report.step} steps{': ' if known else ''}{', '.join(known)}.")
         console.say(f"The student is in {report.path / 'student'}. Export it with:\n    minilm export {report.path}")

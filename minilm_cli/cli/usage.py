@@ -1,6 +1,6 @@
-"""`--help`, drawn with rich: one panel a group of options, names never cut.
+"""`--help`, drawn with rich: a panel for each group of options.
 
-Typer's own drawing cuts names and defaults at 80 columns.
+Typer's own help cuts names and defaults at 80 columns.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Columns of the widest help; longer lines are hard to read.
-WIDEST = 120
-
-_NO_BREAK = "\u00a0"
+#: Columns of the help: narrower would cut names, and longer lines are hard to read.
+_NARROWEST, _WIDEST = 60, 120
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,18 @@ class Row:
     """An option or argument as the help and the reference pages show it."""
 
     names: tuple[str, ...]
-    metavar: str
     help: str
-    default: str
-    required: bool
-    panel: str
-    path: str
-    """Dotted path of its setting; empty if it has none."""
+    metavar: str = ""
+    default: str = ""
+    required: bool = False
+    panel: str = ""
+    path: str = ""
+    """Dotted path of its setting."""
+
+    @property
+    def title(self) -> str:
+        """Names and metavar."""
+        return f"{', '.join(self.names)} {self.metavar}".strip()
 
 
 def rows(command: Any, context: typer.Context) -> list[Row]:
@@ -43,13 +46,16 @@ def rows(command: Any, context: typer.Context) -> list[Row]:
     for parameter in command.get_params(context):
         option = declared.get(parameter.name)
         is_argument = parameter.param_type_name == "argument"
-        argument = f"{parameter.metavar}{'...' if parameter.nargs < 0 else ''}"
+        if is_argument:
+            names = (f"{parameter.metavar}{'...' if parameter.nargs < 0 else ''}",)
+        else:  # sorted: typer has the names of --help in a set
+            names = (*sorted(parameter.opts, key=len, reverse=True), *parameter.secondary_opts)
         default = parameter.show_default
         if default is True:
             default = "" if parameter.default in (None, False) else str(parameter.default)
         found.append(
             Row(
-                names=(argument,) if is_argument else (*parameter.opts, *parameter.secondary_opts),
+                names=names,
                 metavar="" if is_argument else parameter.metavar or "",
                 help=parameter.help or "",
                 default=default or "",
@@ -90,41 +96,43 @@ def _page(command: Any, context: typer.Context) -> str:
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False)
-    console.width = min(console.width, WIDEST)
-    panels: dict[str, list[tuple[str, str, str]]] = {}
+    console.width = min(max(console.width, _NARROWEST), _WIDEST)
+    panels: dict[str, list[Row]] = {}
     for row in rows(command, context):
-        panels.setdefault(row.panel, []).append((", ".join(row.names), row.metavar, _meaning(row)))
+        panels.setdefault(row.panel, []).append(row)
     panels["Options"] = panels.pop("Options")  # last
     for name, subcommand in getattr(command, "commands", {}).items():
-        panels.setdefault("Commands", []).append((name, "", subcommand.help))
+        panels.setdefault("Commands", []).append(Row(names=(name,), help=subcommand.help))
+    width = max(len(row.title) for group in panels.values() for row in group)
     with console.capture() as captured:
         console.print(f"Usage: {usage(command, context)}\n", style="bold", markup=False)
         console.print(f"{command.help}\n", markup=False)
-        width = max(len(name) + 1 + len(metavar) for lines in panels.values() for name, metavar, _ in lines)
-        for title, lines in panels.items():
-            _print_panel(console, title, lines, width)
+        for title, group in panels.items():
+            _print_panel(console, title, group, width)
     return captured.get()
 
 
-def _meaning(row: Row) -> str:
-    default = f"[default: {row.default}]" if row.default else ""
-    bracket = "[required]" if row.required else default
-    return f"{row.help} {bracket.replace(' ', _NO_BREAK)}".strip()
-
-
-def _print_panel(console: Console, title: str, lines: list[tuple[str, str, str]], width: int) -> None:
-    """Print a panel of options: names and metavar in a column of `width`, their meaning next to it."""
+def _print_panel(console: Console, title: str, group: list[Row], width: int) -> None:
+    """Print a panel: names and metavars in a column of `width`, the meanings next to it."""
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2, 0, 0))
-    room = max(console.width - width - 6, 10)  # borders and padding take 6 columns
-    for name, metavar, meaning in lines:
-        # textwrap, unlike rich, does not break at no-break spaces: `[default: tokens]` stays on one line.
-        wrapped = Text("\n".join(textwrap.wrap(meaning, room, break_on_hyphens=False)))
-        wrapped.highlight_regex(r"\[required\]$", "red")
-        wrapped.highlight_regex(r"\[default:[^\]]*\]$", "dim")
-        table.add_row(Text.assemble((name, "bold cyan"), " ", (metavar, "yellow"), no_wrap=True), wrapped)
+    for row in group:
+        name = Text.assemble((", ".join(row.names), "bold cyan"), (f" {row.metavar}", "yellow"), no_wrap=True)
+        meaning = Text(_wrapped(row, console.width - width - 6))  # borders and padding take 6 columns
+        meaning.highlight_regex(r"\[required\]$", "red")
+        meaning.highlight_regex(r"\[default:[^\]]*\]$", "dim")
+        table.add_row(name, meaning)
     table.columns[0].width = width
     console.print(Panel(table, title=title, title_align="left", border_style="dim"))
+
+
+def _wrapped(row: Row, width: int) -> str:
+    """The help of an option in lines of `width`; `[default: …]` stays on one line if it fits."""
+    default = f"[default: {row.default}]" if row.default else ""
+    bracket = "[required]" if row.required else default
+    if len(bracket) <= width:  # rich breaks lines at no-break spaces, textwrap does not
+        bracket = bracket.replace(" ", "\u00a0")
+    return "\n".join(textwrap.wrap(f"{row.help} {bracket}", width, break_on_hyphens=False))
