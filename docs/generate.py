@@ -20,7 +20,7 @@ from minilm_cli.cli.app import app
 from minilm_cli.cli.usage import Row, rows, usage
 from minilm_cli.runs import plan
 from minilm_cli.settings.distill import CHANGEABLE_MID_RUN, DistillSettings
-from minilm_cli.settings.flags import as_typed, section_of, setting_names
+from minilm_cli.settings.flags import as_typed, docstrings, section_of, setting_names
 from minilm_cli.tokens import store
 
 FOLDER = Path(__file__).parent / "reference"
@@ -147,28 +147,21 @@ All defaults:
 
 
 def _section(name: str) -> str:
-    field = DistillSettings.model_fields[name]
-    section = section_of(field)
+    section = section_of(DistillSettings.model_fields[name])
     if section is None:
-        table = _fields(DistillSettings.model_json_schema(), "", [name])
-        return f"## {name}\n\n{table}"
-    schema = section.model_json_schema()
-    return f"## {name}\n\n{field.description}\n\n{_fields(schema, f'{name}.', schema['properties'])}"
+        return f"## {name}\n\n{_fields(DistillSettings, '', [name])}"
+    about = docstrings(DistillSettings)[name]
+    return f"## {name}\n\n{about}\n\n{_fields(section, f'{name}.', section.model_fields)}"
 
 
-def _fields(schema: Mapping[str, Any], prefix: str, names: Iterable[str]) -> str:
+def _fields(model: type[BaseModel], prefix: str, names: Iterable[str]) -> str:
+    schema = model.model_json_schema()
     lines = []
     for name in names:
         found, path = schema["properties"][name], f"{prefix}{name}"
-        lines.append(
-            (
-                _code(path),
-                _type(found),
-                "required" if name in schema.get("required", ()) else _shown(found.get("default")),
-                "yes" if path in CHANGEABLE_MID_RUN else "",
-                _sentence(found.get("description")),
-            )
-        )
+        default = "required" if name in schema.get("required", ()) else _shown(found.get("default"))
+        mid_run = "yes" if path in CHANGEABLE_MID_RUN else ""
+        lines.append((_code(path), _type(found), default, mid_run, docstrings(model)[name]))
     return _table(("setting", "type", "default", "mid-run", "meaning"), lines)
 
 

@@ -1,4 +1,4 @@
-"""The command line: one module a command, options, help, console, signals and exit statuses. Only it knows typer and rich.
+"""The command line: a module for each command, options, help, console and signals. Only it knows typer and rich.
 
 It does not know how anything is computed. It hands out `app.main`.
 """

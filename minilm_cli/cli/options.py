@@ -50,12 +50,11 @@ def options_of(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
 def _parameter(name: str, option: Option) -> inspect.Parameter:
     kind = bool if option.is_switch else list[str] if option.flag.repeatable else str
     if option.is_argument:
-        info = typer.Argument(metavar=option.name, help=option.help, show_default=option.default or False)
+        info = typer.Argument(metavar=option.name, show_default=option.default or False)
     else:
         info = typer.Option(
             *(name for name in (option.flag.name, option.flag.short) if name),
             metavar=None if option.is_switch else option.metavar,
-            help=option.help,
             show_default=option.default or False,
             rich_help_panel=option.panel,
         )

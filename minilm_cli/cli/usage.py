@@ -1,23 +1,24 @@
-"""`--help`, drawn with rich: a panel for each group of options.
+"""`--help`: a panel for each group of options, with names and defaults that are never cut.
 
-Typer's own help cuts names and defaults at 80 columns.
+Typer's own panels cut both at 80 columns. These are drawn without rich, whose import would take a quarter of the time.
 """
 
 from __future__ import annotations
 
-import sys
+import re
+import shutil
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 #: Columns of the help: narrower would cut names, and longer lines are hard to read.
 _NARROWEST, _WIDEST = 60, 120
+
+_DIMMED = re.compile(r"\[(default:.*|required)\]")
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Row:
     """Dotted path of its setting."""
 
     @property
-    def title(self) -> str:
-        """Names and metavar."""
-        return f"{', '.join(self.names)} {self.metavar}".strip()
+    def name(self) -> str:
+        """All names: `--output, -o`."""
+        return ", ".join(self.names)
 
 
 def rows(command: Any, context: typer.Context) -> list[Row]:
@@ -57,7 +58,7 @@ def rows(command: Any, context: typer.Context) -> list[Row]:
             Row(
                 names=names,
                 metavar="" if is_argument else parameter.metavar or "",
-                help=parameter.help or "",
+                help=option.help if option else parameter.help or "",
                 default=default or "",
                 required=option.required if option else parameter.required,
                 panel="Arguments" if is_argument else parameter.rich_help_panel or "Options",
@@ -87,52 +88,54 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """The program with our help."""
 
+    def get_params(self, ctx: Any) -> Any:
+        """The program's own options, with a default where typer would build a pydantic validator: 25 ms."""
+        parameters: list[Any] = super().get_params(ctx)
+        for parameter in parameters:
+            if parameter.is_flag and parameter.default is None:
+                parameter.default = False
+        return parameters
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help into `formatter`."""
         formatter.write(_page(self, ctx))
 
 
 def _page(command: Any, context: typer.Context) -> str:
-    from rich.console import Console
-
-    console = Console(file=sys.stdout, highlight=False)
-    console.width = min(max(console.width, _NARROWEST), _WIDEST)
     panels: dict[str, list[Row]] = {}
     for row in rows(command, context):
         panels.setdefault(row.panel, []).append(row)
     panels["Options"] = panels.pop("Options")  # last
     for name, subcommand in getattr(command, "commands", {}).items():
         panels.setdefault("Commands", []).append(Row(names=(name,), help=subcommand.help))
-    width = max(len(row.title) for group in panels.values() for row in group)
-    with console.capture() as captured:
-        console.print(f"Usage: {usage(command, context)}\n", style="bold", markup=False)
-        console.print(f"{command.help}\n", markup=False)
-        for title, group in panels.items():
-            _print_panel(console, title, group, width)
-    return captured.get()
+    columns = min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
+    width = max(len(f"{row.name} {row.metavar}") for group in panels.values() for row in group)
+    lines = [typer.style(f"Usage: {usage(command, context)}", bold=True), ""]
+    lines += [*textwrap.wrap(command.help, columns), ""]
+    for title, group in panels.items():
+        lines += _panel(title, group, width, columns)
+    return "\n".join(lines) + "\n"
 
 
-def _print_panel(console: Console, title: str, group: list[Row], width: int) -> None:
-    """Print a panel: names and metavars in a column of `width`, the meanings next to it."""
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2, 0, 0))
+def _panel(title: str, group: list[Row], width: int, columns: int) -> Iterator[str]:
+    """The lines of a panel: names and metavars in a column of `width`, the meanings next to it."""
+    room = columns - width - 6  # for the border and the space between the columns
+    border = typer.style("│", dim=True)
+    yield typer.style(f"╭─ {title} {'─' * (columns - len(title) - 5)}╮", dim=True)
     for row in group:
-        name = Text.assemble((", ".join(row.names), "bold cyan"), (f" {row.metavar}", "yellow"), no_wrap=True)
-        meaning = Text(_wrapped(row, console.width - width - 6))  # borders and padding take 6 columns
-        meaning.highlight_regex(r"\[required\]$", "red")
-        meaning.highlight_regex(r"\[default:[^\]]*\]$", "dim")
-        table.add_row(name, meaning)
-    table.columns[0].width = width
-    console.print(Panel(table, title=title, title_align="left", border_style="dim"))
+        left = typer.style(row.name, fg="cyan", bold=True) + f" {row.metavar}".ljust(width - len(row.name))
+        for line in _wrapped(row, room):
+            right = _DIMMED.sub(lambda found: typer.style(found[0], dim=True), line.ljust(room))
+            yield f"{border} {left}  {right} {border}"
+            left = " " * width
+    yield typer.style(f"╰{'─' * (columns - 2)}╯", dim=True)
 
 
-def _wrapped(row: Row, width: int) -> str:
+def _wrapped(row: Row, width: int) -> list[str]:
     """The help of an option in lines of `width`; `[default: …]` stays on one line if it fits."""
     default = f"[default: {row.default}]" if row.default else ""
     bracket = "[required]" if row.required else default
-    if len(bracket) <= width:  # rich breaks lines at no-break spaces, textwrap does not
+    if len(bracket) <= width:  # textwrap does not break lines at no-break spaces
         bracket = bracket.replace(" ", "\u00a0")
-    return "\n".join(textwrap.wrap(f"{row.help} {bracket}", width, break_on_hyphens=False))
+    lines = textwrap.wrap(f"{row.help} {bracket}", width, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines]

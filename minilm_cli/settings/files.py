@@ -75,6 +75,8 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     parser = _PARSERS.get(path.suffix.lower())
     if parser is None:
         raise MinilmError("a settings file ends in .yaml, .toml or .json", where=str(path))
+    if path.exists() and not path.is_file():  # a pipe may never end
+        raise MinilmError("the settings file cannot be read: it is not a file", where=str(path))
     text = _read(path)
     try:
         value = parser(text)

@@ -6,9 +6,14 @@ commands, `--help`, the reference pages and the messages all read it from there.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -42,6 +47,8 @@ class Flag:
 class Option:
     """A setting that has a flag."""
 
+    model: type[BaseModel]
+    """The model that has the field."""
     path: str
     """Dotted path of the setting."""
     flag: Flag
@@ -72,7 +79,7 @@ class Option:
     @property
     def help(self) -> str:
         """The first sentence of the field's docstring, without backticks."""
-        text = " ".join((self.field.description or "").split())
+        text = docstrings(self.model)[self.path.rpartition(".")[2]]
         sentence = re.match(r".*?\.(?=\s|$)", text)
         return (sentence.group() if sentence else text).replace("`", "")
 
@@ -99,7 +106,7 @@ def options(model: type[BaseModel], prefix: str = "") -> Iterator[Option]:
             yield from options(section, f"{prefix}{name}.")
         for flag in field.metadata:
             if isinstance(flag, Flag):
-                yield Option(f"{prefix}{name}", flag, field, model.PANEL if issubclass(model, Section) else "")
+                yield Option(model, f"{prefix}{name}", flag, field, model.PANEL if issubclass(model, Section) else "")
 
 
 def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -111,6 +118,25 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
         else:
             names.append(f"{prefix}{name}")
     return names
+
+
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The string below each field of a model, as one line.
+
+    pydantic has `use_attribute_docstrings`, which takes 50 ms at every start of the program.
+    """
+    found = {}
+    for field, below in pairwise(_classes(model.__module__)[model.__name__].body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
+    return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:

@@ -51,7 +51,6 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
         validate_default=True,
         defer_build=True,  # `--help` reads the fields, but validates nothing

@@ -11,7 +11,7 @@ from minilm_cli.base.errors import MinilmError
 from minilm_cli.settings.distill import CHANGEABLE_MID_RUN, DEFAULT_STEPS, DistillSettings
 from minilm_cli.settings.export import ExportSettings
 from minilm_cli.settings.files import read_settings_file
-from minilm_cli.settings.flags import options, setting_names
+from minilm_cli.settings.flags import docstrings, options, section_of, setting_names
 from minilm_cli.settings.load import change_mid_run, flatten, load_distill_settings, parse_assignments
 from minilm_cli.settings.resume import ResumeSettings
 from minilm_cli.settings.tokenize import TokenizeSettings
@@ -111,13 +111,9 @@ def test_the_defaults_of_export_are_those_of_the_contract() -> None:
 @pytest.mark.parametrize("model", [DistillSettings, TokenizeSettings, ResumeSettings, ExportSettings])
 def test_every_setting_is_documented(model: type[BaseModel]) -> None:
     def undocumented(model: type[BaseModel]) -> list[str]:
-        missing = []
-        for name, field in model.model_fields.items():
-            if not field.description:
-                missing.append(f"{model.__name__}.{name}")
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                missing += undocumented(field.annotation)
-        return missing
+        sections = [section for field in model.model_fields.values() if (section := section_of(field))]
+        missing = [f"{model.__name__}.{name}" for name in model.model_fields if name not in docstrings(model)]
+        return missing + [name for section in sections for name in undocumented(section)]
 
     assert undocumented(model) == []
 
