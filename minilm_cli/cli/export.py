@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from minilm_cli.cli.options import Json, Typed, options_of
 from minilm_cli.cli.result import open_console, print_result
 from minilm_cli.settings.export import ExportSettings
@@ -12,15 +10,15 @@ from minilm_cli.settings.export import ExportSettings
 @options_of(ExportSettings)
 def export(typed: Typed, as_json: Json = False) -> None:
     """Export a run's student, and verify the export by loading it."""
-    from minilm_cli.runs.folder import find_run
+    from minilm_cli.runs.folder import RUNS, find_run
     from minilm_cli.settings.validation import validate
 
-    found = find_run(Path(typed["run"]) if "run" in typed else None)
-    settings = validate(ExportSettings, typed | {"run": found.path})
+    settings = validate(ExportSettings, {"run": RUNS, **typed})
+    found = find_run(settings.run if "run" in typed else None)
     from minilm_cli.export import hf
 
     console = open_console()
-    report = hf.export(settings)
+    report = hf.export(settings.model_copy(update={"run": found.path}))
     console.say(
         f"Exported step {report.step}; loaded back, it computes what the checkpoint computes"
         f" (largest difference {report.largest_difference:.1e})."

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.settings.flags import Option, options
+from minilm_cli.settings.validation import SettingError
 
 Typed = dict[str, Any]
 """What was typed, by dotted path: text, a list of text, or a bool. Parsing it is left to the settings model."""
@@ -66,12 +67,15 @@ def _parameter(name: str, option: Option) -> inspect.Parameter:
 
 @contextmanager
 def _naming_flags(names: Mapping[str, str]) -> Iterator[None]:
-    """Within the block, an error about a setting of which the flag was typed names the flag instead of the path."""
+    """Within the block, an error about one of these settings (by dotted path) names its flag instead.
+
+    Later checks, such as of the device, put the dotted path in front of a `MinilmError`.
+    """
     try:
         yield
     except MinilmError as error:
         for path, flag in names.items():
-            if error.where == path:
+            if error.where == path and (isinstance(error, SettingError) or "." in path):  # no file named `output`
                 error.where = flag
             elif error.where is None and error.message.startswith(f"{path}: "):
                 error.where, error.message = flag, error.message.removeprefix(f"{path}: ")

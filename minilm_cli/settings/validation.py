@@ -15,6 +15,10 @@ from minilm_cli.settings.types import shortened
 Model = TypeVar("Model", bound=BaseModel)
 
 
+class SettingError(MinilmError):
+    """A setting is wrong; `where` is its dotted path, after the name of the file if it is from one."""
+
+
 def validate(
     model: type[Model], values: Mapping[str, Any], *, where: str | None = None, overrides: Collection[str] = ()
 ) -> Model:
@@ -57,7 +61,7 @@ def _explain(
     reasons = [_reason(entry["type"], entry["msg"]) for entry in errors if _path(entry["loc"], known) == path]
     given = first["input"]
     shown = f" (given: {shortened(given)})" if isinstance(given, str | int | float | bool) else ""
-    return MinilmError(" or ".join(dict.fromkeys(reasons)) + shown, where=located(path, where, overrides))
+    return SettingError(" or ".join(dict.fromkeys(reasons)) + shown, where=located(path, where, overrides))
 
 
 def _path(location: tuple[int | str, ...], known: Sequence[str]) -> str:
