@@ -12,7 +12,7 @@ from minilm_cli.settings.distill import CHANGEABLE_MID_RUN, DistillSettings
 from minilm_cli.settings.files import PARSE_ERRORS, parse_yaml, read_settings_file
 from minilm_cli.settings.flags import options, setting_names
 from minilm_cli.settings.types import encodable
-from minilm_cli.settings.validation import SettingError, located, unknown_setting, validate
+from minilm_cli.settings.validation import setting_error, unknown_setting, validate
 
 _NAMES = tuple(setting_names(DistillSettings))
 
@@ -55,7 +55,7 @@ def combine(flags: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
     given = {path: value for path, value in flags.items() if value is not None}
     assigned = parse_assignments(assignments)
     for path in assigned.keys() & given.keys():
-        raise SettingError("given both by its own option and by --set", where=path, hint="Give it once.")
+        raise setting_error(path, "given both by its own option and by --set", hint="Give it once.")
     return given | assigned
 
 
@@ -75,7 +75,7 @@ def load_distill_settings(
     for path, value in overrides.items():
         _merge(values, path, value)
     where = str(file) if file else None
-    _split_weights(values, located("data.path", where, overrides))
+    _split_weights(values, None if "data.path" in overrides else where)
     _refuse_missing(values)
     return validate(DistillSettings, values, where=where, overrides=overrides)
 
@@ -88,9 +88,9 @@ def change_mid_run(settings: DistillSettings, changes: Mapping[str, Any]) -> Dis
             raise unknown_setting(path, _NAMES)
         if path not in CHANGEABLE_MID_RUN:
             changeable = ", ".join(sorted(CHANGEABLE_MID_RUN))
-            raise SettingError("cannot change when a run is resumed", where=path, hint=f"These can: {changeable}.")
+            raise setting_error(path, "cannot change when a run is resumed", hint=f"These can: {changeable}.")
         if path == "training.steps" and value is None:
-            raise SettingError("must be a number of steps", where=path)
+            raise setting_error(path, "must be a number of steps")
         _merge(values, path, value)
     return validate(DistillSettings, values)
 
@@ -137,13 +137,14 @@ def _split_weights(values: Mapping[str, Any], where: str | None) -> None:
     for word in words:
         path, weight = _split_weight(word, where)
         if path in stores:
-            raise SettingError(f"{encodable(path)} is given twice", where=where, hint="Give each token store once.")
+            hint = "Give each token store once."
+            raise setting_error("data.path", f"{encodable(path)} is given twice", where, hint=hint)
         stores[path] = weight
     weights = {path: weight for path, weight in stores.items() if weight is not None}
     for path in stores:
         if weights and path not in weights:
             hint = "Give a weight for each token store, or for none."
-            raise SettingError(f"{encodable(path)} has no weight, but another has", where=where, hint=hint)
+            raise setting_error("data.path", f"{encodable(path)} has no weight, but another has", where, hint=hint)
     data["path"] = weights or tuple(stores)
 
 
@@ -155,5 +156,6 @@ def _split_weight(word: str, where: str | None) -> tuple[Path, float | None]:
         return Path(name), float(number)
     except ValueError:
         if os.path.lexists(name):
-            raise SettingError(f"{encodable(word)}: {encodable(number)!r} is not a weight", where=where) from None
+            reason = f"{encodable(word)}: {encodable(number)!r} is not a weight"
+            raise setting_error("data.path", reason, where) from None
         return Path(word), None

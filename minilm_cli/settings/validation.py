@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class SettingError(MinilmError):
-    """A setting is wrong; `where` is its dotted path, after the name of the file if it is from one."""
+    """A setting given on the command line is wrong; `where` is its dotted path."""
 
 
 def validate(
@@ -32,10 +32,11 @@ def validate(
         raise _explain(model, error, where, overrides) from None
 
 
-def located(path: str, where: str | None, overrides: Collection[str] = ()) -> str | None:
-    """The place of a wrong value in a message: its dotted path, after the file if it is from one."""
-    parts = (None if path in overrides else where, path)
-    return ": ".join(part for part in parts if part) or None
+def setting_error(path: str, reason: str, where: str | None = None, *, hint: str | None = None) -> MinilmError:
+    """The error about a setting: of a file `where`, else of the command line."""
+    if where is None:
+        return SettingError(reason, where=path or None, hint=hint)
+    return MinilmError(f"{path}: {reason}" if path else reason, where=where, hint=hint)
 
 
 def unknown_setting(path: str, known: Sequence[str], where: str | None = None) -> MinilmError:
@@ -57,11 +58,12 @@ def _explain(
         path = ".".join(map(str, first["loc"]))
         return unknown_setting(path, known, None if path in overrides else where)
     path = _path(first["loc"], known)
+    where = None if path in overrides else where
     # One value may be wrong in several ways: a union has an error for each of its types.
     reasons = [_reason(entry["type"], entry["msg"]) for entry in errors if _path(entry["loc"], known) == path]
     given = first["input"]
     shown = f" (given: {shortened(given)})" if isinstance(given, str | int | float | bool) else ""
-    return SettingError(" or ".join(dict.fromkeys(reasons)) + shown, where=located(path, where, overrides))
+    return setting_error(path, " or ".join(dict.fromkeys(reasons)) + shown, where)
 
 
 def _path(location: tuple[int | str, ...], known: Sequence[str]) -> str:

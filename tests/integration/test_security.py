@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 import minilm_cli
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.settings import load
-from minilm_cli.settings.load import read_settings_file
+from minilm_cli.settings import files
+from minilm_cli.settings.files import read_settings_file
 from minilm_cli.tokens.store import TokenStore
 
 from .conftest import Commands
@@ -187,8 +187,8 @@ def test_nothing_in_the_package_could_unpickle_or_evaluate_what_it_reads() -> No
 
 
 def test_the_yaml_loader_is_a_safe_one() -> None:
-    assert issubclass(load._Loader, yaml.SafeLoader)
-    assert set(load._Loader.yaml_constructors) == set(yaml.SafeLoader.yaml_constructors)
+    assert issubclass(files._Loader, yaml.SafeLoader)
+    assert set(files._Loader.yaml_constructors) == set(yaml.SafeLoader.yaml_constructors)
 
 
 class Harmful:

@@ -518,7 +518,7 @@ def test_a_wrong_value_is_shown_with_its_file(tmp_path: Path) -> None:
     path = written(tmp_path, "optimizer: {lr: fast}\n")
     with pytest.raises(MinilmError, match=r"optimizer\.lr: .*given: 'fast'") as caught:
         load(file=path)
-    assert caught.value.where == f"{path}: optimizer.lr"
+    assert caught.value.where == str(path)
     with pytest.raises(MinilmError) as caught:
         load("training.seed=-1", file=written(tmp_path, "optimizer: {lr: 1}"))
     assert caught.value.where == "training.seed"
