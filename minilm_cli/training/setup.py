@@ -25,7 +25,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from minilm_cli.base.atomic import restore
 from minilm_cli.base.checksums import sha256
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.corpus.id_lists import convert_token_lists, is_id_lists
 from minilm_cli.models.families import longest_input
 from minilm_cli.models.heads import relation_heads, resolve_layer
 from minilm_cli.models.hub import load_tokenizer, tokenizer_info
@@ -46,6 +45,7 @@ from minilm_cli.runs.plan import (
 )
 from minilm_cli.runs.sinks import check_sinks
 from minilm_cli.settings.distill import DEFAULT_STEPS, DistillSettings, TeacherSettings
+from minilm_cli.tokens.id_lists import convert_token_lists, is_id_lists
 from minilm_cli.tokens.mixture import Mixture
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore
 from minilm_cli.training import micro_batch_budget

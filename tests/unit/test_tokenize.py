@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.corpus import encoder, sources
+from minilm_cli.corpus import encoder, sources, tokenizer_pool
 from minilm_cli.corpus import tokenize as tokenizing
-from minilm_cli.corpus.id_lists import convert_token_lists
 from minilm_cli.corpus.packing import SpecialTokens
 from minilm_cli.corpus.tokenize import TokenizeReport, tokenize
 from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.tokens.id_lists import convert_token_lists
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore
 
 
@@ -371,7 +371,7 @@ def test_a_long_line_is_tokenised_in_parts_as_if_it_were_not(
     text = f"one\n{' '.join(WORDS * 30)}\n{' '.join(WORDS * 9)}\n\ntwo people"
     options = {"overflow": overflow, "pack": pack, "max_length": 50}
     whole = run(text, output=tmp_path / "whole", **options)
-    monkeypatch.setattr(sources, "PIECE", 100)
+    monkeypatch.setattr(sources, "LONGEST_PART", 100)
     monkeypatch.setattr(encoder, "_AT_ONCE", 50)
     parts = run(text, output=tmp_path / "parts", **options)
     assert contents(parts.path) == contents(whole.path)
@@ -414,7 +414,7 @@ def test_no_more_bytes_are_tokenised_at_once_than_there_is_memory_for(
 def test_what_is_wrong_far_in_a_long_line_is_told_by_its_place(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "PIECE", 100)
+    monkeypatch.setattr(sources, "LONGEST_PART", 100)
     with pytest.raises(MinilmError, match="byte 961 of the line, 0xff, is not UTF-8") as caught:
         run(b"one\n" + b"one " * 240 + b"\xff" + b" one" * 100)
     assert caught.value.where == f"{tmp_path / 'input-0.txt'}, line 2"
@@ -430,8 +430,10 @@ def test_batch_size_and_workers_do_not_change_the_bytes(
     run(tiny_corpus, output=tmp_path / "small", max_length=16, batch_size=7)
     monkeypatch.setattr(tokenizing, "WORTH_A_WORKER", 1)
     started = []
-    workers = encoder.workers
-    monkeypatch.setattr(encoder, "workers", lambda *args: started.append(args[-1]) or workers(*args))
+    pool = tokenizer_pool.ProcessPoolExecutor
+    monkeypatch.setattr(
+        tokenizer_pool, "ProcessPoolExecutor", lambda n, *rest, **more: started.append(n) or pool(n, *rest, **more)
+    )
     report = run(tiny_corpus, output=tmp_path / "two", max_length=16, workers=2, batch_size=11)
     assert started == [2]
     assert contents(tmp_path / "one") == contents(tmp_path / "small") == contents(tmp_path / "two")
@@ -461,7 +463,7 @@ def test_of_two_errors_the_first_is_told_whoever_finds_it(
 def test_workers_that_are_not_worth_their_start_are_not_started(
     run: Run, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "workers", None)
+    monkeypatch.setattr(tokenizer_pool, "ProcessPoolExecutor", None)
     assert run(tiny_corpus, workers=8).sequences > 0
 
 
@@ -545,13 +547,13 @@ def test_an_error_in_the_middle_leaves_nothing_and_no_file_open(run: Run, tmp_pa
     [
         ("{", "this line cannot be read as JSON: Expecting"),
         pytest.param("[" * 100_000, "cannot be read as JSON: it is nested too deeply", id="nested too deeply"),
-        ('["text"]', "this line is no JSON object, so it has no field 'text'"),
-        ("null", "this line is no JSON object"),
-        ('{"body": "x", "id": 3}', "this line has no field 'text'; it has 'body', 'id'$"),
-        (json.dumps(dict.fromkeys("abcdefghij")), "it has 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', …$"),
-        ("{}", "this line has no field 'text'; it has none$"),
-        ('{"text": 3}', "the field 'text' holds no text, but 3$"),
-        (json.dumps({"text": ["x" * 1000] * 1000}), "the field 'text' holds no text, but .{,200}$"),
+        ('["text"]', "this line is not a JSON object, so it has no field 'text'"),
+        ("null", "this line is not a JSON object"),
+        ('{"body": "x", "id": 3}', "this line has no field 'text'; its fields are \\['body', 'id'\\]$"),
+        (json.dumps(dict.fromkeys("abcdefghij")), "its fields are \\['a', 'b', 'c', 'd', 'e', 'f', \\.\\.\\.\\]$"),
+        ("{}", "this line has no field 'text'; its fields are \\[\\]$"),
+        ('{"text": 3}', "the field 'text' is not text, but 3$"),
+        (json.dumps({"text": ["x" * 1000] * 1000}), "the field 'text' is not text, but .{,200}$"),
     ],
 )
 def test_a_json_line_without_text_is_refused_with_its_number(run: Run, tmp_path: Path, line: str, message: str) -> None:
@@ -574,21 +576,21 @@ def test_a_text_that_is_null_is_blank_in_json_lines_as_in_tables(run: Run, tmp_p
     ("text", "hint"),
     [
         ("", None),
-        ("\n\n \n", "Of 3 lines 3 are blank and 0 were dropped as too long."),
-        ("\u200b\n", "Of 1 lines 1 are blank and 0 were dropped as too long."),
+        ("\n\n \n", "Of 3 lines, 3 are blank and 0 were dropped as too long."),
+        ("\u200b\n", "Of 1 lines, 1 are blank and 0 were dropped as too long."),
     ],
 )
 def test_a_file_without_text_is_refused_and_leaves_nothing(
     run: Run, tmp_path: Path, text: str, hint: str | None
 ) -> None:
-    with pytest.raises(MinilmError, match="not one line has a token") as caught:
+    with pytest.raises(MinilmError, match="no line has a token") as caught:
         run(text)
     assert caught.value.hint == hint
     assert [path.name for path in tmp_path.iterdir()] == ["input-0.txt"]
 
 
 def test_if_all_is_too_long_that_is_said(run: Run) -> None:
-    with pytest.raises(MinilmError, match="Of 2 lines 1 are blank and 1 were dropped as too long"):
+    with pytest.raises(MinilmError, match="Of 2 lines, 1 are blank and 1 were dropped as too long"):
         run(" ".join(WORDS) + "\n\n", max_length=4, overflow="drop")
 
 
@@ -649,7 +651,7 @@ def test_a_tokenizer_that_cannot_even_encode_a_letter_is_refused() -> None:
     tokenizer = Tokenizer(models.Unigram([("a", -1.0), ("<s>", 0.0)], unk_id=None))
     assert encoder.special_tokens(tokenizer) == SpecialTokens((), ())
     tokenizer.post_processor = processors.TemplateProcessing(single="<s>", special_tokens=[("<s>", 1)])
-    with pytest.raises(MinilmError, match="does not put its special tokens before and behind"):
+    with pytest.raises(MinilmError, match="does not put its special tokens before and after"):
         encoder.special_tokens(tokenizer)
     with pytest.raises(MinilmError, match=r"the tokenizer cannot encode this text: .*unk_id") as caught:
         encoder.special_tokens(Tokenizer(models.Unigram([("xyz", -1.0)], unk_id=None)))

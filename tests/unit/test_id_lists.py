@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.corpus import id_lists
-from minilm_cli.corpus.id_lists import IdListWriter, convert_token_lists
+from minilm_cli.tokens import id_lists
+from minilm_cli.tokens.id_lists import IdListWriter, convert_token_lists
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore
 
 
@@ -69,18 +69,18 @@ def test_token_lists_become_a_store_of_the_same_sequences(lists: list[list[int]]
     ("line", "message"),
     [
         ("[1, 2", "cannot be read as JSON"),
-        ("{}", "a list of token ids is wanted"),
+        ("{}", "this line is not a list of token ids"),
         ("[]", "this list of token ids is empty"),
-        ("[1.0]", "a list of token ids is wanted"),
-        ("[true]", "a list of token ids is wanted"),
-        ('["1"]', "a list of token ids is wanted"),
-        ("[[1]]", "a list of token ids is wanted"),
-        ("7", "a list of token ids is wanted"),
+        ("[1.0]", "this line is not a list of token ids"),
+        ("[true]", "this line is not a list of token ids"),
+        ('["1"]', "this line is not a list of token ids"),
+        ("[[1]]", "this line is not a list of token ids"),
+        ("7", "this line is not a list of token ids"),
         ("[180]", "the token id 180 is outside the teacher's vocabulary of 180"),
         ("[3, -1]", "the token id -1 is outside"),
         ("[18446744073709551616]", "the token id 18446744073709551616 is outside"),
         pytest.param(f"[{'9' * 5000}]", "cannot be read as JSON", id="a number of thousands of digits"),
-        ("[NaN]", "a list of token ids is wanted"),
+        ("[NaN]", "this line is not a list of token ids"),
         ("", "cannot be read as JSON"),
         pytest.param("[" * 100_000, "cannot be read as JSON", id="nested too deeply"),
     ],
@@ -136,7 +136,7 @@ def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> N
 
 
 def test_a_file_of_no_lists_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MinilmError, match="the file holds no sequence"):
+    with pytest.raises(MinilmError, match="the file has no sequence"):
         converted(tmp_path, b"")
 
 
