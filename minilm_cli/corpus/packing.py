@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from minilm_cli.tokens.store import Indices, TokenIds
+from minilm_cli.tokens.store import Indices, TokenId, TokenIds
 
 Overflow = Literal["split", "truncate", "drop"]
 
@@ -51,10 +51,10 @@ class Counts:
 class State:
     """The state of a `Sequencer` between two calls, as plain values."""
 
-    line: list[int] | None
+    line: list[TokenId] | None
     """The last tokens of a line that comes in parts, which are in no sequence yet."""
     line_was_cut: bool
-    open: list[int]
+    open: list[TokenId]
     """The tokens of a packed sequence that may still grow."""
     counts: Counts
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minilm_cli import __version__
-from minilm_cli.base.atomic import refuse_existing, staged, sync, writing
+from minilm_cli.base.atomic import make_beside, publish, room_for, sync, writing
 from minilm_cli.base.errors import InputChanged, MinilmError
 from minilm_cli.base.jsonio import first_wrong, read_json, write_json
 from minilm_cli.base.locks import Held, Lock
@@ -105,7 +105,7 @@ class Unfinished:
     def prepare(self, tokenizer: TokenizerInfo, max_length: int, *, continued: bool, force: bool) -> None:
         """Restore what is to be continued, remove everything else, and open the writer."""
         try:
-            if self._state_file.exists():
+            if self._state_file.exists() and self.store.exists():
                 self._restore(continued=continued, force=force)
             elif continued:
                 logger.info("There is no unfinished store to continue: starting at the beginning.")
@@ -152,13 +152,14 @@ class Unfinished:
 
     def close(self, error: BaseException) -> None:
         """After an error: say how to continue, or remove what cannot be continued."""
-        if self.shards:
+        is_published = not self.store.exists()
+        if self.shards and not is_published:
             how = "Continue with the same command and --continue."
             if isinstance(error, InputChanged):
                 how = f"Restore the content and modification time of {error.where} to use --continue. {_START_AGAIN}"
             logger.warning("Kept: %s. %s", self._kept, how)
             return
-        if not isinstance(error, Exception):  # interrupted
+        if not isinstance(error, Exception) and not is_published:  # interrupted
             why = "standard input cannot be read again" if None in self.inputs else "no shard of the store was complete"
             logger.warning("Nothing is kept: %s.", why)
         shutil.rmtree(self.path, ignore_errors=True)
@@ -185,26 +186,24 @@ def unfinished(
     some that are neither `continued` nor, with `force`, replaced; if they cannot be continued; and if another process
     is making this output.
     """
-    path = output.with_name(f".unfinished-{output.name}")
-    with staged(output, force=force, folder=True) as built, writing(output, inside=path), _locked(path, output):
+    with room_for(output, force=force, folder=True), _locked(output) as path, writing(output, inside=path):
         work = Unfinished(path, made_with, inputs)
         work.prepare(tokenizer, max_length, continued=continued, force=force)
         try:
             with work.writer:
                 yield work
                 work.writer.close()
-            refuse_existing(output, force=force, folder=True)  # now, because `staged` keeps nothing that it refuses
+            publish(work.store, output, force=force, folder=True)
         except BaseException as error:
             work.close(error)
             raise
-        work.store.rename(built)
         shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
-def _locked(path: Path, output: Path) -> Iterator[None]:
-    """Make and lock the folder `path`; raises `MinilmError` if another process has locked it."""
-    path.mkdir(exist_ok=True)
+def _locked(output: Path) -> Iterator[Path]:
+    """The folder `.unfinished-NAME`, locked; raises `MinilmError` if another process has locked it."""
+    path = make_beside(output, f".unfinished-{output.name}")
     try:
         lock = Lock(path / "lock")
     except Held as held:
@@ -212,4 +211,4 @@ def _locked(path: Path, output: Path) -> Iterator[None]:
     with lock:
         if not lock.holds:
             logger.warning("The file system of %s has no locks: make it with a single process.", output)
-        yield
+        yield path

@@ -34,6 +34,7 @@ TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 Indices = npt.NDArray[np.int64]
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Positive = Annotated[int, Field(gt=0, le=2**62)]
+TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 #: pydantic checks a bound on encodable text only, so a lone surrogate, which is valid in JSON, is refused.
 Text = Annotated[str, Field(max_length=4096)]
@@ -400,7 +401,8 @@ def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[Any]
     if path.exists() and not path.is_file():  # a pipe may never end
         raise _corrupt(path, "it is not a file")
     try:
-        array: Any = np.lib.format.open_memmap(path, mode="r")  # it reads neither pickles nor archives
+        # Unlike `np.load`, this reads neither pickles nor archives.
+        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="r")
         file_size = path.stat().st_size
     except FileNotFoundError:
         raise _corrupt(path, "the file is missing") from None

@@ -489,7 +489,7 @@ MISTAKES_IN_FILES = [
     Mistake(
         "id lists from a pipe",
         DISTILL + "--data ids.jsonl.gz",
-        ("ids.jsonl.gz: this is no file, but a pipe or a device",),
+        ("ids.jsonl.gz: ", "a pipe or a device, not a file"),
         pipe("ids.jsonl.gz"),
     ),
     Mistake(

@@ -124,7 +124,7 @@ MISTAKES = [
     Mistake(
         "a table",
         "tokenize table.csv --tokenizer teacher",
-        ("table.csv", "no column 'text'; there are 'a', 'b'", "--text-field"),
+        ("table.csv", "no column 'text'; its columns are 'a', 'b'", "--text-field"),
         write("table.csv", "a,b\n1,2\n"),
     ),
     Mistake("unknown option", TOKENIZE + "--tokeniser teacher", ("--tokeniser", "--tokenizer")),
@@ -199,7 +199,7 @@ MISTAKES_IN_FILES = [
     Mistake(
         "pipe",
         "tokenize pipe.txt" + REST,
-        ("pipe.txt", "a pipe or a device", "minilm tokenize - < pipe.txt"),
+        ("pipe.txt", "a pipe or a device, not a file", "minilm tokenize - < pipe.txt"),
         pipe("pipe.txt"),
     ),
     Mistake("pipe of gzip", "tokenize pipe.txt.gz" + REST, ("pipe.txt.gz", "a pipe"), pipe("pipe.txt.gz")),
@@ -255,14 +255,14 @@ MISTAKES_IN_FILES = [
     Mistake("surrogate", "tokenize e.txt" + REST, ("e.txt, line 1", "0xed"), write("e.txt", b"\xed\xa0\x80\n")),
     Mistake("overlong byte", "tokenize e.txt" + REST, ("e.txt, line 2", "0xc0"), write("e.txt", b"a\n\xc0\xaf\n")),
     Mistake("weights", "tokenize teacher/model.safetensors" + REST, ("model.safetensors, line 1", "not UTF-8")),
-    Mistake("shard", "tokenize tokens/shard-00000.npy -o new" + REST, (".npy files are not read",)),
+    Mistake("shard", "tokenize tokens/shard-00000.npy -o new" + REST, (".npy files are not supported",)),
     Mistake(
         "archive",
         "tokenize e.tar.gz" + REST,
-        (".tar.gz files are not read", "JSON lines (.jsonl) and CSV"),
+        (".tar.gz files are not supported", "JSON lines (.jsonl) or CSV"),
         write("e.tar.gz", gzip.compress(b"x")),
     ),
-    Mistake("table in capitals", "tokenize E.TSV" + REST, (".tsv files are not read",), write("E.TSV", "a\tb\n")),
+    Mistake("table in capitals", "tokenize E.TSV" + REST, (".tsv files are not supported",), write("E.TSV", "a\tb\n")),
     Mistake("line of zero bytes", "tokenize e.txt" + REST, ("e.txt", "no text"), zeros("e.txt")),
     Mistake(
         "far in a long line",
@@ -294,7 +294,7 @@ MISTAKES_IN_FILES = [
     Mistake(
         "table with a value too many",
         "tokenize e.csv" + REST,
-        ("e.csv, line 3", "header has 2 values", "row 3", "quotation marks"),
+        ("e.csv, line 3", "header has 2 values", "row has 3", "quotation marks"),
         write("e.csv", "id,text\n1,the\n2,of,and\n"),
     ),
     Mistake(
@@ -306,15 +306,15 @@ MISTAKES_IN_FILES = [
     Mistake(
         "table of semicolons",
         "tokenize e.csv" + REST,
-        ("e.csv", "no column 'text'", "Commas are wanted"),
+        ("e.csv", "no column 'text'", "only commas"),
         write("e.csv", "id;text\n1;the\n"),
     ),
     Mistake("language without sentences", TOKENIZE + "--language de", ("--language", "--split-sentences")),
-    Mistake("store called a file", TOKENIZE + "-o new.jsonl", ("new.jsonl", "taken for a file", ".jsonl.gz")),
+    Mistake("store called a file", TOKENIZE + "-o new.jsonl", ("new.jsonl", "mistaken for a file", ".jsonl.gz")),
     Mistake(
         "whole store gone on with",
         TOKENIZE + "-o done --continue",
-        ("done", "this store is whole", "add --force"),
+        ("done", "this store is complete", "add --force"),
         all_of(folder("done"), write("done/manifest.json", "{}")),
     ),
     Mistake(
@@ -327,12 +327,16 @@ MISTAKES_IN_FILES = [
     ),
     Mistake("text called Parquet", "tokenize e.parquet" + REST, ("e.parquet", "damaged"), write("e.parquet", "the\n")),
     Mistake("empty Parquet", "tokenize e.parquet" + REST, ("e.parquet", "damaged"), write("e.parquet", "")),
-    Mistake("data set without a name", "tokenize hf://datasets/" + REST, ("hf://datasets/", "names no data set")),
-    Mistake("model of the Hub", "tokenize hf://models/a" + REST, ("hf://models/a", "names no data set")),
+    Mistake(
+        "data set without a name", "tokenize hf://datasets/" + REST, ("hf://datasets/", "not the name of a data set")
+    ),
+    Mistake("model of the Hub", "tokenize hf://models/a" + REST, ("hf://models/a", "not the name of a data set")),
     Mistake("data set that is not there", "tokenize hf://datasets/nobody/nothing" + REST, ("cannot be loaded", "Hub")),
     Mistake("language that is none", TOKENIZE + "--split-sentences --language ''", ("language",)),
     Mistake("language in words", TOKENIZE + "--split-sentences --language English", ("language", "English")),
-    Mistake("lists gone on with", TOKENIZE + "-o new.jsonl.gz --continue", ("--continue", "token-id lists", "anew")),
+    Mistake(
+        "lists gone on with", TOKENIZE + "-o new.jsonl.gz --continue", ("--continue", "token-id lists", "Start again")
+    ),
     Mistake("no room when packing", TOKENIZE + "--pack --max-length 2", ("--max-length 2", "special tokens")),
     *(
         Mistake(

@@ -34,15 +34,15 @@ from tokenizers.pre_tokenizers import Whitespace
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.jsonio import write_json
 from minilm_cli.corpus.encoder import Encoder, Recipe
-from minilm_cli.corpus.id_lists import convert_token_lists
 from minilm_cli.corpus.packing import Counts, Sequencer, SpecialTokens, State
-from minilm_cli.corpus.resume import Standing, Unfinished, unfinished
+from minilm_cli.corpus.resume import Position, Unfinished, unfinished
 from minilm_cli.corpus.sources import find_sources
 from minilm_cli.export.card import loss_curve, model_card
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.folder import Notes, RunFolder, final_losses, find_run
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.load import load_distill_settings, setting_names
+from minilm_cli.tokens.id_lists import convert_token_lists
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
 from tests.fuzz.mutations import ANY_JSON, PIECES, changed_json, changed_lines, damaged
 from tests.unit.test_plan import plan
@@ -256,14 +256,14 @@ def _open_inputs(folder: Path) -> None:
         assert tokens + len(sequencer.end()[0]) == count
 
 
-# --- What is left of an interrupted token store --------------------------------------------------------------------
+# --- Unfinished token stores -------------------------------------------------------------------------------------
 
 
 def _write_unfinished(folder: Path) -> None:
     work = Unfinished(folder / ".unfinished-store", _MADE_WITH, [_INPUT])
     with TokenStoreWriter(work.store, INFO, 16, shard_tokens=9) as work.writer:
         work.writer.add(np.arange(20, dtype=np.uint16), np.array([3, 1, 5, 2, 2, 7]))
-        work.save(Standing(lines=3, sequences=2, sequencer=State([1], False, [2, 3], Counts(3))))
+        work.save(Position(lines=3, sequences=2, sequencer=State([1], False, [2, 3], Counts(3))))
 
 
 _MADE_WITH, _INPUT = {"--max-length": 16}, {"name": "x.txt", "size": 9}
@@ -273,8 +273,8 @@ def _open_unfinished(folder: Path) -> None:
     with unfinished(
         folder / "store", INFO, 16, made_with=_MADE_WITH, inputs=[_INPUT], continued=True, force=False
     ) as work:
-        if work.standing.sequencer is not None:
-            Sequencer(SpecialTokens((), ()), 16, "split").restore(work.standing.sequencer)
+        if work.position.sequencer is not None:
+            Sequencer(SpecialTokens((), ()), 16, "split").restore(work.position.sequencer)
         work.writer.add(np.arange(3, dtype=np.uint16), np.array([3]))
     _open_store(folder / "store")
 

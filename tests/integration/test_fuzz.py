@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from minilm_cli.corpus import id_lists
+from minilm_cli.tokens import id_lists
 from tests.fuzz.targets import INFO, Files, Target, bounded_memory, targets
 
 
