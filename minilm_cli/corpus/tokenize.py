@@ -72,7 +72,7 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
     )
     total = _total(sources)
     workers = settings.workers if total is None else min(settings.workers, math.ceil(total / WORTH_A_WORKER))
-    with encoders(recipe, workers) as encode, _output(settings, info, recipe, sources) as output:
+    with _output(settings, info, recipe, sources) as output, encoders(recipe, workers, output.scratch) as encode:
         encoded = encode(_batches(sources, settings.batch_size, output.position))
         lines = _write(encoded, sequencer, output, progress, total)
         if not output.tokens:
@@ -199,8 +199,10 @@ def _write(
 class _Output:
     """A writer, and how much it has written."""
 
-    def __init__(self, writer: TokenStoreWriter | IdListWriter, work: Unfinished | None = None) -> None:
+    def __init__(self, writer: TokenStoreWriter | IdListWriter, scratch: Path, work: Unfinished | None = None) -> None:
         self._writer = writer
+        self.scratch = scratch
+        """A folder for temporary files."""
         self.work = work
         """What is kept after an interruption; `None` if nothing is."""
         self.position = work.position if work is not None else Position()
@@ -242,7 +244,7 @@ def _output(
             staged(settings.output, force=settings.force, folder=False) as built,
             closing(IdListWriter(built)) as lists,
         ):
-            yield _Output(lists)
+            yield _Output(lists, built.parent)
         return
     made_with = {
         "checksum of the tokenizer": hashlib.sha256(recipe.tokenizer.encode()).hexdigest()[:16],
@@ -265,4 +267,4 @@ def _output(
         continued=settings.continued,
         force=settings.force,
     ) as work:
-        yield _Output(work.writer, work)
+        yield _Output(work.writer, work.path, work)

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, TypeVar
 
 from minilm_cli.base.errors import MinilmError, RunError
@@ -32,11 +31,11 @@ Encode = Callable[[Iterable[tuple[Tag, Batch]]], Iterator[tuple[Tag, Units]]]
 
 
 @contextmanager
-def encoders(recipe: Recipe, count: int) -> Iterator[Encode[Any]]:
+def encoders(recipe: Recipe, count: int, scratch: Path) -> Iterator[Encode[Any]]:
     """A function that encodes tagged batches in order, in `count` processes; in this one if `count` is 1.
 
     Errors come in order too: what the iterator of batches raises as a `MinilmError` is raised after the results before
-    it. Raises `RunError` if a worker process dies or runs out of memory.
+    it. Raises `RunError` if a worker process dies or runs out of memory. `scratch` is a folder for a temporary file.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
     if count <= 1:
@@ -47,21 +46,20 @@ def encoders(recipe: Recipe, count: int) -> Iterator[Encode[Any]]:
         sentence_splitter(recipe.sentences)  # a missing package is reported here, not by each worker
     # Workers read the tokenizer, which may have megabytes, from a file: as an argument, starting a process would wait
     # until the process before it has read that.
-    with NamedTemporaryFile("w", encoding="utf-8", prefix="minilm-", suffix=".json") as tokenizer:
-        tokenizer.write(recipe.tokenizer)
-        tokenizer.flush()
-        plan = replace(recipe, tokenizer=tokenizer.name)
-        # Spawned, because forking a process that has threads may hang.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(count, context, initializer=_end_with_parent)
-        try:
-            yield lambda batches: _in_order(_submitted(pool, plan, batches), _AHEAD * count)
-        except (BrokenProcessPool, MemoryError):
-            raise RunError(
-                "a worker process died, or ran out of memory", hint="Try fewer --workers or a smaller --batch-size."
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+    file = scratch / "tokenizer.json"
+    file.write_text(recipe.tokenizer, encoding="utf-8")
+    plan = replace(recipe, tokenizer=str(file.absolute()))
+    # Spawned, because forking a process that has threads may hang.
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    try:
+        yield lambda batches: _in_order(_submitted(pool, plan, batches), _AHEAD * count)
+    except (BrokenProcessPool, MemoryError):
+        raise RunError(
+            "a worker process died, or ran out of memory", hint="Try fewer --workers or a smaller --batch-size."
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+        file.unlink(missing_ok=True)
 
 
 def _submitted(

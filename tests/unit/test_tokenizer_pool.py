@@ -59,9 +59,10 @@ def misbehave(_plan: Recipe, given: Batch) -> Units:
 
 
 @pytest.fixture(autouse=True)
-def none_is_left() -> Iterator[None]:
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
     yield
     assert multiprocessing.active_children() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
@@ -70,22 +71,22 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_results_come_in_order_with_their_tags(count: int) -> None:
+def test_results_come_in_order_with_their_tags(count: int, tmp_path: Path) -> None:
     given = [(f"tag {number}", batch(number, *[b"the man"] * number, b"man ?")) for number in range(20)]
-    with encoders(recipe(), count) as encode:
+    with encoders(recipe(), count, tmp_path) as encode:
         found = [(tag, units.ids.tolist(), units.lengths.tolist()) for tag, units in encode(given)]
         assert list(encode([])) == []
     assert found == [(tag, [1, 2] * n + [2, 0], [2] * (n + 1)) for n, (tag, _) in enumerate(given)]
 
 
-def test_batches_and_results_may_be_larger_than_a_pipe_holds() -> None:
-    with encoders(recipe(), 2) as encode:
+def test_batches_and_results_may_be_larger_than_a_pipe_holds(tmp_path: Path) -> None:
+    with encoders(recipe(), 2, tmp_path) as encode:
         found = [units.ids.sum() for _, units in encode((None, batch(1, b"the man " * 2**17)) for _ in range(6))]
     assert found == [3 * 2**17] * 6
 
 
 @pytest.mark.usefixtures("misbehaving")
-def test_few_batches_are_read_ahead() -> None:
+def test_few_batches_are_read_ahead(tmp_path: Path) -> None:
     read = []
 
     def draw() -> Iterator[tuple[int, Batch]]:
@@ -93,7 +94,7 @@ def test_few_batches_are_read_ahead() -> None:
             read.append(number)
             yield number, batch(number)
 
-    with encoders(recipe(), 2) as encode:
+    with encoders(recipe(), 2, tmp_path) as encode:
         for number, _ in enumerate(encode(draw())):
             assert len(read) <= number + 4
 
@@ -102,9 +103,11 @@ def test_few_batches_are_read_ahead() -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "message"), [(-1, MinilmError, "a mistake"), (-2, ZeroDivisionError, "a bug")]
 )
-def test_an_error_is_raised_after_the_results_before_it(number: int, kind: type[Exception], message: str) -> None:
+def test_an_error_is_raised_after_the_results_before_it(
+    number: int, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
     done = []
-    with pytest.raises(kind, match=message) as caught, encoders(recipe(), 2) as encode:
+    with pytest.raises(kind, match=message) as caught, encoders(recipe(), 2, tmp_path) as encode:
         done.extend(tag for tag, _ in encode(batches(7, 8, 9, number, 10, -1)))
     assert done == [0, 1, 2]
     assert getattr(caught.value, "where", "here") == "here"
@@ -112,22 +115,24 @@ def test_an_error_is_raised_after_the_results_before_it(number: int, kind: type[
 
 
 @pytest.mark.usefixtures("misbehaving")
-def test_an_error_of_the_input_is_raised_after_the_results_before_it() -> None:
+def test_an_error_of_the_input_is_raised_after_the_results_before_it(tmp_path: Path) -> None:
     def give() -> Iterator[tuple[int, Batch]]:
         yield from batches(*range(9))
         raise MinilmError("it ends too early")
 
     done = []
-    with pytest.raises(MinilmError, match="it ends too early"), encoders(recipe(), 2) as encode:
+    with pytest.raises(MinilmError, match="it ends too early"), encoders(recipe(), 2, tmp_path) as encode:
         done.extend(tag for tag, _ in encode(give()))
     assert done == list(range(9))
 
 
 @pytest.mark.usefixtures("misbehaving")
 @pytest.mark.parametrize("number", [-3, -4])
-def test_a_worker_that_dies_or_has_no_memory_is_reported(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_dies_or_has_no_memory_is_reported(
+    number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = []
-    with pytest.raises(RunError, match="a worker process died") as caught, encoders(recipe(), 2) as encode:
+    with pytest.raises(RunError, match="a worker process died") as caught, encoders(recipe(), 2, tmp_path) as encode:
         done.extend(tag for tag, _ in encode(batches(1, 2, number, *range(50))))
     assert done in ([], [0], [0, 1])
     assert "--workers" in str(caught.value.hint)
@@ -135,36 +140,38 @@ def test_a_worker_that_dies_or_has_no_memory_is_reported(number: int, capfd: pyt
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_worker_that_is_killed_while_large_batches_wait_is_reported(victim: int) -> None:
+def test_a_worker_that_is_killed_while_large_batches_wait_is_reported(victim: int, tmp_path: Path) -> None:
     def give() -> Iterator[tuple[int, Batch]]:
         for number in itertools.count():
             if number == 9:
                 os.kill(sorted(process.pid or 0 for process in multiprocessing.active_children())[victim], 9)
             yield number, batch(number, b"the man " * 2**17)
 
-    with pytest.raises(RunError, match="a worker process died"), encoders(recipe(), 2) as encode:
+    with pytest.raises(RunError, match="a worker process died"), encoders(recipe(), 2, tmp_path) as encode:
         for _ in encode(give()):
             pass
 
 
-def test_a_tokenizer_that_cannot_be_loaded_is_reported() -> None:
-    with pytest.raises(Exception, match="expected ident"), encoders(Recipe("no JSON", "uint8"), 2) as encode:
+def test_a_tokenizer_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="expected ident"), encoders(Recipe("no JSON", "uint8"), 2, tmp_path) as encode:
         list(encode(batches(*range(9))))
 
 
-def test_workers_do_not_receive_ctrl_c() -> None:
+def test_workers_do_not_receive_ctrl_c(tmp_path: Path) -> None:
     # In a process of its own, which has not started the resource tracker: starting that changes the signal mask.
     code = """
-import multiprocessing, pathlib
+import multiprocessing, pathlib, sys
 from minilm_cli.corpus.tokenizer_pool import encoders
 from tests.unit.test_tokenizer_pool import batch, recipe
 if __name__ == "__main__":
-    with encoders(recipe(), 2) as encode:
+    with encoders(recipe(), 2, pathlib.Path(sys.argv[1])) as encode:
         for _ in encode((None, batch(1, b"the")) for _ in range(9)):
             pass
         for process in multiprocessing.active_children():
             print(pathlib.Path(f"/proc/{process.pid}/status").read_text())"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     masks = [int(line.split()[1], base=16) for line in done.stdout.splitlines() if line.startswith("SigBlk:")]
     assert [mask >> (signal.SIGINT - 1) & 1 for mask in masks] == [1] * len(masks) != []
 
@@ -188,13 +195,13 @@ def raising() -> Iterator[None]:
 
 @pytest.mark.usefixtures("raising")
 @pytest.mark.parametrize("seed", range(4))
-def test_a_signal_may_raise_at_any_moment(seed: int) -> None:
+def test_a_signal_may_raise_at_any_moment(seed: int, tmp_path: Path) -> None:
     timer = threading.Timer(random.Random(seed).uniform(0, 0.6), os.kill, (os.getpid(), signal.SIGTERM))
     given = ((None, batch(1, b"the man")) for _ in itertools.count())
 
     def work() -> None:
         timer.start()
-        with encoders(recipe(), 2) as encode:
+        with encoders(recipe(), 2, tmp_path) as encode:
             for _ in encode(given):
                 pass
 
