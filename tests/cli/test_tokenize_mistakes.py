@@ -541,11 +541,11 @@ def place(workplace: Path, request: pytest.FixtureRequest) -> Path:
     ids=str,
 )
 @pytest.mark.usefixtures("place")
-def test_a_mistake_is_told_and_leaves_nothing_behind(mistake: Mistake, minilm: Minilm) -> None:
+def test_a_mistake_is_reported_and_leaves_nothing_behind(mistake: Mistake, minilm: Minilm) -> None:
     is_told(mistake, minilm)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES_IN_RIGHTS, ids=str)
 @pytest.mark.usefixtures("place", "ordinary_user")
-def test_what_may_not_be_read_or_written_is_told(mistake: Mistake, minilm: Minilm) -> None:
+def test_missing_permissions_are_reported(mistake: Mistake, minilm: Minilm) -> None:
     is_told(mistake, minilm)

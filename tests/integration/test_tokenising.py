@@ -82,7 +82,7 @@ def shards(place: Path) -> int:
     ("number", "status", "kills"),
     [(signal.SIGKILL, -signal.SIGKILL, (2, 6)), (signal.SIGINT, 130, (2,)), (signal.SIGTERM, 143, (2,))],
 )
-def test_what_was_killed_is_gone_on_with(
+def test_a_killed_tokenisation_can_be_continued(
     minilm: Commands, place: Path, whole: dict[str, bytes], number: signal.Signals, status: int, kills: tuple[int, ...]
 ) -> None:
     for least in kills:
@@ -145,7 +145,7 @@ def time_taken(pid: int) -> str:
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_worker_that_dies_while_it_waits_is_missed(
+def test_a_worker_that_dies_while_it_waits_is_reported(
     waiting: tuple[subprocess.Popen[str], list[int]], which: int
 ) -> None:
     process, found = waiting
@@ -159,7 +159,7 @@ def test_a_worker_that_dies_while_it_waits_is_missed(
     assert "a worker process died" in process.stderr.read()
 
 
-def test_workers_end_with_whom_they_work_for(waiting: tuple[subprocess.Popen[str], list[int]]) -> None:
+def test_workers_end_with_their_parent(waiting: tuple[subprocess.Popen[str], list[int]]) -> None:
     process, found = waiting
     process.kill()
     process.wait(timeout=PATIENCE)
@@ -180,7 +180,7 @@ def test_more_text_takes_no_more_memory() -> None:
     assert more["peak_mb"] - some["peak_mb"] < 20
 
 
-def test_ten_million_sequences_are_opened_at_once_in_little_memory_and_read_as_few_are() -> None:
+def test_ten_million_sequences_are_opened_quickly_in_little_memory() -> None:
     few, many = measured("store", "10000"), measured("store", "10000000")
     assert many["sequences"] == 10_000_000
     assert many["open_seconds"] < 1

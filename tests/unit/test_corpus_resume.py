@@ -86,7 +86,7 @@ def left(place: Path) -> set[str]:
 
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("after", [1, 3, 11, 20])
-def test_what_is_gone_on_with_is_what_was_never_interrupted(
+def test_a_continued_store_is_the_same_as_one_never_interrupted(
     tokenise: Tokenise, place: Path, monkeypatch: pytest.MonkeyPatch, after: int, pack: bool
 ) -> None:
     monkeypatch.setattr("minilm_cli.corpus.sources.LONGEST_PART", 60)  # the longest line comes in parts
@@ -101,7 +101,7 @@ def test_what_is_gone_on_with_is_what_was_never_interrupted(
     assert left(place) == {"tokens"}
 
 
-def test_whole_shards_are_not_written_again(tokenise: Tokenise) -> None:
+def test_complete_shards_are_not_written_again(tokenise: Tokenise) -> None:
     with pytest.raises(PulledPlug):
         tokenise(after=14)
     kept = {file.name: file.stat() for file in Path(".unfinished-tokens/store").iterdir()}
@@ -114,7 +114,7 @@ def test_whole_shards_are_not_written_again(tokenise: Tokenise) -> None:
         assert Path("tokens", name).stat().st_ino == kept[name].st_ino
 
 
-def test_lists_of_what_waits_are_made_once_a_shard_and_not_once_a_batch(
+def test_the_state_is_converted_once_a_shard_and_not_once_a_batch(
     tokenise: Tokenise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[packing.State] = []
@@ -124,14 +124,14 @@ def test_lists_of_what_waits_are_made_once_a_shard_and_not_once_a_batch(
     assert 3 < len(made) <= len(shards)
 
 
-def test_it_is_said_how_to_go_on(tokenise: Tokenise, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_interruption_says_how_to_continue(tokenise: Tokenise, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     with pytest.raises(PulledPlug):
         tokenise(after=14)
     assert "Continue with the same command and --continue" in caplog.text
 
 
-def test_of_an_input_that_became_shorter_it_is_said_that_there_is_no_going_on_as_it_is(
+def test_an_input_that_became_shorter_must_be_restored_to_continue(
     tokenise: Tokenise, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -153,14 +153,14 @@ def test_of_an_input_that_became_shorter_it_is_said_that_there_is_no_going_on_as
     assert tokenise(continued=True) == whole
 
 
-def test_before_the_first_whole_shard_nothing_is_left(tokenise: Tokenise, place: Path) -> None:
+def test_before_the_first_complete_shard_nothing_is_left(tokenise: Tokenise, place: Path) -> None:
     with pytest.raises(PulledPlug):
         tokenise(after=0)
     assert left(place) == set()
     assert tokenise(continued=True) == tokenise(output="whole")
 
 
-def test_it_is_made_anew_only_by_force(tokenise: Tokenise, place: Path) -> None:
+def test_an_unfinished_store_is_replaced_only_with_force(tokenise: Tokenise, place: Path) -> None:
     with pytest.raises(PulledPlug):
         tokenise(after=14)
     other = {"max_length": 30}
@@ -232,7 +232,7 @@ def test_what_a_killed_process_left_is_cleared_away_by_the_next_but_for_complete
     assert left(place) == {"tokens", ".unfinished-some"}
 
 
-def test_a_store_that_is_to_be_replaced_may_be_gone_on_with(tokenise: Tokenise, place: Path) -> None:
+def test_a_store_that_replaces_another_can_be_continued(tokenise: Tokenise, place: Path) -> None:
     tokenise(max_length=30)
     with pytest.raises(PulledPlug):
         tokenise(after=14, force=True)
@@ -242,7 +242,7 @@ def test_a_store_that_is_to_be_replaced_may_be_gone_on_with(tokenise: Tokenise, 
     assert left(place) == {"tokens"}
 
 
-def test_what_was_being_written_when_the_power_failed_is_no_part_of_it(tokenise: Tokenise) -> None:
+def test_files_half_written_at_a_power_failure_are_removed(tokenise: Tokenise) -> None:
     with pytest.raises(PulledPlug):
         tokenise(after=14)
     for name in ("store/shard-00099.npy", "store/shard-00099.offsets.npy", ".tmp-unfinished.json"):
@@ -263,9 +263,7 @@ def test_what_was_being_written_when_the_power_failed_is_no_part_of_it(tokenise:
         ({"inputs": ("a.txt",)}, "input [23] of the unfinished store has changed, or was not missing"),
     ],
 )
-def test_another_way_or_other_inputs_are_refused_by_name(
-    tokenise: Tokenise, options: dict[str, Any], named: str
-) -> None:
+def test_other_settings_or_inputs_are_refused_by_name(tokenise: Tokenise, options: dict[str, Any], named: str) -> None:
     with pytest.raises(PulledPlug):
         tokenise(after=14)
     with pytest.raises(MinilmError, match=named) as caught:
@@ -275,7 +273,7 @@ def test_another_way_or_other_inputs_are_refused_by_name(
     assert tokenise(continued=True) == tokenise(output="whole")
 
 
-def test_an_input_that_was_changed_is_refused_by_name(tokenise: Tokenise) -> None:
+def test_a_changed_input_is_refused_by_name(tokenise: Tokenise) -> None:
     with pytest.raises(PulledPlug):
         tokenise(after=14)
     with Path("a.txt").open("a") as file:
@@ -284,7 +282,7 @@ def test_an_input_that_was_changed_is_refused_by_name(tokenise: Tokenise) -> Non
         tokenise(continued=True)
 
 
-def test_inputs_that_were_not_begun_may_change(tokenise: Tokenise) -> None:
+def test_inputs_that_were_not_started_may_change(tokenise: Tokenise) -> None:
     with pytest.raises(PulledPlug):
         tokenise(after=4)
     Path("c.csv").write_text("text\npeople\n")
@@ -292,7 +290,7 @@ def test_inputs_that_were_not_begun_may_change(tokenise: Tokenise) -> None:
     assert tokenise(continued=True, **inputs) == tokenise(output="whole", **inputs)
 
 
-def test_a_line_that_was_wrong_may_be_replaced(tokenise: Tokenise) -> None:
+def test_errors_replace_may_be_added_after_an_error(tokenise: Tokenise) -> None:
     Path("bad.txt").write_bytes("\n".join(LINES * 4).encode() + b"\n\xff\n")
     with pytest.raises(MinilmError, match="--errors replace"):
         tokenise(inputs=("bad.txt",))
@@ -300,14 +298,14 @@ def test_a_line_that_was_wrong_may_be_replaced(tokenise: Tokenise) -> None:
     assert tokenise(continued=True, **options) == tokenise(output="whole", **options)
 
 
-def test_what_was_replaced_is_not_refused_later(tokenise: Tokenise) -> None:
+def test_errors_replace_may_not_be_removed(tokenise: Tokenise) -> None:
     with pytest.raises(PulledPlug):
         tokenise(after=14, errors="replace")
     with pytest.raises(MinilmError, match="made with --errors replace, not strict"):
         tokenise(continued=True)
 
 
-def test_a_damaged_shard_is_not_gone_on_with(tokenise: Tokenise, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_shard_is_refused(tokenise: Tokenise, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(PulledPlug):
         tokenise(after=14)
     caplog.clear()
@@ -318,7 +316,7 @@ def test_a_damaged_shard_is_not_gone_on_with(tokenise: Tokenise, caplog: pytest.
     assert "Kept" not in caplog.text
 
 
-def test_two_that_make_the_same_output_are_refused(tokenise: Tokenise) -> None:
+def test_a_second_process_with_the_same_output_is_refused(tokenise: Tokenise) -> None:
     Path(".unfinished-tokens").mkdir()
     with Lock(Path(".unfinished-tokens/lock")), pytest.raises(MinilmError, match=r"process .* is making this output"):
         tokenise()
@@ -327,7 +325,7 @@ def test_two_that_make_the_same_output_are_refused(tokenise: Tokenise) -> None:
 @pytest.mark.parametrize(
     ("options", "named"), [({"inputs": ("-",)}, "standard input"), ({"output": "ids.jsonl.gz"}, "token-id lists")]
 )
-def test_what_cannot_be_gone_on_with_is_refused(
+def test_outputs_and_inputs_that_cannot_be_continued_are_refused(
     tokenise: Tokenise, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], named: str
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b"one"))))

@@ -75,7 +75,7 @@ settings_of_sequences = {
 
 
 @given(calls=calls(), restored_after=st.integers(0, 10), **settings_of_sequences)
-def test_sequences_are_the_same_however_the_lines_come(
+def test_sequences_do_not_depend_on_the_calls(
     calls: tuple[list[list[int]], list[Units]],
     restored_after: int,
     special: SpecialTokens,

@@ -145,7 +145,7 @@ def test_any_lines_are_read_as_they_were_written(
 
 
 @given(text=some_bytes, count=st.integers(1, 4), again=st.integers(1, 4), piece=st.integers(1, 12), data=st.data())
-def test_reading_can_be_gone_on_with_from_any_batch(
+def test_reading_can_continue_at_any_batch(
     text: bytes, count: int, again: int, piece: int, data: st.DataObject
 ) -> None:
     assume(not text.startswith(NOT_PLAIN))
@@ -172,7 +172,7 @@ def test_parts_are_not_too_long_and_make_up_the_text(text: bytes, longest: int) 
 
 
 @given(text=some_bytes.map(lambda text: text.replace(b"\n", b"").rstrip(b"\r")), piece=st.integers(1, 12))
-def test_a_long_line_is_cut_as_a_text_is(text: bytes, piece: int) -> None:
+def test_a_long_line_is_cut_like_a_text(text: bytes, piece: int) -> None:
     text = text.removeprefix(BOM)
     with tempfile.TemporaryDirectory() as folder, changed(sources, LONGEST_PART=piece):
         file = Path(folder, "text")
@@ -218,14 +218,12 @@ def test_a_text_is_cut_before_a_space_or_between_characters(text: str, found: li
     ],
 )
 @pytest.mark.parametrize("compression", sorted(COMPRESSIONS))
-def test_line_ends_and_a_byte_order_mark_are_no_part_of_lines(
-    text: bytes, lines: list[bytes], compression: str
-) -> None:
+def test_lines_have_no_line_ends_and_no_byte_order_mark(text: bytes, lines: list[bytes], compression: str) -> None:
     assert read(put(f"text{compression}", COMPRESSIONS[compression](text))) == lines
 
 
 @pytest.mark.parametrize("compression", sorted(COMPRESSIONS))
-def test_a_file_of_size_0_gives_nothing_or_is_no_compressed_one(compression: str) -> None:
+def test_an_empty_file_has_no_lines_or_is_refused_as_damaged(compression: str) -> None:
     for kind in (".txt", ".jsonl", ".csv"):
         name = put(f"empty{kind}{compression}", b"")
         if compression:
@@ -247,9 +245,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(compression: st
 
 
 @pytest.mark.parametrize("name", ["text.txt", "text.csv"])
-def test_of_a_file_that_is_changed_while_it_is_read_there_is_a_warning(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_that_changes_while_it_is_read_gives_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     batches = source(put(name, b"text\none\n")).batches(1)
     next(batches)
     assert caplog.text == ""
@@ -259,7 +255,7 @@ def test_of_a_file_that_is_changed_while_it_is_read_there_is_a_warning(
     assert f"{name} changed while it was read" in caplog.text
 
 
-def test_batches_have_as_many_lines_as_wanted_or_fewer_if_those_are_long() -> None:
+def test_batches_have_fewer_lines_if_the_lines_are_long() -> None:
     name = put("text", b"".join(b"%d\n" % number for number in range(10)) + (b"x" * 99 + b"\n") * 3)
     with changed(sources, _BATCH_BYTES=90), changed(decompress, _BLOCK=10):
         batches = list(source(name).batches(4))
@@ -286,7 +282,7 @@ def test_a_json_line_is_read_whole_or_refused() -> None:
             read(name)
 
 
-def test_an_input_begins_behind_its_byte_order_mark() -> None:
+def test_an_input_begins_after_its_byte_order_mark() -> None:
     first, second = source(put("text", BOM + b"one\ntwo\n")).batches(1)
     assert (first.place, second.place) == (Place(3, 1), Place(7, 2))
     places = (BEGINNING, first.place, second.place, Place(3, 1, skipped=3))
@@ -320,7 +316,7 @@ def test_a_small_file_of_a_huge_line_is_read_in_bounded_memory(compression: str)
 
 
 @pytest.mark.parametrize("compression", sorted(COMPRESSIONS)[1:])
-def test_damage_is_told_with_the_line_that_could_not_be_read(compression: str) -> None:
+def test_damage_is_reported_with_the_line(compression: str) -> None:
     pack = COMPRESSIONS[compression]
     first = pack(b"one\ntwo\nthr")
     second = pack(b"ee\n" + bytes(range(100, 200)))
@@ -339,7 +335,7 @@ def test_damage_is_told_with_the_line_that_could_not_be_read(compression: str) -
     assert read(name) == [b"one", b"two", b"three"]
 
 
-def test_a_file_that_takes_too_much_memory_to_unpack_is_refused() -> None:
+def test_a_file_that_takes_too_much_memory_to_decompress_is_refused() -> None:
     frame = b"\x28\xb5\x2f\xfd\x00%c\x19\x00\x00one"  # a header, the window, and three bytes as they are
     windows = {2**exponent: bytes([exponent - 10 << 3]) for exponent in (27, 28, 31)}
     assert read(put("text.zst", frame % windows[2**27])) == [b"one"]
@@ -353,7 +349,7 @@ def test_a_file_that_takes_too_much_memory_to_unpack_is_refused() -> None:
         read("text.xz")
 
 
-def test_a_file_that_went_away_is_told() -> None:
+def test_a_file_that_was_removed_is_reported() -> None:
     found = source(put("text", b"one\n"))
     Path("text").unlink()
     with refused("there is no such file", "text"):
@@ -390,13 +386,15 @@ def test_a_file_that_went_away_is_told() -> None:
         ("table.parquet", b"", "the file is damaged or not Parquet: ", ""),
     ],
 )
-def test_what_is_no_text_is_refused_before_it_is_read(name: str, content: bytes, message: str, hint: str) -> None:
+def test_a_file_that_is_not_text_is_refused_before_it_is_read(
+    name: str, content: bytes, message: str, hint: str
+) -> None:
     put(name, content)
     with refused(message, name, hint):
         find_sources([name], None)
 
 
-def test_what_is_no_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_is_not_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("folder").mkdir()
     os.mkfifo("pipe")
     with refused("this is a folder, not a text file", "folder/", "'folder/*.txt'"):
@@ -424,7 +422,7 @@ def test_what_is_no_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         find_sources(["text"], None)
 
 
-def test_a_pattern_stands_for_its_files_in_order() -> None:
+def test_a_pattern_gives_its_files_in_order() -> None:
     for name in ("b.txt", "a.txt", "c/d/e.txt", "c/.hidden.txt", ".hidden.txt", "x[1].txt", "dir.txt/f.md"):
         put(name, b"")
 
@@ -575,7 +573,7 @@ def _assert_read_from_any_batch(name: str, texts: list[bytes], count: int) -> No
         assert batch.where(0) == f"{name}, row {batch.place.number}"
 
 
-def test_what_is_not_utf_8_in_a_table_is_left_for_others_to_tell() -> None:
+def test_bytes_of_a_table_that_are_not_utf_8_are_kept() -> None:
     put("table.csv", b'text\n"\xff\xfe"\n\xc3\n\0\n\n\xed\xa0\x80')
     assert read("table.csv") == [b"\xff\xfe", b"\xc3", b"\0", b"", b"\xed\xa0\x80"]
 
@@ -610,13 +608,13 @@ def test_what_is_not_utf_8_in_a_table_is_left_for_others_to_tell() -> None:
         (b'text\none\n"' + b"x\n" * 101, "this is not CSV: field larger than field limit", "table.csv, line 53", ""),
     ],
 )
-def test_csv_that_cannot_be_read_is_told_with_the_line(content: bytes, message: str, where: str, hint: str) -> None:
+def test_wrong_csv_is_reported_with_the_line(content: bytes, message: str, where: str, hint: str) -> None:
     put("table.csv", content)
     with changed(tables, _LONGEST=100), refused(message, where, hint):
         read("table.csv")
 
 
-def test_damage_of_a_packed_table_is_told_with_the_line() -> None:
+def test_damage_of_a_compressed_table_is_reported_with_the_line() -> None:
     put("table.csv.gz", gzip.compress(b'text\none\n"two\n' + os.urandom(100).hex().encode())[:-20])
     with pytest.raises(MinilmError, match="damaged or cut short") as caught:
         read("table.csv.gz")
@@ -640,7 +638,7 @@ def test_parquet_is_read_from_any_batch(kind: pa.DataType) -> None:
 
 
 @pytest.mark.parametrize("columns", [["a.b", "a"], ["a", "a.b"]])
-def test_a_column_is_known_by_its_name_and_not_by_its_path(columns: list[str]) -> None:
+def test_a_column_is_found_by_its_name_and_not_by_its_path(columns: list[str]) -> None:
     values = {"a.b": ["one", "two"], "a": [{"b": "three", "c": 1}, {"b": "four", "c": 2}]}
     parquet.write_table(pa.table({name: values[name] for name in columns}), "table.parquet")
     assert read("table.parquet", "a.b") == [b"one", b"two"]
@@ -719,7 +717,7 @@ def test_a_data_set_that_cannot_be_loaded_is_refused(name: str, field: str | Non
 
 
 @pytest.mark.usefixtures("hub_texts")
-def test_a_row_of_a_data_set_without_text_is_told() -> None:
+def test_a_row_of_a_data_set_without_text_is_reported() -> None:
     (batch,) = source("hf://datasets/corpus:test").batches(5)
     assert batch.lines == [b"of the test"]
     with refused("the value of column 'id' is int, not text", "hf://datasets/corpus, row 3"):
@@ -727,7 +725,7 @@ def test_a_row_of_a_data_set_without_text_is_told() -> None:
 
 
 @pytest.mark.usefixtures("hub_texts")
-def test_a_data_set_that_fails_while_it_is_read_ends_the_work() -> None:
+def test_a_data_set_that_fails_while_it_is_read_is_reported() -> None:
     found = source("hf://datasets/corpus")
     Path("corpus/train.jsonl").unlink()
     with refused("the data set cannot be read: ", "hf://datasets/corpus", kind=RunError):

@@ -52,7 +52,7 @@ sequences_of_ids = st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=1
 
 
 @given(sequences=sequences_of_ids, shard_tokens=st.integers(1, 40), data=st.data())
-def test_what_is_written_is_read_back_however_it_was_cut_into_calls(
+def test_sequences_are_read_back_and_files_do_not_depend_on_the_calls(
     sequences: list[list[int]], shard_tokens: int, data: st.DataObject
 ) -> None:
     cuts = data.draw(st.lists(st.integers(0, len(sequences)), max_size=4))
@@ -86,7 +86,7 @@ def test_a_store_may_have_more_shards_than_a_process_may_have_files(tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_where_a_process_may_have_no_more_files_it_is_said_how_to_allow_them(tmp_path: Path) -> None:
+def test_the_limit_on_open_files_is_reported_with_how_to_raise_it(tmp_path: Path) -> None:
     write(tmp_path, SEQUENCES * 20, shard_tokens=1)
     # Of a process of its own, for what may be had less of cannot be had back.
     code = f"""
@@ -131,13 +131,13 @@ def test_a_longer_sequence_is_cut_and_its_last_special_token_kept(tmp_path: Path
 
 
 @pytest.mark.parametrize("index", [-1, 5, 10**9])
-def test_there_is_nothing_beyond_the_store(tmp_path: Path, index: int) -> None:
+def test_an_index_beyond_the_store_is_an_error(tmp_path: Path, index: int) -> None:
     store = write(tmp_path, SEQUENCES)
     with pytest.raises(IndexError):
         store[index]
 
 
-def test_a_store_is_one_only_when_it_is_closed(tmp_path: Path) -> None:
+def test_a_store_that_was_not_closed_cannot_be_opened(tmp_path: Path) -> None:
     writer = TokenStoreWriter(tmp_path, INFO, 512, shard_tokens=2)
     writer.add(np.array([1, 2, 3]), np.array([3]))
     assert any(tmp_path.iterdir())
@@ -145,7 +145,7 @@ def test_a_store_is_one_only_when_it_is_closed(tmp_path: Path) -> None:
         TokenStore(tmp_path)
 
 
-def test_a_path_that_is_not_there_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_store_is_refused_with_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(MinilmError, match="there is no such token store") as caught:
         TokenStore(tmp_path / "tokens")
     assert "minilm tokenize" in (caught.value.hint or "")
@@ -283,7 +283,7 @@ def test_a_store_of_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
         TokenStore(tmp_path)
 
 
-def test_a_store_says_which_version_wrote_it_and_one_that_does_not_is_read_too(tmp_path: Path) -> None:
+def test_a_store_names_the_version_that_wrote_it_but_need_not(tmp_path: Path) -> None:
     assert write(tmp_path, SEQUENCES).manifest.written_by == __version__
     change_manifest(tmp_path, lambda manifest: manifest.pop("written_by"))
     assert TokenStore(tmp_path).manifest.written_by is None
@@ -338,7 +338,7 @@ def test_every_flipped_bit_is_found_by_its_checksum(tmp_path: Path, name: str) -
     assert caught.value.where == str(tmp_path / name)
 
 
-def test_a_file_that_went_missing_is_told_by_verify(tmp_path: Path) -> None:
+def test_verify_reports_a_missing_file(tmp_path: Path) -> None:
     store = write(tmp_path, SEQUENCES)
     (tmp_path / "shard-00001.npy").unlink()
     with pytest.raises(MinilmError) as caught:
@@ -346,7 +346,7 @@ def test_a_file_that_went_missing_is_told_by_verify(tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / "shard-00001.npy")
 
 
-def test_ids_outside_the_vocabulary_are_told_by_verify(tmp_path: Path) -> None:
+def test_verify_reports_ids_outside_the_vocabulary(tmp_path: Path) -> None:
     write(tmp_path, SEQUENCES)
     ids = np.load(tmp_path / "shard-00000.npy")
     ids[0] = 300
