@@ -1,4 +1,4 @@
-"""What `minilm tokenize` says to every mistake."""
+"""Messages of `minilm tokenize` for mistakes of the user."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def half_a_gzip(name: str) -> Preparation:
 
 
 def zeros(name: str) -> Preparation:
-    """A line of 32 MiB, which takes no room."""
+    """A sparse file with a line of 32 MiB."""
     return all_of(write(name, ""), lambda: os.truncate(name, 2**25))
 
 
@@ -141,7 +141,7 @@ MISTAKES = [
         ("./nowhere", "no such tokenizer folder"),
     ),
     Mistake(
-        "tokenizer not to be had",
+        "tokenizer that is not available",
         "tokenize corpus.txt --tokenizer nobody/nothing",
         ("nobody/nothing", "tokenizer cannot be loaded", "HF_HUB_OFFLINE"),
     ),
@@ -312,7 +312,7 @@ MISTAKES_IN_FILES = [
     Mistake("language without sentences", TOKENIZE + "--language de", ("--language", "--split-sentences")),
     Mistake("store called a file", TOKENIZE + "-o new.jsonl", ("new.jsonl", "mistaken for a file", ".jsonl.gz")),
     Mistake(
-        "whole store gone on with",
+        "complete store continued",
         TOKENIZE + "-o done --continue",
         ("done", "this store is complete", "add --force"),
         all_of(folder("done"), write("done/manifest.json", "{}")),
@@ -335,7 +335,7 @@ MISTAKES_IN_FILES = [
     Mistake("language that is none", TOKENIZE + "--split-sentences --language ''", ("language",)),
     Mistake("language in words", TOKENIZE + "--split-sentences --language English", ("language", "English")),
     Mistake(
-        "lists gone on with", TOKENIZE + "-o new.jsonl.gz --continue", ("--continue", "token-id lists", "Start again")
+        "lists continued", TOKENIZE + "-o new.jsonl.gz --continue", ("--continue", "token-id lists", "Start again")
     ),
     Mistake("no room when packing", TOKENIZE + "--pack --max-length 2", ("--max-length 2", "special tokens")),
     *(
@@ -471,9 +471,9 @@ MISTAKES_IN_OUTPUTS = [
 ]
 
 MISTAKES_IN_RIGHTS = [
-    Mistake("text to be read by nobody", TOKENIZE, ("corpus.txt", "denied"), mode("corpus.txt", 0)),
+    Mistake("text without permission to read", TOKENIZE, ("corpus.txt", "denied"), mode("corpus.txt", 0)),
     Mistake(
-        "text in a folder to be searched by nobody",
+        "text in a folder without permission to search",
         "tokenize sub/a.txt" + REST,
         ("sub/a.txt", "denied"),
         all_of(folder("sub"), write("sub/a.txt", "the"), mode("sub", 0)),
@@ -489,7 +489,7 @@ MISTAKES_IN_RIGHTS = [
     ),
     *(
         Mistake(
-            f"{file} to be read by nobody",
+            f"{file} without permission to read",
             TOKENIZE,
             ("teacher", f"{file} cannot be read", "right"),
             mode(f"teacher/{file}", 0),
@@ -497,30 +497,35 @@ MISTAKES_IN_RIGHTS = [
         for file in ("tokenizer.json", "tokenizer_config.json")
     ),
     Mistake(
-        "output in a folder not to be written",
+        "output in a folder without permission to write",
         TOKENIZE + "-o sub/x",
         ("sub", "nothing can be written", "denied", "ls -ld sub\n"),
         all_of(folder("sub"), mode("sub", 0o500)),
     ),
     Mistake(
-        "output in a folder to be searched by nobody",
+        "output in a folder without permission to search",
         TOKENIZE + "-o sub/x",
         ("sub/x: Permission denied", "ls -ld sub\n"),
         all_of(folder("sub"), mode("sub", 0)),
     ),
     Mistake(
-        "output below a folder not to be written",
+        "output below a folder without permission to write",
         TOKENIZE + "-o sub/a/b/x",
         ("sub/a/b/x: the folder of this output cannot be made", "ls -ld sub\n"),
         all_of(folder("sub"), mode("sub", 0o500)),
     ),
     Mistake(
-        "output that exists and may be listed by nobody",
+        "output that exists without permission to list",
         TOKENIZE + "--force",
         ("tokens: Permission denied", "ls -ld tokens\n"),
         mode("tokens", 0),
     ),
-    Mistake("current folder not to be written", TOKENIZE + "-o new", (".: nothing can be written",), mode(".", 0o500)),
+    Mistake(
+        "current folder without permission to write",
+        TOKENIZE + "-o new",
+        (".: nothing can be written",),
+        mode(".", 0o500),
+    ),
 ]
 
 

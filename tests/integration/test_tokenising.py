@@ -1,4 +1,4 @@
-"""Tokenising that is killed and gone on with; its memory, and that of opening a store."""
+"""Tokenising that is killed and continued; memory for tokenising and for opening a store."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.integration.conftest import PATIENCE, Commands, wait_until
 
 ROOT = Path(__file__).parents[2]
 
-#: The command with small shards, so that there are whole ones soon.
+#: The command with small shards, so that some are complete soon.
 SMALL_SHARDS = (
     "from minilm_cli.tokens import store; store.SHARD_TOKENS = 20_000; from minilm_cli.cli.app import main; main()"
 )
 
-#: The same, but it never ends: when there are that many shards, it waits for a signal.
+#: The same, but it never ends: after 20 shards it waits for a signal.
 ENDLESS = """
 import signal
 from minilm_cli.corpus.resume import Unfinished
@@ -43,7 +43,7 @@ COMMAND = ("tokenize", "corpus.txt", "--tokenizer", "teacher", "--max-length", "
 
 
 def prepare(folder: Path, teacher: Path, corpus: Path) -> None:
-    """Put a teacher and a few megabytes of text there."""
+    """Write a teacher and a few megabytes of text into a folder."""
     shutil.copytree(teacher, folder / "teacher")
     text = corpus.read_text(encoding="utf-8")
     (folder / "corpus.txt").write_text(text * (2**22 // len(text)), encoding="utf-8")
@@ -71,7 +71,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def shards(place: Path) -> int:
-    """How many are whole."""
+    """Number of complete shards."""
     with suppress(FileNotFoundError):
         state = (place / ".unfinished-tokens" / "unfinished.json").read_text(encoding="utf-8")
         return len(json.loads(state)["shards"])
@@ -102,7 +102,7 @@ def test_a_killed_tokenisation_can_be_continued(
 
 @pytest.fixture
 def waiting(place: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """Tokenising whose two workers have nothing to do, for no more text comes; and those."""
+    """Tokenising whose two workers are idle because no more text comes; and their process ids."""
     words = ("tokenize", "-", "--tokenizer", "teacher", "--workers", "2", "--batch-size", "1")
     with subprocess.Popen(
         [sys.executable, "-m", "minilm_cli", *words],
@@ -133,14 +133,14 @@ def workers(parent: int) -> list[int]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits only for somebody to ask how it ended."""
+    """Whether a process has ended, perhaps as a zombie."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
     return True
 
 
 def time_taken(pid: int) -> str:
-    """By the main thread of a process, in nanoseconds of a core."""
+    """CPU time of the main thread of a process, in nanoseconds."""
     return Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]
 
 

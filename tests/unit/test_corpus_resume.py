@@ -1,4 +1,4 @@
-"""Tokenising that is interrupted, and gone on with."""
+"""Interrupted token stores that are continued."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ from minilm_cli.tokens.id_lists import convert_token_lists
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore
 
 
-class Told:
-    """Progress that keeps what it was told."""
+class Recorded:
+    """Progress that records its calls."""
 
     def __init__(self) -> None:
         self.total: float | None = 0
@@ -71,7 +71,7 @@ def run(tiny_teacher: Path, tmp_path: Path) -> Run:
                 file.write_bytes(source if isinstance(source, bytes) else source.encode())
             files.append(str(file))
         defaults = {"tokenizer": str(tiny_teacher), "output": tmp_path / "tokens", "workers": 1}
-        return tokenize(TokenizeSettings(inputs=tuple(files), **defaults | options), Told())
+        return tokenize(TokenizeSettings(inputs=tuple(files), **defaults | options), Recorded())
 
     return tokenise
 
@@ -132,7 +132,7 @@ def test_each_line_gives_the_ids_of_the_tokenizer(request: pytest.FixtureRequest
         given_settings = TokenizeSettings(
             inputs=(str(file),), tokenizer=str(folder_of_tokenizer), output=output, workers=1, batch_size=4
         )
-        report = tokenize(given_settings, Told())
+        report = tokenize(given_settings, Recorded())
         assert sequences(output) == wanted
     assert (report.lines, report.sequences) == (len(lines), len(wanted))
     assert report.counts.blank == len(lines) - len(wanted)
@@ -478,7 +478,7 @@ def test_progress_starts_once(run: Run) -> None:
 def test_progress_is_in_bytes_and_reaches_the_end(tiny_teacher: Path, tiny_corpus: Path, tmp_path: Path) -> None:
     packed = tmp_path / "corpus.txt.gz"
     packed.write_bytes(gzip.compress(tiny_corpus.read_bytes()))
-    progress = Told()
+    progress = Recorded()
     inputs = (str(tiny_corpus), str(packed))
     tokenize(
         TokenizeSettings(
