@@ -28,9 +28,13 @@ ROUNDING = 2e-5
 STEPS = 60
 
 
-def torchrun(processes: int, *options: str) -> tuple[str, ...]:
-    """What starts so many processes on this machine."""
-    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options)
+#: torchrun itself, and the one whose workers are forked.
+TORCHRUN, FORKING = ("-m", "torch.distributed.run"), ("-m", "tests.torchrun")
+
+
+def torchrun(processes: int, *options: str, program: tuple[str, ...] = FORKING) -> tuple[str, ...]:
+    """The launcher of so many processes on this machine."""
+    return (*program, "--nproc-per-node", str(processes), *(options or ("--standalone",)))
 
 
 def free_port() -> str:
@@ -110,13 +114,14 @@ def first_process(folder: Path) -> int:
 
 
 def rank(number: int, folder: Path) -> int:
-    """The process of this rank."""
-    (found,) = (
-        process
-        for process in processes_in(folder)
-        if f"RANK={number}".encode() in Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        and b"minilm_cli" in Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-    )
+    """The process of this rank: a forked one has it in its name, another in its environment."""
+
+    def is_it(process: Path) -> bool:
+        started = b"minilm_cli" in (process / "cmdline").read_bytes().split(b"\0")
+        own = started and f"RANK={number}".encode() in (process / "environ").read_bytes().split(b"\0")
+        return own or (process / "comm").read_text() == f"minilm-{number}\n"
+
+    (found,) = (process for process in processes_in(folder) if is_it(Path("/proc", str(process))))
     return found
 
 
@@ -182,17 +187,18 @@ def test_a_run_goes_on_in_another_number_of_processes(
     is_the_same(metrics(folder), alone(training__batch_size=7))
 
 
-@pytest.mark.parametrize("meeting", ["--standalone", "--master-port"])
+@pytest.mark.parametrize(("meeting", "cold"), [("--standalone", True), ("--master-port", False)])
 def test_after_a_kill_torchrun_starts_them_anew_and_they_end_where_they_would_have(
-    minilm: Commands, distill: tuple[str, ...], meeting: str
+    minilm: Commands, distill: tuple[str, ...], meeting: str, cold: bool
 ) -> None:
     steps = 3 * STEPS  # enough for two lives and a half
     words = ("--batch-size", "8", "--steps", str(steps))
     done = minilm(*distill[:-1], "undisturbed", *words, launcher=torchrun(2))
     assert done.returncode == 0, done.stderr
     folder = minilm.folder / "run"
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2", meeting)
-    process = minilm.start(*distill, *words, launcher=(*launcher, *([free_port()] if "port" in meeting else [])))
+    options = ("--max-restarts", "2", meeting, *([free_port()] if "port" in meeting else []))
+    launcher = torchrun(2, *options, program=TORCHRUN if cold else FORKING)
+    process = minilm.start(*distill, *words, launcher=launcher, cold=cold)
     wait_until(saved(folder, 4), process)
     before = first_process(folder)
     os.kill(rank(1, minilm.folder), signal.SIGKILL)
@@ -341,5 +347,14 @@ def test_a_process_that_never_comes_is_named_in_bounded_time(
 
 
 def test_other_commands_are_run_by_one_process(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> None:
-    done = minilm("tokenize", tiny_corpus, "--tokenizer", tiny_teacher, "--workers", "1", launcher=torchrun(2))
+    done = minilm(
+        "tokenize",
+        tiny_corpus,
+        "--tokenizer",
+        tiny_teacher,
+        "--workers",
+        "1",
+        launcher=torchrun(2, program=TORCHRUN),
+        cold=True,
+    )
     assert (done.returncode, done.stdout) == (0, "tokens\n"), done.stderr
