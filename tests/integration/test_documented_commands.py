@@ -44,14 +44,13 @@ NOT_RUN = {
     "minilm tokenize hf://datasets/wikimedia/wikipedia:20231101.en/train --output wikipedia": NETWORK,
     "minilm export --push-to-hub NAME/REPOSITORY --private": NETWORK,
     'pip install "${TORCH:-torch}" -e ".[dev]"': REPOSITORY,
-    "ruff check .": REPOSITORY,
-    "ruff format .": REPOSITORY,
+    "pip install pre-commit && pre-commit install": NETWORK,
+    'ruff check . && ruff format --check . && pytest -n 2 -m "not slow"': REPOSITORY,
     "mypy": REPOSITORY,
     "lint-imports": REPOSITORY,
     "python docs/generate.py": REPOSITORY,
     "mkdocs build --strict --config-file docs/mkdocs/mkdocs.yml": REPOSITORY,
     "mkdocs serve --config-file docs/mkdocs/mkdocs.yml": "serves until it is stopped",
-    "pytest -n 2": REPOSITORY,
     "python -m tests.benchmarks --output docs/figures/figures.json": "measures for half an hour",
     "python -m tests.benchmarks.page": REPOSITORY,
     "bash .ci/run": "runs these tests",
@@ -180,4 +179,4 @@ def test_what_is_not_run_is_known() -> None:
 def test_every_block_says_what_it_is() -> None:
     for page in PAGES:
         languages = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
-        assert set(languages) <= {"bash", "bibtex", "console", "json", "python", "text", "yaml"}, page
+        assert set(languages) <= {"bash", "bibtex", "console", "json", "mermaid", "python", "text", "yaml"}, page
