@@ -20,6 +20,7 @@ import pkgutil
 import resource
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +36,9 @@ ROOT = Path(__file__).parents[1]
 
 #: Variables that Python, torch, transformers or huggingface_hub read once, at their import.
 READ_AT_IMPORT = ("HF_HOME", "HF_HUB_", "TRANSFORMERS_", "TORCH_", "OMP_", "PYTHONHASHSEED", "PYTHONWARNINGS")
+
+#: What they are for every command.
+SETTLED = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 #: CPU seconds after which the system ends a command: if pytest is killed, no endless run stays behind.
 CPU_SECONDS = 600
@@ -144,11 +148,12 @@ class ForkServer:
 def server() -> ForkServer:
     """The server of this process, started when it is first needed."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    home = tempfile.mkdtemp()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.forkserver", str(theirs.fileno())],
         cwd=ROOT,
         # THP_MEM_ALLOC_ENABLE: as `minilm` sets it before it imports torch.
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"},
+        env=os.environ | SETTLED | {"HF_HOME": home, "THP_MEM_ALLOC_ENABLE": "1"},
         stdin=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],
         start_new_session=True,
@@ -160,6 +165,7 @@ def server() -> ForkServer:
     def end() -> None:
         found.close()
         process.wait()
+        shutil.rmtree(home)
 
     return found
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.forkserver import Process, forks, server
+from tests.forkserver import SETTLED, Process, forks, server
 
 AnyProcess = Process | subprocess.Popen[str]
 
@@ -43,8 +43,7 @@ class Commands:
         variables that are read by imports. `end` returns the streams, except those that go to a given descriptor.
         """
         given = [*launcher, *program, *map(os.fspath, words)]
-        env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        env |= {"TMPDIR": str(self.folder), **environment}
+        env = os.environ | SETTLED | {"COLUMNS": "200", "TMPDIR": str(self.folder)} | environment
         process: AnyProcess
         if forks(environment) and not cold:
             process = server().start(given, cwd=self.folder, environment=env, stdout=stdout, stderr=stderr)
