@@ -1,63 +1,59 @@
 """Writes the reference pages, `docs/reference/*.md`, from the code: commands, settings, files.
 
-python docs/generate.py          write them
-python docs/generate.py --check  fail if one is not what the code says
+python docs/generate.py          write the pages
+python docs/generate.py --check  fail if a page differs from the code
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import typer
 import yaml
 from pydantic import BaseModel
 
-from minilm_cli.cli import app
+from minilm_cli.cli.app import app
+from minilm_cli.cli.usage import Row, rows, usage
 from minilm_cli.runs import plan
-from minilm_cli.settings import load
+from minilm_cli.settings.distill import CHANGEABLE_MID_RUN, DistillSettings
+from minilm_cli.settings.flags import as_typed, docstrings, section_of, setting_names
 from minilm_cli.tokens import store
 
 FOLDER = Path(__file__).parent / "reference"
-HEADER = "<!-- Written by docs/generate.py from the code. Edit that, not this. -->\n\n"
+HEADER = "<!-- Written by docs/generate.py from the code. Edit the code, not this page. -->\n\n"
 
-#: What a command line's value is called where its option does not name it.
-TYPES = {str: "text", int: "integer", float: "number", Path: "path", bool: ""}
-
-#: The meaning of what the manifest of a token store holds. A field that is missing here is an error.
+#: The meaning of each field of a token store's manifest. A field that is missing here is an error.
 MANIFEST = {
     "format_version": "Version of this layout. A reader refuses a newer one.",
     "written_by": "Version of minilm that wrote it.",
     "tokenizer.name": "Hub name or folder of the tokenizer.",
-    "tokenizer.revision": "Branch, tag or commit that was asked for.",
+    "tokenizer.revision": "Branch, tag or commit that was requested.",
     "tokenizer.vocabulary_sha256": "SHA-256 of the sorted vocabulary; `distill` compares it with the teacher's.",
-    "tokenizer.vocabulary_size": "1 + the largest token id. It decides the type of the ids.",
-    "tokenizer.special_ids": "Ids of the special tokens, rising.",
-    "max_length": "Tokens a sequence could have at most, special tokens counted.",
+    "tokenizer.vocabulary_size": "1 + the largest token id. It determines the type of the ids.",
+    "tokenizer.special_ids": "Ids of the special tokens, ascending.",
+    "max_length": "Largest length of a sequence in tokens, special tokens included.",
     "sequences": "Sequences in all shards.",
     "tokens": "Tokens in all shards.",
-    "length_histogram": "Entry n: how many sequences have n tokens.",
-    "shards[].file": "The file of ids. The offsets are beside it, in `….offsets.npy`.",
+    "length_histogram": "Entry n: the number of sequences with n tokens.",
+    "shards[].file": "File of the token ids. The offsets are next to it, in `….offsets.npy`.",
     "shards[].sequences": "Sequences in this shard.",
     "shards[].tokens": "Tokens in this shard.",
-    "shards[].sha256": "SHA-256 of the file of ids.",
+    "shards[].sha256": "SHA-256 of the file of token ids.",
     "shards[].offsets_sha256": "SHA-256 of the file of offsets.",
 }
 
 
 def pages() -> dict[str, str]:
-    """The text of every page by its file's name."""
-    group = typer.main.get_command(app.app)
-    commands: Mapping[str, Any] = getattr(group, "commands", {})
-    found = {"minilm.md": _overview(group, commands)}
-    for name, command in commands.items():
-        found[f"{name}.md"] = _command_page(name, command)
+    """The text of every page by the name of its file."""
+    group: Any = typer.main.get_command(app)
+    context = typer.Context(group, info_name="minilm", **group.context_settings)
+    found = {"minilm.md": _overview(group, context)}
+    for name, command in group.commands.items():
+        found[f"{name}.md"] = _command_page(name, command, typer.Context(command, parent=context, info_name=name))
     found["settings.md"] = _settings_page()
     found["token-store.md"] = _token_store_page()
     found["plan.md"] = _plan_page()
@@ -67,136 +63,78 @@ def pages() -> dict[str, str]:
 # --- Commands ----------------------------------------------------------------------------------------------------
 
 
-def _overview(group: Any, commands: Mapping[str, Any]) -> str:
-    rows = [(f"[`minilm {name}`]({name}.md)", _sentence(command.help)) for name, command in commands.items()]
+def _overview(group: Any, context: typer.Context) -> str:
+    commands = [(f"[`minilm {name}`]({name}.md)", command.help) for name, command in group.commands.items()]
     return f"""# minilm
 
-{_sentence(group.help)}
+{group.help}
 
 ```text
-minilm [OPTIONS] COMMAND [ARGUMENTS]
+{usage(group, context)}
 python -m minilm_cli [OPTIONS] COMMAND [ARGUMENTS]
 ```
 
-{_table(("command", "what it does"), rows)}
+{_table(("command", "what it does"), commands)}
 
 ## Options
 
-{_table(("option", "meaning"), [(_names(option), _sentence(option.help)) for option in _options(group)])}
+{_table(("option", "meaning"), [(_names(row), row.help) for row in rows(group, context)])}
 """
 
 
-def _command_page(name: str, command: Any) -> str:
-    hints = typing.get_type_hints(inspect.unwrap(command.callback))
-    of_settings = _settings_of_flags() if name == "distill" else {}
-    arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
-    usage = " ".join(["minilm", name, *map(_metavar, arguments), "[OPTIONS]"])
-    parts = [f"# minilm {name}", _sentence(command.help), f"```text\n{usage}\n```"]
-    if arguments:
-        rows = [(f"`{_metavar(argument)}`", _default(argument), _sentence(argument.help)) for argument in arguments]
-        parts += ["## Arguments", _table(("argument", "default", "meaning"), rows)]
-    head = ("option", "value", "default", *(["setting"] if of_settings else []), "meaning")
-    rows = [
-        (
-            _names(option),
-            _value(option, hints[option.name]),
-            _default(option),
-            *([_setting_link(of_settings.get(option.name))] if of_settings else []),
-            _sentence(option.help),
-        )
-        for option in _options(command)
-    ]
-    rows.append(("`-h`, `--help`", "", "", *([""] if of_settings else []), "Show the options and exit."))
-    parts += ["## Options", _table(head, rows)]
-    if of_settings:
-        parts.append("What a setting may be in full is on the page [Settings](settings.md).")
+def _command_page(name: str, command: Any, context: typer.Context) -> str:
+    panels: dict[str, list[Row]] = {}
+    for row in rows(command, context):
+        panels.setdefault(row.panel, []).append(row)
+    panels["Options"] = panels.pop("Options")  # last, as in --help
+    parts = [f"# minilm {name}", command.help, f"```text\n{usage(command, context)}\n```"]
+    for title, group in panels.items():
+        parts += [f"## {title}", _options_table(group)]
+    if name == "distill":
+        parts.append("The page [Settings](settings.md) describes the settings in full.")
     return "\n\n".join(parts)
 
 
-def _metavar(argument: Any) -> str:
-    metavar: str = argument.metavar + ("..." if argument.nargs < 0 else "")
-    return metavar if argument.required else f"[{metavar}]"
+def _options_table(group: list[Row]) -> str:
+    with_settings = any("." in row.path for row in group)
+    head = ("option", "value", "default", *(["setting"] if with_settings else []), "meaning")
+    lines = []
+    for row in group:
+        value = _alternatives(row.metavar.split("|")) if row.metavar else ""
+        default = "required" if row.required else row.default if " " in row.default else _code(row.default)
+        link = f"[`{row.path}`](settings.md#{row.path.partition('.')[0]})" if row.path else ""
+        lines.append((_names(row), value, default, *([link] if with_settings else []), row.help))
+    return _table(head, lines)
 
 
-def _options(command: Any) -> list[Any]:
-    return [parameter for parameter in command.params if parameter.param_type_name == "option"]
-
-
-def _names(option: Any) -> str:
-    return ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
-
-
-def _value(option: Any, hint: Any) -> str:
-    if option.metavar:
-        words = option.metavar.split("|")
-        return _listed([word.lower() if word.isupper() and len(words) > 1 else f"`{word}`" for word in words])
-    kinds = [kind for kind in (typing.get_args(hint) or (hint,)) if kind is not type(None)]
-    return TYPES[kinds[0]]
-
-
-def _default(parameter: Any) -> str:
-    if isinstance(parameter.show_default, str):
-        return parameter.show_default if " " in parameter.show_default else f"`{parameter.show_default}`"
-    if parameter.required:
-        return "required"
-    if not parameter.show_default or parameter.default in (None, False):
-        return ""
-    return f"`{parameter.default}`"
-
-
-def _settings_of_flags() -> dict[str, str]:
-    """Which setting each parameter of `distill` is: found by calling it with marks, and looking where they end up."""
-    names = list(inspect.signature(app.distill).parameters)
-    marks = {name: object() for name in names}
-
-    class Seen(Exception):
-        pass
-
-    with mock.patch.object(load, "load_distill_settings", side_effect=Seen) as loading, suppress(Seen):
-        app.distill(**marks)  # type: ignore[arg-type]  # marks are no options
-    _, _, flags = loading.call_args.args
-    by_mark = {id(mark): name for name, mark in marks.items()}
-    return {by_mark[id(value)]: dotted for dotted, value in flags.items()}
-
-
-def _setting_link(dotted: str | None) -> str:
-    if dotted is None:
-        return ""
-    section = dotted.partition(".")[0]
-    return f"[`{dotted}`](settings.md#{section})"
+def _names(row: Row) -> str:
+    return ", ".join(map(_code, row.names))
 
 
 # --- Settings ----------------------------------------------------------------------------------------------------
 
 
 def _settings_page() -> str:
-    grouped = []
-    loose = []
-    for name, field in load.DistillSettings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            grouped.append(f"## {name}\n\n{_sentence(field.description)}\n\n{_fields(field.annotation, f'{name}.')}")
-        else:
-            loose.append(f"## {name}\n\n{_fields(load.DistillSettings, '', only=name)}")
-    example = load.DistillSettings.model_validate(
+    example = DistillSettings.model_validate(
         {"teacher": {"name": "bert-base-uncased"}, "student": {"config": "config.json"}}
     ).model_dump(mode="json", exclude_none=True)
-    sections = "\n\n".join(grouped + loose)
-    changeable = "\n".join(f"- `{name}`" for name in load.setting_names() if name in load.CHANGEABLE_MID_RUN)
+    sections = "\n\n".join(_section(name) for name in DistillSettings.model_fields)
+    changeable = "\n".join(f"- `{name}`" for name in setting_names(DistillSettings) if name in CHANGEABLE_MID_RUN)
     return f"""# Settings
 
-Every setting of `minilm distill`, by its dotted path. Each can be given in a settings file (`--config`, `.yaml`,
-`.toml` or `.json`) and by `--set KEY=VALUE`; those with an option of their own are listed with
-[`minilm distill`](distill.md). An option or `--set` overrides the file; giving one setting by both is an error, and so
-is a name that does not exist. Values of `--set` are read as YAML.
+All settings of `minilm distill`, by dotted path. A setting can be given in a settings file (`--config`; `.yaml`,
+`.toml` or `.json`), by `--set KEY=VALUE`, and by its own option if it has one; the page [`minilm distill`](distill.md)
+lists the options. An option or `--set` overrides the file. It is an error to give a setting both by its option and by
+`--set`, or to name a setting that does not exist. Values of `--set` are read as YAML.
 
-The column *mid-run* says what `minilm resume --set` may change: nothing that alters which sequences a step sees or what
-is learnt from them.
+The column *mid-run* shows what `minilm resume --set` may change: nothing that alters which sequences a step sees, or
+the objective.
 
 {sections}
 
 ## A settings file
 
-Every default, written down:
+All defaults:
 
 ```yaml
 {yaml.safe_dump(example, sort_keys=False).rstrip()}
@@ -208,23 +146,23 @@ Every default, written down:
 """
 
 
-def _fields(model: type[BaseModel], prefix: str, only: str | None = None) -> str:
+def _section(name: str) -> str:
+    section = section_of(DistillSettings.model_fields[name])
+    if section is None:
+        return f"## {name}\n\n{_fields(DistillSettings, '', [name])}"
+    about = docstrings(DistillSettings)[name]
+    return f"## {name}\n\n{about}\n\n{_fields(section, f'{name}.', section.model_fields)}"
+
+
+def _fields(model: type[BaseModel], prefix: str, names: Iterable[str]) -> str:
     schema = model.model_json_schema()
-    rows = []
-    for name, found in schema["properties"].items():
-        if only not in (None, name):
-            continue
-        dotted = f"{prefix}{name}"
-        rows.append(
-            (
-                f"`{dotted}`",
-                _type(found),
-                "required" if name in schema.get("required", ()) else _shown(found.get("default")),
-                "yes" if dotted in load.CHANGEABLE_MID_RUN else "",
-                _sentence(found.get("description")),
-            )
-        )
-    return _table(("setting", "type", "default", "mid-run", "meaning"), rows)
+    lines = []
+    for name in names:
+        found, path = schema["properties"][name], f"{prefix}{name}"
+        default = "required" if name in schema.get("required", ()) else _shown(found.get("default"))
+        mid_run = "yes" if path in CHANGEABLE_MID_RUN else ""
+        lines.append((_code(path), _type(found), default, mid_run, docstrings(model)[name]))
+    return _table(("setting", "type", "default", "mid-run", "meaning"), lines)
 
 
 def _type(schema: Mapping[str, Any]) -> str:  # noqa: PLR0911  # a case for each kind of value
@@ -232,7 +170,7 @@ def _type(schema: Mapping[str, Any]) -> str:  # noqa: PLR0911  # a case for each
     if "anyOf" in schema:
         return _listed([_type(part) for part in schema["anyOf"] if part.get("type") != "null"])
     if "const" in schema:
-        return f"`{schema['const']}`"
+        return _code(schema["const"])
     if "enum" in schema:
         return _alternatives(schema["enum"])
     match schema.get("type"):
@@ -259,45 +197,35 @@ def _bounds(schema: Mapping[str, Any]) -> str:
     return f" {', '.join(said)}" if said else ""
 
 
-def _shown(default: object) -> str:
-    if default is None or default in ([], ()):
-        return ""
-    if isinstance(default, Mapping):
-        return f"`{','.join(f'{key}={value:g}' for key, value in default.items())}`"
+def _shown(default: Any) -> str:
     if isinstance(default, list):
-        return ", ".join(f"`{value}`" for value in default)
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+        return ", ".join(map(_shown, default))
+    return _code(str(default).lower() if isinstance(default, bool) else as_typed(default))
 
 
 # --- Files -------------------------------------------------------------------------------------------------------
 
 
 def _token_store_page() -> str:
-    rows = [(f"`{path}`", kind, MANIFEST[path]) for path, kind in _leaves(store.Manifest)]
-    assert len(rows) == len(MANIFEST)
+    fields = [(_code(path), kind, MANIFEST[path]) for path, kind in _leaves(store.Manifest)]
+    assert len(fields) == len(MANIFEST)
+    files = [
+        ("`manifest.json`", "Format, tokenizer, counts and checksums; the fields are below."),
+        (
+            "`shard-00000.npy`",
+            "Token ids of all sequences, one after the other, special tokens included: one dimension, in the smallest"
+            " unsigned type that holds the vocabulary (`uint16` up to 65,536 ids).",
+        ),
+        (
+            "`shard-00000.offsets.npy`",
+            "Start of each sequence in the shard: `int64`, one entry more than there are sequences.",
+        ),
+    ]
     return f"""# The token store
 
 A folder that `minilm tokenize` writes and `minilm distill` reads, memory-mapped. It is complete or absent.
 
-{
-        _table(
-            ("file", "what it holds"),
-            [
-                ("`manifest.json`", "Format, tokenizer, counts and checksums; the fields are below."),
-                (
-                    "`shard-00000.npy`",
-                    "Token ids, sequence after sequence, special tokens included: one dimension, in the smallest"
-                    " unsigned type that holds the vocabulary (`uint16` up to 65,536 ids).",
-                ),
-                (
-                    "`shard-00000.offsets.npy`",
-                    "Where each sequence begins in the shard: `int64`, one entry more than there are sequences.",
-                ),
-            ],
-        )
-    }
+{_table(("file", "content"), files)}
 
 Shards are numbered from 0 and closed after {store.SHARD_TOKENS:,} tokens. The files are plain NumPy arrays, without
 pickled objects: sequence i of a shard is `ids[offsets[i]:offsets[i + 1]]`. The same text, tokenizer and options give
@@ -307,13 +235,13 @@ the same bytes, whatever the number of workers.
 
 Format version {store.FORMAT_VERSION}.
 
-{_table(("field", "type", "meaning"), rows)}
+{_table(("field", "type", "meaning"), fields)}
 
 ## JSON lines instead
 
-With `--output NAME.jsonl.gz`, `minilm tokenize` writes gzipped JSON lines, one list of token ids a line. `distill`
-takes such a file as `--data NAME.jsonl.gz`, converts it once and keeps the store in the run folder, under `tokens/`. A
-list of ids does not say which tokenizer made it, so only the range of the ids can be checked against the teacher.
+With `--output NAME.jsonl.gz`, `minilm tokenize` writes gzipped JSON lines with a list of token ids on each line.
+`distill` takes such a file as `--data NAME.jsonl.gz`, converts it once and keeps the store in the run folder, under
+`tokens/`. A list of ids does not name its tokenizer, so only the range of the ids is checked against the teacher.
 """
 
 
@@ -338,13 +266,13 @@ def _is_model(candidate: object) -> bool:
 def _plan_page() -> str:
     parts = [
         "# plan.json",
-        "What a run trains on what, in numbers: what `minilm distill --dry-run --json` prints, what the run folder"
-        " keeps as `plan.json` (there `measured` is null) and what the model card tells.",
+        "What a run trains and on what data, in numbers. `minilm distill --dry-run --json` prints it, the run folder"
+        " keeps it as `plan.json` (with `measured` null), and the model card shows it.",
     ]
     for name, field in plan.Plan.model_fields.items():
         section = next(part for part in (field.annotation, *typing.get_args(field.annotation)) if _is_model(part))
-        rows = [(f"`{path}`", kind) for path, kind in _leaves(section, f"{name}.")]
-        parts += [f"## {name}", _sentence(section.__doc__), _table(("field", "type"), rows)]
+        fields = [(_code(path), kind) for path, kind in _leaves(section, f"{name}.")]
+        parts += [f"## {name}", _sentence(section.__doc__), _table(("field", "type"), fields)]
     return "\n\n".join(parts)
 
 
@@ -355,8 +283,12 @@ def _sentence(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _alternatives(values: Iterable[object]) -> str:
-    return _listed([f"`{value}`" for value in values])
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _alternatives(values: Iterable[str]) -> str:
+    return _listed(list(map(_code, values)))
 
 
 def _listed(values: list[str]) -> str:
@@ -372,13 +304,13 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the pages, or compare them; returns the exit status."""
+    """Write the pages, or compare them with the code; returns the exit status."""
     wanted = pages()
     there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
     if arguments == ["--check"]:
         stale = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
         for name in stale:
-            print(f"docs/reference/{name} is not what the code says: run python docs/generate.py", file=sys.stderr)
+            print(f"docs/reference/{name} differs from the code: run python docs/generate.py", file=sys.stderr)
         return 1 if stale else 0
     if arguments:
         print(__doc__, file=sys.stderr)

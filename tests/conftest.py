@@ -26,6 +26,16 @@ hypothesis_settings.register_profile("minilm", derandomize=True, deadline=None, 
 hypothesis_settings.load_profile("minilm")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures they use."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "minilm" in fixtures and item.path.parent.name == "integration":
+            item.add_marker("process")
+        if "disk" in fixtures:
+            item.add_marker("disk")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Tests run beside each other, not each on all cores."""

@@ -7,7 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from tests.forkserver import SETTLED, Process, forks, server
+
+AnyProcess = Process | subprocess.Popen[str]
 
 #: Only a guard against hanging.
 PATIENCE = 300
@@ -19,50 +25,51 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         """`folder` is the current one of every command."""
         self.folder = folder
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[AnyProcess] = []
 
     def start(
         self,
         *words: str | os.PathLike[str],
-        launcher: tuple[str, ...] = (),
-        program: tuple[str, ...] = ("-m", "minilm_cli"),
+        launcher: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "minilm_cli"),
+        cold: bool = False,
+        stdout: int | None = None,
+        stderr: int | None = None,
         **environment: str,
-    ) -> subprocess.Popen[str]:
-        """Start `minilm WORDS...`, as a launcher would if one is given, and go on at once.
+    ) -> AnyProcess:
+        """Start `python LAUNCHER... PROGRAM... WORDS...` and return at once.
 
-        program: what Python is told to run instead.
+        The process is forked from one that has imported torch and transformers; `cold` starts Python instead, as do
+        variables that are read by imports. `end` returns the streams, except those that go to a given descriptor.
         """
-        env = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "200",
-            "TMPDIR": str(self.folder),
-            **environment,
-        }
-        process = subprocess.Popen(
-            [sys.executable, *launcher, *program, *map(os.fspath, words)],
-            cwd=self.folder,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
+        given = [*launcher, *program, *map(os.fspath, words)]
+        env = os.environ | SETTLED | {"COLUMNS": "200", "TMPDIR": str(self.folder)} | environment
+        process: AnyProcess
+        if forks(environment) and not cold:
+            process = server().start(given, cwd=self.folder, environment=env, stdout=stdout, stderr=stderr)
+        else:
+            process = subprocess.Popen(
+                [sys.executable, *given],
+                cwd=self.folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if stdout is None else stdout,
+                stderr=subprocess.PIPE if stderr is None else stderr,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,
+            )
         self.started.append(process)
         return process
 
-    def end(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    def end(self, process: AnyProcess) -> subprocess.CompletedProcess[str]:
         """Wait for a process."""
         out, err = process.communicate(timeout=PATIENCE)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
-    def __call__(
-        self, *words: str | os.PathLike[str], launcher: tuple[str, ...] = (), **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        """Run `minilm WORDS...` to its end."""
-        return self.end(self.start(*words, launcher=launcher, **environment))
+    def __call__(self, *words: str | os.PathLike[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; the options are those of `start`."""
+        return self.end(self.start(*words, **options))
 
     def close(self) -> None:
         """End what still runs."""

@@ -1,6 +1,6 @@
-"""What every other room builds on: errors, outputs that are complete or absent, locks, JSON, seeds, progress.
+"""What every other package builds on. It does not know what minilm does.
 
-It does not know what minilm does. It hands out `errors` (what a user is told), `atomic` (`staged`, `renewed`: build
-under a temporary name, rename when complete), `locks`, `jsonio`, `checksums`, `seeding.derive` and the `Progress`
-protocol. Standard library and pydantic only.
+It hands out `errors`, `atomic` (outputs that are complete or absent), `overwrite` (which existing outputs may be
+replaced), `write_errors`, `locks`, `jsonio`, `checksums`, `seeding.derive` and the `Progress` protocol. It imports the
+standard library, pydantic and safetensors only.
 """

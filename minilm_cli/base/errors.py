@@ -1,6 +1,6 @@
-"""What a person is told when something they can mend went wrong.
+"""Errors that a user can fix: what is wrong, where, and what to do.
 
-Ignores how it is shown (`console`) and what a bug looks like: a bug keeps its traceback.
+`console` decides how they are shown. A bug is none of them and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,24 +13,20 @@ from pathlib import Path
 
 from minilm_cli import __version__
 
-#: Characters of the name of a version.
-_LONGEST_VERSION = 50
-
-#: What to do about what the system says.
 _REMEDIES = {
-    errno.ENAMETOOLONG: "Give it a shorter name.",
-    errno.ELOOP: "It is a link that leads back to itself: name what it should lead to.",
-    errno.ENOSPC: "Make room, or name another place.",
-    errno.EDQUOT: "Make room, or name another place.",
-    errno.EROFS: "Name another place.",
-    errno.EMFILE: "Allow this shell more open files: ulimit -n 65536",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "This link leads back to itself; give the path of its target.",
+    errno.ENOSPC: "Free some space, or choose another place.",
+    errno.EDQUOT: "Free some space, or choose another place.",
+    errno.EROFS: "Choose another place.",
+    errno.EMFILE: "Allow more open files in this shell: ulimit -n 65536",
 }
 
 
 class MinilmError(Exception):
     """Something the user gave is wrong (exit status 2).
 
-    `message` says what is wrong, `where` names the file, line or setting, `hint` says what to do about it.
+    `message` says what is wrong, `where` names the file, line or setting, `hint` says what to do.
     """
 
     exit_status = 2
@@ -42,14 +38,12 @@ class MinilmError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return "\n".join(part for part in (self._located(), self.hint) if part)
-
-    def _located(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
+        located = f"{self.where}: {self.message}" if self.where else self.message
+        return "\n".join(filter(None, (located, self.hint)))
 
 
 class InputChanged(MinilmError):
-    """An input is not what it was when the work on it began."""
+    """An input changed while it was being read."""
 
 
 class RunError(MinilmError):
@@ -67,7 +61,7 @@ class Interrupted(MinilmError):
 
 
 class Dismissed(MinilmError):
-    """Another process of the same run says what happened: this one ends with its status, and says nothing."""
+    """Another process of the same run reports the error: this one ends with the same status, silently."""
 
     def __init__(self, exit_status: int) -> None:
         super().__init__(f"dismissed with exit status {exit_status}")
@@ -75,17 +69,16 @@ class Dismissed(MinilmError):
 
 
 def refuse_newer(what: str, value: object, readable: int, *, where: str, writer: str = "written_by") -> None:
-    """Raise `MinilmError` if a file's `value` says that it is of a later format than `readable`.
+    """Raise `MinilmError` if the content `value` of a file has a `format_version` above `readable`.
 
-    writer: the key under which stands the version of minilm that wrote it.
+    writer: the key of the minilm version that wrote the file.
     """
     if not isinstance(value, dict):
         return
-    version, by = value.get("format_version"), value.get(writer)
+    version = value.get("format_version")
     if not isinstance(version, int) or version <= readable:
         return
-    if not isinstance(by, str) or len(by) >= _LONGEST_VERSION:
-        by = "of a later version"
+    by = value.get(writer, "?")
     raise MinilmError(
         f"this {what} has format {version}, written by minilm {by}; this minilm, {__version__}, reads up to {readable}",
         where=where,
@@ -93,16 +86,21 @@ def refuse_newer(what: str, value: object, readable: int, *, where: str, writer:
     )
 
 
+def reason(error: OSError) -> str:
+    """What the operating system says."""
+    return error.strerror or str(error)
+
+
 def remedy(error: OSError) -> str | None:
-    """What to do about what the system refused, as a hint; `None` if nothing general can be said."""
+    """What to do about an error of the operating system, as a hint; `None` if nothing general can be said."""
     if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes):
-        place = shlex.quote(str(_nearest(Path(os.fsdecode(error.filename)))))
-        return f"Do you have the right to it? See: ls -ld {place}"
+        place = shlex.quote(str(_visible(Path(os.fsdecode(error.filename)))))
+        return f"Check the permissions: ls -ld {place}"
     return _REMEDIES.get(error.errno or 0)
 
 
-def _nearest(path: Path) -> Path:
-    """The path, or the folder above it beyond which nothing can be seen."""
+def _visible(path: Path) -> Path:
+    """The path, or the nearest folder above it that can be listed with `ls -ld`."""
     for place in (path, *path.parents):
         with suppress(OSError):
             place.lstat()

@@ -1,6 +1,8 @@
-"""Locks that die with their process, so that none is ever left behind. Ignores what is locked.
+"""Exclusive locks on files.
 
-They are the kernel's (`flock`), on a file that may stay; what stands in it says who holds it.
+The kernel holds them (`flock`), so a lock ends with its process, and no stale lock needs to be removed. The file stays:
+while it is locked, its lines are the process id and the host name; then it is empty. (The package `filelock` would
+replace the call of `flock` alone: it does not name the holder, and fails where a file system has no locks.)
 """
 
 from __future__ import annotations
@@ -12,55 +14,56 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
+#: Whoever holds the lock on a file of this name is using the folder that contains it.
+LOCK = "lock"
+
 
 class Held(Exception):
-    """Another process holds the lock; the message says which, as far as is known."""
+    """Another process holds the lock; the message names it if it is known."""
 
 
 class Lock:
-    """A file that is this process's until it lets go of it, or ends in whatever way."""
+    """A file that this process has locked until it calls `close` or ends."""
 
     def __init__(self, path: Path, *, patience: float = 0.0) -> None:
-        """Take the lock, making the file if need be; raises `Held`, and `OSError` if there can be no such file.
+        """Take the lock, creating the file if needed; raises `Held`, or `OSError` if the file cannot be opened.
 
-        patience: seconds to wait for another to let go, as one does at once that only looks (`holder`).
+        patience: seconds to wait for another holder, because `holder` and sweeps take locks for a moment.
         """
         self.path = path
-        self._file = path.open("a+", encoding="utf-8", errors="replace")
         self.holds = True
-        """Whether it keeps others out; it does not on file systems that know no locks."""
+        """Whether it keeps others out; false on file systems without locks."""
+        self._file = path.open("a+", encoding="utf-8", errors="replace")
         deadline = monotonic() + patience
         while True:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError:
                 if monotonic() > deadline:
                     self._file.close()
                     raise Held(_who(path)) from None
                 sleep(0.01)
+                continue
             except OSError:
                 self.holds = False
-                break
-        with suppress(OSError):  # a full disk is no reason: what is written is a courtesy
+            break
+        with suppress(OSError):  # a full disk: the lock counts, its content is for information
             self._file.truncate(0)
             self._file.write(f"{os.getpid()}\n{socket.gethostname()}\n")
             self._file.flush()
 
     @classmethod
     def claim(cls, path: Path, *, patience: float = 0.0) -> Lock | None:
-        """Take the lock, or none if its folder is moved or removed just then; raises as the class does."""
-        try:
+        """Take the lock, or return `None` if another process removes or moves the folder at that moment."""
+        with suppress(FileNotFoundError):
             lock = cls(path, patience=patience)
-        except FileNotFoundError:
-            return None
-        if lock.in_place():
-            return lock
-        lock.close()
+            if lock.in_place():
+                return lock
+            lock.close()
         return None
 
     def in_place(self) -> bool:
-        """Whether the file still stands where it was locked: not if it was moved, or its file system is gone."""
+        """Whether the locked file is still at `path`: not if it was moved or its file system was unmounted."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
         except OSError:
@@ -69,11 +72,11 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(self, *_ended: object) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Let go of it; the file stays, empty."""
+        """Release the lock; the file stays, empty."""
         with suppress(OSError):
             self._file.truncate(0)
         with suppress(OSError):
@@ -81,17 +84,15 @@ class Lock:
 
 
 def holder(path: Path) -> str | None:
-    """Who holds the lock on this file, or `None` if nobody does, or there is no such file."""
-    if not path.is_file():
-        return None
+    """Who holds the lock on this file; `None` if nobody does, or if that cannot be determined."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # others may look at the same time
-            return None
+        with path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others may look at the same time
     except BlockingIOError:
         return _who(path)
-    except OSError:  # it may not be read, or knows no locks: nobody is known to be at work
+    except OSError:
         return None
+    return None
 
 
 def _who(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""How a job reports its progress to a person, without knowing who shows it."""
+"""How a job reports its progress, without knowing how it is shown."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ Record = Mapping[str, float | int]
 
 
 class Progress(Protocol):
-    """Shows a person how far a job is: `done` of `total`, and what is worth knowing beside it."""
+    """Shows how far a job is."""
 
     def start(self, title: str, total: float | None, *, done: float = 0, unit: str = "steps") -> None:
-        """A job begins: `done` of `total` (`None`: not known) units (`steps` or `bytes`) are behind it."""
+        """A job begins, with `done` of `total` units (`steps` or `bytes`) finished; `total` may be unknown."""
 
     def update(self, done: float, shown: Record | None = None) -> None:
-        """`done` units are behind it; `shown` replaces what stands beside the bar."""
+        """`done` units are finished; the numbers `shown` replace those next to the bar."""
 
     def stop(self) -> None:
         """The job is over."""
 
 
 class NoProgress:
-    """Progress that nobody sees."""
+    """Shows nothing."""
 
     def start(self, title: str, total: float | None, *, done: float = 0, unit: str = "steps") -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def update(self, done: float, shown: Record | None = None) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def stop(self) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""The command line: commands, messages, progress, exit statuses. The only room that knows typer and rich.
+"""The command line: a module for each command, options, help, console and signals. Only it knows typer and rich.
 
 It does not know how anything is computed. It hands out `app.main`.
 """

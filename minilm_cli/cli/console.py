@@ -1,7 +1,7 @@
-"""Everything said to a person, on stderr: messages, progress, tables. The only importer of rich.
+"""Messages, progress and tables for a person, on stderr.
 
-On a terminal progress is drawn live; elsewhere it is plain lines, at most one every ten seconds. Whoever listens may go
-away in the middle of a run of days: what cannot be said then is lost, and the work goes on.
+On a terminal progress is drawn live; elsewhere it is plain lines, at most one every ten seconds. The terminal may go
+away during a run of days: output that cannot be written is then dropped, and the run continues.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from minilm_cli.base.progress import Record
 #: Seconds between two plain lines of progress.
 PLAIN_INTERVAL = 10.0
 
-#: How a metric is shown beside the bar, in this order: label and format.
+#: Metrics shown next to the progress bar, in this order: label and format.
 _SHOWN = {
     "loss": ("loss", "{:.4f}"),
     "eval_loss": ("held-out", "{:.4f}"),
@@ -48,26 +48,25 @@ _SHOWN = {
     "tokens": ("tokens", "{:,.0f}"),
 }
 
-
-#: Control characters, but for tabs and new lines.
+#: Control characters, except tabs and new lines.
 _CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
 
-#: Columns of the narrowest screen; a smaller number is a mistake in COLUMNS.
+#: Columns of the narrowest screen; a smaller number in COLUMNS is a mistake.
 _NARROWEST = 20
 
 
 class _Stderr:
-    """stderr, as a stream that never fails: a terminal may hang up, a pipe close, the disk behind a file be full."""
+    """stderr as a stream that never fails: a terminal may hang up, a pipe may close, a disk may be full."""
 
     def __init__(self) -> None:
-        # While progress is drawn, rich has its own stream in the place of stderr.
+        # While progress is drawn, rich replaces sys.stderr.
         self._stream: IO[str] | None = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        if self._stream is not None:  # as it is where stderr was closed from the start
+        if self._stream is not None:  # it is None if stderr was closed before the start
             with suppress(OSError, ValueError):
                 self._stream.write(text)
         return len(text)
@@ -79,8 +78,8 @@ class _Stderr:
 
 
 @atexit.register
-def _let_go() -> None:
-    """Throw away what could not be written: Python would try again at the end, and exit with status 120 if it fails."""
+def _discard_unwritten() -> None:
+    """Discard buffered text that cannot be written: Python would retry at exit, fail, and exit with status 120."""
     try:
         if sys.stderr is not None:
             sys.stderr.flush()
@@ -90,37 +89,37 @@ def _let_go() -> None:
 
 
 class Console:
-    """Talks to the person at the other end of stderr, if there still is one."""
+    """Messages, tables and progress on stderr."""
 
     def __init__(self) -> None:
         self._rich = RichConsole(file=cast(IO[str], _Stderr()), highlight=False)
-        if self._rich.width < _NARROWEST:  # noqa: PLR1730  # once set, it would not follow the terminal's
+        if self._rich.width < _NARROWEST:  # noqa: PLR1730  # a width that is set no longer follows the terminal
             self._rich.width = _NARROWEST
         self.progress = ProgressSink(self._rich)
 
     def say(self, text: str) -> None:
-        """Say something; lines that are indented are for copying, and are never broken."""
+        """Print a message; indented lines are for copying, and are not wrapped."""
         for line in text.splitlines():
             self._print(Text(line), copied=line.startswith("    "))
 
     def _print(self, text: Text, *, copied: bool = False) -> None:
         text.plain = _harmless(text.plain)
-        # Off a terminal a line is a line, whatever the width of whoever reads it later.
+        # In a file or pipe, lines are not wrapped: the width of the reader's screen is unknown.
         self._rich.print(text, soft_wrap=copied or not self._rich.is_terminal)
 
     def command(self, words: str) -> None:
-        """A command that is about to run."""
+        """Print a command that is about to run."""
         self._print(Text(f"\n$ {words}", style="bold"), copied=True)
 
     def error(self, error: MinilmError) -> None:
-        """What went wrong, or stopped the work, and what to do."""
+        """Print what went wrong or stopped the run, and what to do about it."""
         where = f"{error.where}: " if error.where else ""
         label = ("Stopped: ", "bold yellow") if isinstance(error, Interrupted) else ("Error: ", "bold red")
         self._print(Text.assemble(label, f"{where}{error.message}"))
         self.say(error.hint or "")
 
     def table(self, title: str, rows: Iterable[Sequence[str]]) -> None:
-        """Names and values in two columns."""
+        """Print names and values in two columns."""
         self._print(Text(title, style="bold"))
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
         table.add_column(no_wrap=True)
@@ -130,7 +129,7 @@ class Console:
         self._rich.print(table)
 
     def listen(self) -> None:
-        """Show what the package logs from INFO upwards."""
+        """Show the package's log messages of level INFO and above."""
         root = logging.getLogger("minilm_cli")
         root.setLevel(logging.DEBUG)
         root.propagate = False
@@ -140,7 +139,7 @@ class Console:
 
 
 def _harmless(text: str) -> str:
-    """Text without what a terminal obeys: names come from files, and from whoever wrote them."""
+    """Text without control characters, which names in files may contain and a terminal would obey."""
     return text.translate(_CONTROLS)
 
 
@@ -155,14 +154,14 @@ class _Handler(logging.Handler):
 
 
 class ProgressSink:
-    """A live bar over a line of metrics, or plain lines (`minilm_cli.base.progress.Progress`)."""
+    """A live bar with a line of metrics, or plain lines; implements `minilm_cli.base.progress.Progress`."""
 
     def __init__(self, rich: RichConsole) -> None:
         self._rich = rich
         self._live: Live | None = None
 
     def start(self, title: str, total: float | None, *, done: float = 0, unit: str = "steps") -> None:
-        """A job begins, of which `done` of `total` units are behind it."""
+        """Begin a job, of which `done` of `total` units are done already."""
         self._title, self._total, self._unit = title, total, unit
         self._began, self._began_at = time.monotonic(), done
         self._last_line = time.monotonic()
@@ -183,7 +182,7 @@ class ProgressSink:
             self._live.start()
 
     def update(self, done: float, shown: Record | None = None) -> None:
-        """`done` units are behind it; `shown` replaces the metrics of the same names."""
+        """Show that `done` units are done; `shown` replaces the metrics of the same names."""
         self._shown.update(shown or {})
         if self._live is not None:
             self._bar.update(self._task, completed=done)
@@ -192,7 +191,7 @@ class ProgressSink:
             self._rich.print(Text(self._plain_line(done)), soft_wrap=True)
 
     def stop(self) -> None:
-        """The job is over."""
+        """End the job."""
         if self._live is not None:
             self._live.stop()
             self._live = None

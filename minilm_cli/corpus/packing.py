@@ -1,7 +1,6 @@
-"""Token ids of lines to sequences: cut to the maximum length, packed, and given their special tokens. numpy only.
+"""From the token ids of lines to sequences: cut to the maximum length, packed, with special tokens. numpy only.
 
-A stream goes in and a stream comes out: what comes out is the same however the lines are cut into calls. Ignores where
-the ids come from.
+The sequences are the same, whatever number of lines a call gets.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from minilm_cli.tokens.store import Indices, TokenIds
+from minilm_cli.tokens.store import Indices, TokenId, TokenIds
 
 Overflow = Literal["split", "truncate", "drop"]
 
@@ -23,46 +22,46 @@ class Units:
     """Successive lines (or sentences) as token ids without special tokens."""
 
     ids: TokenIds
-    """Of all, one after the other."""
+    """Of all lines, one after the other."""
     lengths: Indices
-    """Tokens of each; one without a token is a blank line."""
-    goes_on: bool = False
+    """Number of tokens of each line; a blank line has none."""
+    continues: bool = False
     """This is a part of one line, alone, and the next `Units` is the next part of it."""
     replaced: int = 0
-    """Characters that stand for bytes which are not UTF-8."""
+    """Characters that replace bytes which are not UTF-8."""
 
 
 @dataclass
 class Counts:
-    """What became of the lines (or sentences)."""
+    """How many lines (or sentences) were skipped, cut and so on."""
 
     units: int = 0
-    """How many there were."""
+    """All lines (or sentences)."""
     blank: int = 0
-    """Without a token: skipped."""
+    """Without a token, and so skipped."""
     split: int = 0
-    """Cut into several sequences."""
+    """Split into several sequences."""
     truncated: int = 0
     dropped: int = 0
     replaced: int = 0
-    """Characters that stand for bytes which are not UTF-8."""
+    """Characters that replace bytes which are not UTF-8."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What a `Sequencer` holds between two calls, as plain values."""
+    """The state of a `Sequencer` between two calls, as plain values."""
 
-    line: list[int] | None
-    """Of a line that comes in parts, what is in no sequence yet."""
+    line: list[TokenId] | None
+    """The last tokens of a line that comes in parts, which are in no sequence yet."""
     line_was_cut: bool
-    open: list[int]
-    """Lines of a sequence that may take more of them."""
+    open: list[TokenId]
+    """The tokens of a packed sequence that may still grow."""
     counts: Counts
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What a tokenizer puts before and behind a text."""
+    """The tokens that a tokenizer puts before and after a text."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -73,61 +72,61 @@ class SpecialTokens:
 
 @dataclass
 class Sequencer:
-    """Makes sequences of lines: of each its own, or with `pack` of as many successive ones as fit.
+    """Makes a sequence of each line or, with `pack`, of as many successive lines as fit.
 
-    A line is never joined to the next across a blank line, which ends a document, nor across `end`.
+    A blank line ends a document, and so does `end`: lines of two documents never share a sequence.
     """
 
     special: SpecialTokens
     max_length: int
-    """Tokens of a sequence at most, the special ones counted."""
+    """Most tokens of a sequence, special tokens included."""
     overflow: Overflow
-    """What becomes of a line that is longer."""
+    """What to do with a longer line."""
     pack: bool = False
     counts: Counts = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
         self._room = self.max_length - len(self.special)
-        assert self._room > 0, "no room beside the special tokens"
+        assert self._room > 0, "no room for tokens other than the special ones"
         self._line: TokenIds | None = None
         self._line_was_cut = False
         self._open = np.zeros(0, dtype=np.uint32)
 
     def add(self, units: Units) -> tuple[TokenIds, Indices]:
-        """The sequences that these lines finish: their ids, one after the other, and their lengths."""
+        """The sequences that these lines complete: their ids, one after the other, and their lengths."""
         self.counts.replaced += units.replaced
-        if units.goes_on or self._line is not None:
+        if units.continues or self._line is not None:
             ids, lengths = self._take_part(units)
         else:
             ids, lengths = self._cut(units.ids, units.lengths)
-        return self._framed(*(self._packed(ids, lengths) if self.pack else (ids, lengths[lengths > 0])))
+        return self._with_special_tokens(*(self._packed(ids, lengths) if self.pack else (ids, lengths[lengths > 0])))
 
     def end(self) -> tuple[TokenIds, Indices]:
-        """The same at the end of an input, which is the end of a document."""
-        return self._framed(*self._packed(self._open[:0], np.zeros(1, dtype=np.int64)))
+        """The sequences that the end of an input completes; it ends a document."""
+        return self._with_special_tokens(*self._packed(self._open[:0], np.zeros(1, dtype=np.int64)))
 
-    def keep(self) -> Callable[[], State]:
-        """A function that gives all that `restore` needs to go on from here: as lists, which take time to make."""
+    def snapshot(self) -> Callable[[], State]:
+        """A function that gives the present state for `restore`, converted to lists only then: that takes time."""
         line, was_cut, opened, counts = self._line, self._line_was_cut, self._open, replace(self.counts)
         return lambda: State(None if line is None else line.tolist(), was_cut, opened.tolist(), counts)
 
     def restore(self, state: State) -> None:
-        """Go on from where another had this state."""
+        """Continue from this state."""
         self._line = None if state.line is None else np.array(state.line, dtype=np.uint32)
         self._line_was_cut = state.line_was_cut
         self._open = np.array(state.open, dtype=np.uint32)
         self.counts = replace(state.counts)
 
     def _take_part(self, part: Units) -> tuple[TokenIds, Indices]:
-        """A part of a long line: cut off what fills sequences, and keep no more of it than one takes."""
-        assert len(part.lengths) == 1, "a part of a line comes alone"
+        """Cut a part of a long line into full sequences; keep the rest, at most a sequence, for the next part."""
+        assert len(part.lengths) == 1, "a part of a line must come alone"
         line = part.ids if self._line is None else _joined(self._line, part.ids)
         whole = (len(line) - 1) // self._room if len(line) and self.overflow == "split" else 0
         cut, rest = np.split(line, [whole * self._room])
         lengths = np.full(whole, self._room)
         self._line_was_cut |= whole > 0
-        if part.goes_on:
-            self._line = rest[: self._room + 1]  # one token too many tells that the line is too long
+        if part.continues:
+            self._line = rest[: self._room + 1]  # one token more shows that the line is too long
             return cut, lengths
         self.counts.split += self._line_was_cut
         self._line, self._line_was_cut = None, False
@@ -135,7 +134,7 @@ class Sequencer:
         return _joined(cut, rest), np.concatenate([lengths, last])
 
     def _cut(self, ids: TokenIds, lengths: Indices) -> tuple[TokenIds, Indices]:
-        """Whole lines in pieces that fit; blank lines stay, of length 0."""
+        """Cut whole lines into pieces that fit; a blank line stays, with length 0."""
         self.counts.units += len(lengths)
         self.counts.blank += int((lengths == 0).sum())
         long = lengths > self._room
@@ -158,9 +157,9 @@ class Sequencer:
                 return ids[np.repeat(~long, lengths)], lengths[~long]
 
     def _packed(self, ids: TokenIds, lengths: Indices) -> tuple[TokenIds, Indices]:
-        """As many successive pieces together as fit, and none across a blank line; the last ones stay open."""
-        # Pieces one after the other, what was open first: piece n ends at `ends[n]`. A sequence takes the pieces from
-        # `first` to before `last`, the next that does not fit or is a blank line; a blank one is passed over.
+        """Join as many successive pieces as fit, none across a blank line; the last sequence stays open."""
+        # The open sequence is the first piece; piece n ends at `ends[n]`. A sequence takes the pieces from `first` to
+        # before `last`, which is the next piece that does not fit or is a blank line. Blank lines are skipped.
         ids = _joined(self._open, ids)
         ends = [len(self._open), *(len(self._open) + np.cumsum(lengths)).tolist()]
         blank = [*(1 + np.flatnonzero(lengths == 0)).tolist(), len(ends)]
@@ -178,8 +177,8 @@ class Sequencer:
         self._open = ids[begin:]
         return ids[:begin], np.array(packed, dtype=np.int64)
 
-    def _framed(self, ids: TokenIds, lengths: Indices) -> tuple[TokenIds, Indices]:
-        """Each sequence between the special tokens."""
+    def _with_special_tokens(self, ids: TokenIds, lengths: Indices) -> tuple[TokenIds, Indices]:
+        """Put each sequence between the special tokens."""
         before, after = len(self.special.before), len(self.special.after)
         framed = lengths + before + after
         ends = np.cumsum(framed)[:, None]
@@ -195,5 +194,5 @@ class Sequencer:
 
 
 def _joined(first: TokenIds, second: TokenIds) -> TokenIds:
-    """One after the other, in the type of the second."""
+    """One after the other, in the dtype of the second."""
     return np.concatenate([first.astype(second.dtype), second]) if len(first) else second

@@ -1,7 +1,7 @@
-"""A token store in the making, whose whole shards outlive an interruption, and where to go on with it.
+"""A token store in progress: its complete shards survive an interruption, and `--continue` resumes after them.
 
-They stand beside the store's own name, in `.unfinished-NAME/store/`, until the store is whole or is begun anew; beside
-them `unfinished.json`, which says how far it has come, and a lock. Ignores what is in them.
+Until the store is complete, its shards are next to it in `.unfinished-NAME/store/`; `unfinished.json` there says how
+far it is, and a lock keeps other processes out.
 """
 
 from __future__ import annotations
@@ -11,114 +11,163 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minilm_cli import __version__
-from minilm_cli.base.atomic import LOCK_TRIES, make_beside, no_lock, publish, sync, writing
-from minilm_cli.base.errors import InputChanged, MinilmError, refuse_newer
+from minilm_cli.base.atomic import make_beside, publish, room_for, sync
+from minilm_cli.base.errors import InputChanged, MinilmError
 from minilm_cli.base.jsonio import first_wrong, read_json, write_json
 from minilm_cli.base.locks import Held, Lock
+from minilm_cli.base.write_errors import writing
 from minilm_cli.corpus.lines import Place
 from minilm_cli.corpus.packing import State
 from minilm_cli.tokens.store import Count, Shard, TokenizerInfo, TokenStoreWriter
 
 logger = logging.getLogger(__name__)
 
-#: Another number wherever sequences are made of lines in another way: an older store cannot be gone on with then.
-FORMAT_VERSION = 1
+_START_AGAIN = "Start again with --force, without --continue."
 
-#: What the folder's name begins with, and what is in it.
-_PREFIX = ".unfinished-"
-
-
-_LOCK, _STATE, _STORE = "lock", "unfinished.json", "store"
-
-#: Seconds to wait for a lock that another process holds: it may only be looking for what is of no use.
-_PATIENCE = 1.0
-
-
-_ANEW = "Make it anew with --force, without --continue."
-
-#: What may become of a setting without a change to what is done: there was nothing to replace so far.
+#: Settings that may get this value: no byte needed to be replaced so far.
 _MAY_BECOME = {"--errors": "replace"}
 
 
-class Standing(BaseModel):
-    """Where a batch of lines begins, and what came of all that is before it."""
+class Position(BaseModel):
+    """The beginning of a batch of lines, and what all lines before it have become."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: Count = 0
-    """Which of the inputs."""
+    """Index of the input."""
     place: Place = Place()
     lines: Count = 0
     sequences: Count = 0
-    """Finished ones; `sequencer` holds what is not."""
+    """Complete sequences; `sequencer` has the incomplete one."""
     sequencer: State | None = None
 
 
-class _State(BaseModel):
+class _Saved(BaseModel):
     """`unfinished.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int
-    written_by: str
+    #: To be raised whenever lines become sequences in another way: older unfinished stores cannot be continued then.
+    format_version: Literal[1] = 1
+    written_by: str = __version__
     made_with: dict[str, Any]
     inputs: list[str]
-    """A checksum of what is known of each input that was begun."""
-    standing: Standing
+    """A checksum of the identity of each input that was started."""
+    standing: Position
     shards: list[Shard]
 
 
 @dataclass
 class Unfinished:
-    """A store in the making."""
+    """A token store in progress."""
 
     path: Path
-    """The folder of all that is known of it."""
+    """The folder `.unfinished-NAME`."""
     made_with: Mapping[str, Any]
+    """All settings that decide what a line becomes, by the names that messages use."""
     inputs: Sequence[Mapping[str, Any] | None]
-    standing: Standing = field(default_factory=Standing)
-    """From where on it is to be written."""
+    """The identity of each input; `None` for one that cannot be read twice, so that nothing is kept."""
+    position: Position = field(default_factory=Position)
+    """Where to start."""
     shards: Sequence[Shard] = ()
     """Those that are kept, whatever happens."""
     writer: TokenStoreWriter = field(init=False)
     """Writes into `store`."""
 
-    @property
-    def store(self) -> Path:
-        """The folder that becomes the store."""
-        return self.path / _STORE
+    def __post_init__(self) -> None:
+        self.store, self._state_file = self.path / "store", self.path / "unfinished.json"
 
     @property
     def is_due(self) -> bool:
-        """Whether there are whole shards that are to be kept, and are not yet."""
+        """Whether there are complete shards that `save` has not recorded yet."""
         return len(self.writer.shards) > len(self.shards) and None not in self.inputs
 
-    def save(self, standing: Standing) -> None:
-        """Keep the writer's whole shards; what is in none of them came of lines behind `standing`."""
-        state = _State(
-            format_version=FORMAT_VERSION,
-            written_by=__version__,
-            made_with=dict(self.made_with),
-            inputs=self.begun(standing),
-            standing=standing,
-            shards=list(self.writer.shards),
-        )
+    def save(self, position: Position) -> None:
+        """Record the writer's complete shards; the sequences in no shard came from lines after `position`."""
+        shards, started = list(self.writer.shards), self._started(position)
+        state = _Saved(made_with=dict(self.made_with), inputs=started, standing=position, shards=shards)
         sync(self.store)
-        write_json(self.path / _STATE, state.model_dump())
-        self.shards = state.shards
+        write_json(self._state_file, state.model_dump())
+        self.shards = shards
 
-    def begun(self, standing: Standing) -> list[str]:
-        """A checksum of what is known of each input up to there."""
-        inputs = self.inputs[: standing.source + 1]
+    def _started(self, position: Position) -> list[str]:
+        """A checksum of the identity of each input up to there."""
+        inputs = self.inputs[: position.source + 1]
         return [hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32] for known in inputs]
+
+    def prepare(self, tokenizer: TokenizerInfo, max_length: int, *, continued: bool, force: bool) -> None:
+        """Restore what is to be continued, remove everything else, and open the writer."""
+        try:
+            if self._state_file.exists() and self.store.exists():
+                self._restore(continued=continued, force=force)
+            elif continued:
+                logger.info("There is no unfinished store to continue: starting at the beginning.")
+            kept = {name for shard in self.shards for name in (shard.file, shard.offsets_file)}
+            if not kept:
+                self._state_file.unlink(missing_ok=True)
+            self.store.mkdir(exist_ok=True)
+            for file in self.store.iterdir():
+                if file.name not in kept:
+                    file.unlink()
+            self.writer = TokenStoreWriter(self.store, tokenizer, max_length, shards=self.shards)
+        except MinilmError as error:
+            error.hint = " ".join(filter(None, (error.hint, _START_AGAIN)))
+            raise
+
+    def _restore(self, *, continued: bool, force: bool) -> None:
+        if not continued:
+            if force:
+                return
+            raise MinilmError("there is an unfinished store", where=str(self.path), hint="Add --continue.")
+        try:
+            state = _Saved.model_validate(read_json(self._state_file, kind="state of an unfinished store"))
+        except ValidationError as error:
+            message = f"this file is damaged, or written by another version of minilm: {first_wrong(error)}"
+            raise MinilmError(message, where=str(self._state_file)) from None
+        for name, value in self.made_with.items():
+            before = state.made_with.get(name)
+            if before != value and value != _MAY_BECOME.get(name):
+                raise MinilmError(
+                    f"the unfinished store was made with {name} {before}, not {value}", where=str(self.path)
+                )
+        started = self._started(state.standing)
+        if started != state.inputs:
+            pairs = zip(state.inputs, started, strict=False)
+            number = next((n for n, (before, now) in enumerate(pairs) if before != now), len(started))
+            now_given = dict(enumerate(self.inputs)).get(number) or {"name": "missing"}
+            raise MinilmError(
+                f"input {number + 1} of the unfinished store has changed, or was not {now_given['name']}",
+                where=str(self.path),
+                hint="Give the same inputs in the same order.",
+            )
+        self.position, self.shards = state.standing, state.shards
+        logger.info("Continuing after %s, at line %d of the input.", self._kept, self.position.place.number)
+
+    def close(self, error: BaseException) -> None:
+        """After an error: say how to continue, or remove what cannot be continued."""
+        is_published = not self.store.exists()
+        if self.shards and not is_published:
+            how = "Continue with the same command and --continue."
+            if isinstance(error, InputChanged):
+                how = f"Restore the content and modification time of {error.where} to use --continue. {_START_AGAIN}"
+            logger.warning("Kept: %s. %s", self._kept, how)
+            return
+        if not isinstance(error, Exception) and not is_published:  # interrupted
+            why = "standard input cannot be read again" if None in self.inputs else "no shard of the store was complete"
+            logger.warning("Nothing is kept: %s.", why)
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    @property
+    def _kept(self) -> str:
+        return f"{len(self.shards)} complete shard{'' if len(self.shards) == 1 else 's'}"
 
 
 @contextmanager
@@ -132,158 +181,35 @@ def unfinished(
     continued: bool,
     force: bool,
 ) -> Iterator[Unfinished]:
-    """What to write the token store `output` with; it has its name when the block has ended well.
+    """What to write the token store `output` with; the store gets its name when the block ends normally.
 
-    made_with: all that decides what becomes of a line. inputs: what tells each from another, and from itself if it was
-    changed; none if it cannot be gone back to, so that nothing is kept.
-    If the block raises, whole shards are kept, and it is said how to go on: `continued`. Raises `MinilmError` if there
-    are some that are neither gone on with nor, with `force`, replaced; if they were made of other inputs or in another
-    way; and if another process is at work on them.
+    If the block raises, complete shards are kept, and a message says how to continue. Raises `MinilmError` if there are
+    some that are neither `continued` nor, with `force`, replaced; if they cannot be continued; and if another process
+    is making this output.
     """
-    _sweep(output.parent)
-    with _locked(output) as path:
+    with room_for(output, force=force, folder=True), _locked(output) as path, writing(output, inside=path):
         work = Unfinished(path, made_with, inputs)
-        if (path / _STATE).exists():
-            if not continued and not force:
-                raise MinilmError(
-                    "there is an unfinished store",
-                    where=str(path),
-                    hint="Go on with it by --continue, or make it anew with --force.",
-                )
-            if continued:
-                _go_on(work)
-        elif continued:
-            logger.info("There is nothing to go on with: %s is made from the beginning.", output)
+        work.prepare(tokenizer, max_length, continued=continued, force=force)
         try:
-            _clear(work)
-            work.writer = TokenStoreWriter(work.store, tokenizer, max_length, shards=work.shards)
-        except MinilmError as error:
-            error.hint = _ANEW
-            raise
-        try:
-            with work.writer, writing(output, inside=path):
+            with work.writer:
                 yield work
                 work.writer.close()
             publish(work.store, output, force=force, folder=True)
         except BaseException as error:
-            _leave(work, error)
+            work.close(error)
             raise
         shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
 def _locked(output: Path) -> Iterator[Path]:
-    """The folder, which no other process works on meanwhile."""
-    with _claim(output) as lock:
-        if not lock.holds:
-            logger.warning("%s is on a file system without locks: let one process alone make it.", output)
-        yield lock.path.parent
-
-
-def _claim(output: Path) -> Lock:
-    """The lock on the folder, which is made if need be; raises `MinilmError` if another process holds it for long."""
+    """The folder `.unfinished-NAME`, locked; raises `MinilmError` if another process has locked it."""
+    path = make_beside(output, f".unfinished-{output.name}")
     try:
-        for _ in range(LOCK_TRIES):
-            path = make_beside(output, f"{_PREFIX}{output.name}")
-            with writing(path):  # unless it is removed just then, for the store is whole
-                if lock := Lock.claim(path / _LOCK, patience=_PATIENCE):
-                    return lock
+        lock = Lock(path / "lock")
     except Held as held:
         raise MinilmError(f"{held} is making this output", where=str(output)) from None
-    raise no_lock(path)
-
-
-def _sweep(folder: Path) -> None:
-    """Clear away what is of no use: of processes that were killed before the first whole shard, or after the last."""
-    for left in sorted(folder.glob(f"{_PREFIX}*")):
-        with suppress(Held, OSError):
-            # First without the lock: whoever wants to go on with that store just then must not find it taken.
-            if _is_of_no_use(left) and (lock := Lock.claim(left / _LOCK)):
-                with lock:
-                    if lock.holds and _is_of_no_use(left):
-                        shutil.rmtree(left)
-
-
-def _is_of_no_use(left: Path) -> bool:
-    """Whether all that is in this folder is ours, and not enough to go on with."""
-    found = {path.name for path in left.iterdir()}
-    ours = found <= {_LOCK, _STATE, _STORE, f".tmp-{_STATE}"}
-    return ours and (left / _LOCK).is_file() and not {_STATE, _STORE} <= found
-
-
-def _go_on(work: Unfinished) -> None:
-    state = _read_state(work.path / _STATE)
-    for name, value in work.made_with.items():
-        before = state.made_with.get(name)
-        if before != value and value != _MAY_BECOME.get(name):
-            raise MinilmError(
-                f"the unfinished store was made with another {name}: {before}, not {value}",
-                where=str(work.path),
-                hint=_ANEW,
-            )
-    for number, (before, now) in enumerate(zip(state.inputs, work.begun(state.standing), strict=False)):
-        if before != now:
-            known = work.inputs[number] or {}
-            raise MinilmError(
-                f"input {number + 1} of the unfinished store was not {known.get('name')}, or not as it is now",
-                where=str(work.path),
-                hint=f"Give the inputs in the same order, unchanged. {_ANEW}",
-            )
-    if len(state.inputs) > len(work.inputs):
-        raise MinilmError(
-            f"the unfinished store was made of {len(state.inputs)} inputs so far, and now there are fewer",
-            where=str(work.path),
-            hint=f"Give the inputs in the same order, unchanged. {_ANEW}",
-        )
-    work.standing, work.shards = state.standing, state.shards
-    logger.info("Going on after %s, with the input's line %d.", _told(work.shards), work.standing.place.number)
-
-
-def _read_state(file: Path) -> _State:
-    kind = "state of an unfinished store"
-    try:
-        value = read_json(file, kind=kind)
-        refuse_newer(kind, value, FORMAT_VERSION, where=str(file))
-        state = _State.model_validate(value)
-    except ValidationError as error:
-        raise MinilmError(f"this file is damaged: {first_wrong(error)}", where=str(file), hint=_ANEW) from None
-    except MinilmError as error:
-        error.hint = error.hint or _ANEW
-        raise
-    if state.format_version < FORMAT_VERSION:
-        raise MinilmError("an earlier minilm made this unfinished store", where=str(file), hint=_ANEW)
-    return state
-
-
-def _clear(work: Unfinished) -> None:
-    """Remove all but the shards that are whole: the one that was being written, and what is gone on from no more."""
-    kept = {name for shard in work.shards for name in (shard.file, shard.offsets_file)}
-    with writing(work.path):
-        if not work.shards:
-            (work.path / _STATE).unlink(missing_ok=True)
-        work.store.mkdir(exist_ok=True)
-        for file in work.store.iterdir():
-            if file.is_dir() and not file.is_symlink():
-                shutil.rmtree(file)
-            elif file.name not in kept:
-                file.unlink()
-
-
-def _leave(work: Unfinished, error: BaseException) -> None:
-    """Say how to go on, or clear away what is of no use."""
-    whole = not work.store.exists()  # and has its name
-    if work.shards and not whole:
-        how = "go on with the same command and --continue."
-        if isinstance(error, InputChanged):
-            how = f"only if {error.where} becomes what it was, also in its time, can they be gone on with. {_ANEW}"
-        logger.warning("What is done is kept, %s: %s", _told(work.shards), how)
-        return
-    interrupted = not isinstance(error, Exception)
-    if interrupted and not whole:
-        why = "standard input cannot be gone on with" if None in work.inputs else "not one shard of the store was whole"
-        logger.warning("Nothing is kept: %s.", why)
-    shutil.rmtree(work.path, ignore_errors=True)
-
-
-def _told(shards: Sequence[Shard]) -> str:
-    return f"{len(shards)} whole shard{'' if len(shards) == 1 else 's'}"
+    with lock:
+        if not lock.holds:
+            logger.warning("The file system of %s has no locks: make it with a single process.", output)
+        yield path

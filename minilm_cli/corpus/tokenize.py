@@ -1,7 +1,6 @@
-"""Text to tokens: readers, tokenising workers and a writer put together. No torch.
+"""Tokenise inputs into a token store or a file of token-id lists: readers, workers and a writer put together. No torch.
 
-What is written depends on the inputs alone: not on the number of workers, nor on the batch size, nor on how often
-the work was interrupted and gone on with.
+The output depends on the inputs and settings alone: not on the number of workers, the batch size, or interruptions.
 """
 
 from __future__ import annotations
@@ -19,20 +18,22 @@ import numpy as np
 import tokenizers
 from tokenizers import Tokenizer
 
-from minilm_cli.base.atomic import refuse_existing, room_for, staged
+from minilm_cli.base.atomic import staged
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.base.overwrite import refuse_existing
 from minilm_cli.base.progress import Progress
-from minilm_cli.corpus.encoder import Recipe, encoders, special_tokens
-from minilm_cli.corpus.id_lists import IdListWriter, is_id_lists
-from minilm_cli.corpus.lines import BEGINNING, Place
-from minilm_cli.corpus.packing import Counts, Sequencer
-from minilm_cli.corpus.resume import Standing, Unfinished, unfinished
-from minilm_cli.corpus.sources import Lines, Source, find_sources
+from minilm_cli.corpus.encoder import Recipe, special_tokens
+from minilm_cli.corpus.lines import BEGINNING
+from minilm_cli.corpus.packing import Counts, Sequencer, Units
+from minilm_cli.corpus.resume import Position, Unfinished, unfinished
+from minilm_cli.corpus.sources import Batch, Source, find_sources
+from minilm_cli.corpus.tokenizer_pool import encoders
 from minilm_cli.models.hub import load_tokenizer, tokenizer_info
 from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.tokens.id_lists import IdListWriter, is_id_lists
 from minilm_cli.tokens.store import Indices, TokenIds, TokenizerInfo, TokenStoreWriter, id_dtype
 
-#: Bytes of input that make up for the second or so that starting a worker takes.
+#: Bytes of input that are worth the second or so that starting a worker takes.
 WORTH_A_WORKER = 2**20
 
 
@@ -43,7 +44,7 @@ class TokenizeReport:
     path: Path
     lines: int
     counts: Counts
-    """What became of the lines, or of their sentences."""
+    """Lines, or their sentences, that were skipped, cut and so on."""
     sequences: int
     tokens: int
     length_histogram: Indices
@@ -57,16 +58,13 @@ class TokenizeReport:
 def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
     """Tokenise text into a token store, or a `.jsonl.gz` file of token-id lists.
 
-    Raises `MinilmError` for input or settings that are wrong, naming file and line. Of a store that is interrupted the
-    whole shards are kept, to be `continued`, unless standard input is among what it is made from; nothing else is left.
+    Raises `MinilmError`, with file and line, for wrong input or settings. If it is interrupted, complete shards of a
+    store are kept, to be `continued`, unless standard input is among the inputs; nothing else is kept.
     """
     sources = find_sources(settings.inputs, settings.text_field)
-    _check(settings, sources)
+    _check_output(settings, sources)
     tokenizer, info = _load_tokenizer(settings)
-    special = special_tokens(tokenizer)
-    if settings.max_length <= len(special):
-        raise MinilmError(f"--max-length {settings.max_length} leaves no room beside the tokenizer's special tokens")
-    sequencer = Sequencer(special, settings.max_length, settings.overflow, settings.pack)
+    sequencer = _sequencer(settings, tokenizer)
     recipe = Recipe(
         tokenizer.to_str(),
         id_dtype(info.vocabulary_size).name,
@@ -75,98 +73,78 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
     )
     total = _total(sources)
     workers = settings.workers if total is None else min(settings.workers, math.ceil(total / WORTH_A_WORKER))
-    with encoders(recipe, workers) as encode, _output(settings, info, recipe, sources) as output:
-        lines, made = output.standing.lines, output.standing.sequences
-        if output.standing.sequencer is not None:
-            sequencer.restore(output.standing.sequencer)
-        try:
-            for number, (batch, units) in enumerate(encode(_batches(sources, settings.batch_size, output.standing))):
-                if number == 0:  # what was done before an interruption took no time now
-                    progress.start("Tokenising", total, done=batch.behind if output.already else 0, unit="bytes")
-                before, made_before = sequencer.keep(), made
-                if batch.place.is_beginning:  # and the input before has ended
-                    made += output.add(*sequencer.end())
-                made += output.add(*sequencer.add(units))
-                if output.work is not None and output.work.is_due:
-                    output.work.save(
-                        Standing(
-                            source=batch.source,
-                            place=batch.place,
-                            lines=lines,
-                            sequences=made_before,
-                            sequencer=before(),
-                        )
-                    )
-                lines += batch.lines
-                shown = {"tokens": output.tokens, "tokens_per_second": output.tokens_per_second}
-                progress.update(batch.behind, shown)
-            output.add(*sequencer.end())
-        finally:
-            progress.stop()
+    with _output(settings, info, recipe, sources) as output, encoders(recipe, workers, output.scratch) as encode:
+        encoded = encode(_batches(sources, settings.batch_size, output.position))
+        lines = _write(encoded, sequencer, output, progress, total)
         if not output.tokens:
-            blank, dropped = sequencer.counts.blank, sequencer.counts.dropped
-            raise MinilmError(
-                f"there is no text in {', '.join(settings.inputs)}: not one line has a token",
-                hint=f"Of {lines} lines {blank} are blank and {dropped} were dropped as too long." if lines else None,
-            )
+            raise _no_text(settings.inputs, lines, sequencer.counts)
         tokens_per_second = output.tokens_per_second
-    histogram = output.length_histogram
     return TokenizeReport(
         path=settings.output,
         lines=lines,
         counts=sequencer.counts,
-        sequences=int(histogram.sum()),
+        sequences=int(output.length_histogram.sum()),
         tokens=output.tokens,
-        length_histogram=histogram,
+        length_histogram=output.length_histogram,
         tokens_per_second=tokens_per_second,
     )
 
 
-def _check(settings: TokenizeSettings, sources: Sequence[Source]) -> None:
-    """Raise `MinilmError` for an output that may not be, or cannot be gone on with, before anything is loaded."""
+def _check_output(settings: TokenizeSettings, sources: Sequence[Source]) -> None:
+    """Raise `MinilmError` for an output that is not allowed or cannot be continued, before anything is loaded."""
     output, folder = settings.output, not is_id_lists(settings.output)
     if settings.continued and not settings.force and (output / "manifest.json").exists():
         raise MinilmError(
-            "this store is whole", where=str(output), hint="To go on with what is to replace it, add --force."
+            "this store is complete", where=str(output), hint="To continue the store that replaces it, add --force."
         )
     if folder and output.suffix.lower() in (".jsonl", ".gz", ".json"):
         raise MinilmError(
-            "a folder of this name would be taken for a file",
+            "a folder of this name would be mistaken for a file",
             where=str(output),
-            hint="A token store wants a name without an ending, a file of token-id lists one that ends in .jsonl.gz.",
+            hint="Name a token store without a suffix, a file of token-id lists with .jsonl.gz.",
         )
     files = [source.name for source in sources if source.size is not None]
     refuse_existing(output, *files, settings.tokenizer, force=settings.force, folder=folder)
     if settings.continued and not (folder and all(source.identity for source in sources)):
-        what = "what is made from standard input" if folder else "a file of token-id lists"
-        raise MinilmError(f"--continue: {what} cannot be gone on with", hint="Make it anew, without --continue.")
+        what = "a store made from standard input" if folder else "a file of token-id lists"
+        raise MinilmError(f"--continue: {what} cannot be continued", hint="Start again without --continue.")
 
 
 def _load_tokenizer(settings: TokenizeSettings) -> tuple[Tokenizer, TokenizerInfo]:
-    """The fast tokenizer that transformers loads for this name, and what the manifest says of it."""
+    """The fast tokenizer that transformers loads for this name, and its entry in the manifest."""
     loaded = load_tokenizer(
         settings.tokenizer, revision=settings.revision, trust_remote_code=settings.trust_remote_code
     )
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise MinilmError("this tokenizer has no fast version (tokenizer.json)", where=settings.tokenizer)
-    # A tokenizer's file may bring padding and truncation of its own.
+    # A tokenizer's file may turn these on.
     backend.no_padding()
     backend.no_truncation()
     return backend, tokenizer_info(loaded, settings.tokenizer, settings.revision)
 
 
-# --- Reading -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Batch:
-    """Where some lines came from."""
+def _sequencer(settings: TokenizeSettings, tokenizer: Tokenizer) -> Sequencer:
+    special = special_tokens(tokenizer)
+    if settings.max_length <= len(special):
+        raise MinilmError(
+            f"--max-length {settings.max_length} leaves no room for text: there are {len(special)} special tokens"
+        )
+    return Sequencer(special, settings.max_length, settings.overflow, settings.pack)
 
-    source: int
-    place: Place
-    lines: int
-    """How many begin in it."""
-    behind: int
-    """Bytes of all inputs that are read so far."""
+
+def _no_text(inputs: Sequence[str], lines: int, counts: Counts) -> MinilmError:
+    return MinilmError(
+        f"there is no text in {', '.join(inputs)}: no line has a token",
+        hint=f"Of {lines} lines, {counts.blank} are blank and {counts.dropped} were dropped as too long."
+        if lines
+        else None,
+    )
+
+
+# --- Reading -----------------------------------------------------------------------------------------------------
+#: The index of an input, the bytes of the inputs before it, and some of its lines.
+_Origin = tuple[int, int, Batch]
 
 
 def _total(sources: Sequence[Source]) -> int | None:
@@ -175,35 +153,68 @@ def _total(sources: Sequence[Source]) -> int | None:
     return sum(sizes) if len(sizes) == len(sources) else None
 
 
-def _batches(sources: Sequence[Source], count: int, standing: Standing) -> Iterator[tuple[_Batch, Lines]]:
-    """The lines of the inputs from there on, `count` at a time or fewer; no batch spans two inputs."""
-    place = standing.place
-    before = sum(source.size or 0 for source in sources[: standing.source])
-    for number, source in enumerate(sources[standing.source :], standing.source):
-        for lines in source.batches(count, place):
-            begun = len(lines.lines) - (lines.place.skipped > 0)
-            yield _Batch(number, lines.place, begun, before + lines.behind), lines
+def _batches(sources: Sequence[Source], count: int, start: Position) -> Iterator[tuple[_Origin, Batch]]:
+    """The lines of the inputs from `start` on, at most `count` at a time; no batch spans two inputs."""
+    place = start.place
+    before = sum(source.size or 0 for source in sources[: start.source])
+    for number, source in enumerate(sources[start.source :], start.source):
+        for batch in source.batches(count, place):
+            yield (number, before, batch), batch
         place = BEGINNING
         before += source.size or 0
 
 
 # --- Writing -----------------------------------------------------------------------------------------------------
-class _Output:
-    """A writer, and how far it has come."""
+def _write(
+    encoded: Iterator[tuple[_Origin, Units]],
+    sequencer: Sequencer,
+    output: _Output,
+    progress: Progress,
+    total: int | None,
+) -> int:
+    """Make sequences of all batches and write them; returns the number of lines since the beginning."""
+    lines, sequences = output.position.lines, output.position.sequences
+    if output.position.sequencer is not None:
+        sequencer.restore(output.position.sequencer)
+    try:
+        for number, ((source, bytes_before, batch), units) in enumerate(encoded):
+            bytes_read = bytes_before + batch.bytes_read
+            if number == 0:  # what was read before an interruption took no time now
+                progress.start("Tokenising", total, done=bytes_read if output.already else 0, unit="bytes")
+            snapshot, sequences_before = sequencer.snapshot(), sequences
+            if batch.place.is_beginning:  # the previous input has ended
+                sequences += output.add(*sequencer.end())
+            sequences += output.add(*sequencer.add(units))
+            if output.work is not None and output.work.is_due:
+                before = Position(source=source, place=batch.place, lines=lines, sequences=sequences_before)
+                output.work.save(before.model_copy(update={"sequencer": snapshot()}))
+            lines += len(batch.lines) - (batch.place.skipped > 0)  # those that begin here
+            shown = {"tokens": output.tokens, "tokens_per_second": output.tokens_per_second}
+            progress.update(bytes_read, shown)
+        output.add(*sequencer.end())
+    finally:
+        progress.stop()
+    return lines
 
-    def __init__(self, writer: TokenStoreWriter | IdListWriter, work: Unfinished | None = None) -> None:
+
+class _Output:
+    """A writer, and how much it has written."""
+
+    def __init__(self, writer: TokenStoreWriter | IdListWriter, scratch: Path, work: Unfinished | None = None) -> None:
         self._writer = writer
+        self.scratch = scratch
+        """A folder for temporary files."""
         self.work = work
-        """What is kept if that is interrupted; none if nothing is."""
-        self.standing = work.standing if work is not None else Standing()
-        """From where on it is to be written."""
+        """What is kept after an interruption; `None` if nothing is."""
+        self.position = work.position if work is not None else Position()
+        """Where to start."""
         self.tokens = int(writer.length_histogram @ np.arange(len(writer.length_histogram)))
-        """How many are written."""
+        """Tokens written."""
         self.already = self.tokens
-        """How many were written before this began."""
+        """Tokens that were written before an interruption."""
         self._began = time.monotonic()
-        # Shards end anywhere in a batch: of what comes again, this much is in them.
-        self._again = int(writer.length_histogram.sum()) - self.standing.sequences
+        # A shard ends anywhere in a batch: these sequences come again, but are written already.
+        self._again = int(writer.length_histogram.sum()) - self.position.sequences
 
     @property
     def length_histogram(self) -> Indices:
@@ -212,11 +223,11 @@ class _Output:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of those that were written since this began."""
+        """Of the tokens that were written since the start of this process."""
         return (self.tokens - self.already) / max(time.monotonic() - self._began, 1e-9)
 
     def add(self, ids: TokenIds, lengths: Indices) -> int:
-        """Write sequences, but for those that are there already; returns how many they are with those."""
+        """Write the sequences that are not written yet; returns the number of all."""
         again, self._again = self._again, max(self._again - len(lengths), 0)
         new = ids[int(lengths[:again].sum()) :]
         self._writer.add(new, lengths[again:])
@@ -228,13 +239,13 @@ class _Output:
 def _output(
     settings: TokenizeSettings, info: TokenizerInfo, recipe: Recipe, sources: Sequence[Source]
 ) -> Iterator[_Output]:
-    """What the output's name asks for; it is finished, and has its name, when the block has ended well."""
+    """The store or file that the output's name asks for; it gets its name when the block ends normally."""
     if is_id_lists(settings.output):
         with (
             staged(settings.output, force=settings.force, folder=False) as built,
             closing(IdListWriter(built)) as lists,
         ):
-            yield _Output(lists)
+            yield _Output(lists, built.parent)
         return
     made_with = {
         "checksum of the tokenizer": hashlib.sha256(recipe.tokenizer.encode()).hexdigest()[:16],
@@ -248,16 +259,13 @@ def _output(
         "--text-field": settings.text_field or "text",
         "--errors": settings.errors,
     }
-    with (
-        room_for(settings.output, force=settings.force, folder=True),
-        unfinished(
-            settings.output,
-            info,
-            settings.max_length,
-            made_with=made_with,
-            inputs=[source.identity for source in sources],
-            continued=settings.continued,
-            force=settings.force,
-        ) as work,
-    ):
-        yield _Output(work.writer, work)
+    with unfinished(
+        settings.output,
+        info,
+        settings.max_length,
+        made_with=made_with,
+        inputs=[source.identity for source in sources],
+        continued=settings.continued,
+        force=settings.force,
+    ) as work:
+        yield _Output(work.writer, work.path, work)

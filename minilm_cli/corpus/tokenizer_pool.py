@@ -1,8 +1,4 @@
-"""Worker processes that compute a function of one value after the other, results in order. Ignores what is computed.
-
-Each worker has a pipe of its own, and values are dealt to them in turn. The process that they work for takes no lock
-and has no thread for it, so that a signal may raise anywhere in it: a lock could stay taken for ever.
-"""
+"""Encode batches of lines in order, in this process or in worker processes."""
 
 from __future__ import annotations
 
@@ -11,169 +7,117 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.resource_tracker import ensure_running
-from queue import SimpleQueue
-from types import FrameType
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.corpus.encoder import Encoder, Recipe, sentence_splitter
+from minilm_cli.corpus.packing import Units
+from minilm_cli.corpus.sources import Batch
 
-#: Values that a worker has at a time: one it computes, one to go on with.
+#: Batches in progress for each worker: one that it encodes, and one that is ready for it.
 _AHEAD = 2
-
 
 Tag = TypeVar("Tag")
 
-
-Value = TypeVar("Value")
-
-
-Result = TypeVar("Result")
+Encode = Callable[[Iterable[tuple[Tag, Batch]]], Iterator[tuple[Tag, Units]]]
 
 
 @contextmanager
-def workers(
-    prepare: Callable[[], Callable[[Value], Result]], count: int
-) -> Iterator[Callable[[Iterable[tuple[Tag, Value]]], Iterator[tuple[Tag, Result]]]]:
-    """A function that computes tagged values in `count` processes, each with a function that it has `prepare`d.
+def encoders(recipe: Recipe, count: int, scratch: Path) -> Iterator[Encode[Any]]:
+    """A function that encodes tagged batches in order, in `count` processes; in this one if `count` is 1.
 
-    Values and results are pickled, and so is `prepare`. What the values' iterator or the function raises as a
-    `MinilmError` is raised when all before it is done, and likewise as a `RuntimeError`, with the traceback, what else
-    the function raises. Raises `RunError` if a process dies, or has not the memory.
+    Errors come in order too: what the iterator of batches raises as a `MinilmError` is raised after the results before
+    it. Raises `RunError` if a worker process dies or runs out of memory. `scratch` is a folder for a temporary file.
     """
-    # Spawned, not forked: forking a process that has threads (tokenizers, BLAS) may hang.
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe() for _ in range(count)]
-    processes = [context.Process(target=_work, args=(theirs,), daemon=True) for _, theirs in pipes]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
+    if count <= 1:
+        encoder = Encoder(recipe)
+        yield lambda batches: ((tag, encoder(batch)) for tag, batch in batches)
+        return
+    if recipe.sentences:
+        sentence_splitter(recipe.sentences)  # a missing package is reported here, not by each worker
+    # Workers read the tokenizer, which may have megabytes, from a file: as an argument, starting a process would wait
+    # until the process before it has read that.
+    file = scratch / "tokenizer.json"
+    file.write_text(recipe.tokenizer, encoding="utf-8")
+    plan = replace(recipe, tokenizer=str(file.absolute()))
+    with _without_terminal_signals():  # the pool starts the resource tracker
+        # Spawned, because forking a process that has threads may hang.
+        pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
-        ensure_running()  # else the first process to start does it, which lets signals through to all
-        with _undisturbed():
-            for process, (_, theirs) in zip(processes, pipes, strict=True):
-                process.start()
-                theirs.close()
-        for ours, _ in pipes:  # not as an argument: each would be waited for until it has read that
-            with _alive():
-                ours.send(prepare)
-        yield lambda tagged: _in_order([ours for ours, _ in pipes], tagged)
-    finally:
-        with _undisturbed():
-            for process, (ours, _) in zip(processes, pipes, strict=True):
-                ours.close()
-                if process.pid is not None:
-                    process.kill()
-                    process.join()
-
-
-def _in_order(pipes: Sequence[Connection], tagged: Iterable[tuple[Tag, Any]]) -> Iterator[tuple[Tag, Any]]:
-    under_way: deque[tuple[Tag, Connection]] = deque()
-    wrong = None
-    reading, turns = iter(tagged), itertools.cycle(pipes)
-    while True:
-        try:
-            tag, value = next(reading)
-        except StopIteration:
-            break
-        except MinilmError as error:  # told when all before it is done
-            wrong = error
-            break
-        pipe = next(turns)
-        with _alive():
-            pipe.send(value)
-        under_way.append((tag, pipe))
-        if len(under_way) == _AHEAD * len(pipes):
-            yield _received(*under_way.popleft())
-    while under_way:
-        yield _received(*under_way.popleft())
-    if wrong is not None:
-        raise wrong
-
-
-def _received(tag: Tag, pipe: Connection) -> tuple[Tag, Any]:
-    with _alive():
-        result = pipe.recv()
-    if isinstance(result, MinilmError):
-        raise result
-    if isinstance(result, _Bug):
-        raise RuntimeError(f"in a worker process:\n\n{result.traceback}")  # noqa: TRY004  # a worker's bug is no wrong type here
-    return tag, result
-
-
-@contextmanager
-def _alive() -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, OSError):
+        yield lambda batches: _in_order(_submitted(pool, plan, batches), _AHEAD * count)
+    except (BrokenProcessPool, MemoryError):
         raise RunError(
-            "a worker process died", hint="Was memory short? Try fewer --workers or a smaller --batch-size."
+            "a worker process died, or ran out of memory", hint="Try fewer --workers or a smaller --batch-size."
         ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+        file.unlink(missing_ok=True)
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, plan: Recipe, batches: Iterable[tuple[Tag, Batch]]
+) -> Iterator[tuple[Tag | None, Future[Units]]]:
+    try:
+        for tag, batch in batches:
+            with _without_terminal_signals():  # this may start a worker
+                future = pool.submit(_encode, plan, batch)
+            yield tag, future
+    except MinilmError as error:  # of the input: in its turn
+        failed: Future[Units] = Future()
+        failed.set_exception(error)
+        yield None, failed
+
+
+def _in_order(futures: Iterator[tuple[Any, Future[Units]]], ahead: int) -> Iterator[tuple[Any, Units]]:
+    """The results of the futures; at most `ahead` are in progress."""
+    waiting = deque(itertools.islice(futures, ahead))
+    while waiting:
+        tag, future = waiting.popleft()
+        yield tag, future.result()
+        waiting.extend(itertools.islice(futures, 1))
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Signals that end the program come when the block has ended; processes started in it never hear of them.
+def _without_terminal_signals() -> Iterator[None]:
+    """Processes that are started here never receive SIGINT and SIGHUP; this process does afterwards.
 
-    Those are this process's, which ends the others.
+    A terminal sends these to all processes. Workers would print tracebacks, and this process ends them anyway. Not
+    SIGTERM, with which the pool ends workers after one has died.
     """
-    ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    came: list[int] = []
-
-    def later(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    # One that is set by other than Python, for which there is None, could not be put back.
-    handlers = {number: handler for number in ending if callable(handler := signal.getsignal(number))}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
-        for number in handlers:
-            signal.signal(number, later)
-        # The mask is for the processes: to this one a thread that does not have it may bring a signal all the same.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ending)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for one in came:
-            signal.raise_signal(one)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # --- In a worker -------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Bug:
-    """What a worker was not meant to raise, as text: not every exception can be pickled."""
-
-    traceback: str
+def _encode(plan: Recipe, batch: Batch) -> Units:
+    return _encoder(plan)(batch)
 
 
-def _work(pipe: Connection) -> None:
-    values: SimpleQueue[Any] = SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, values), daemon=True).start()
-    prepare = values.get()
-    compute = None
-    while True:
-        value, result = values.get(), None
-        try:
-            compute = compute or prepare()
-            result = compute(value)
-        except MinilmError as error:
-            result = error
-        except MemoryError:  # ends this process, as the system would have done
-            raise
-        except Exception:  # noqa: BLE001  # told by whom this works for
-            result = _Bug(traceback.format_exc())
-        with suppress(ConnectionError):  # nobody is left to have it: see below
-            pipe.send(result)
+@cache
+def _encoder(plan: Recipe) -> Encoder:
+    """The encoder of a recipe whose tokenizer is a file."""
+    return Encoder(replace(plan, tokenizer=Path(plan.tokenizer).read_text(encoding="utf-8")))
 
 
-def _receive(pipe: Connection, values: SimpleQueue[Any]) -> None:
-    """Take values as they come, so that whoever sends them never waits for one that is being computed."""
-    with suppress(EOFError, OSError):
-        while True:
-            values.put(pipe.recv())
-    os._exit(0)  # whoever sent them is gone, or wants no more
+def _end_with_parent() -> None:
+    """End this process when its parent dies: it would wait for work for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

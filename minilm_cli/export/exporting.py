@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from minilm_cli.base.atomic import refuse_existing, staged, sweep
+from minilm_cli.base.atomic import staged, sweep
 from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.base.overwrite import refuse_existing
 from minilm_cli.export.card import write_card
 from minilm_cli.export.formats import Format, Source
 from minilm_cli.export.hf import HuggingFace

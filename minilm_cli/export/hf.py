@@ -23,7 +23,7 @@ class HuggingFace:
         """As every format."""
         with quiet():
             source.student().to(getattr(torch, source.dtype)).save_pretrained(folder)
-        _copy_files(source.run.tokenizer, folder)
+        copy_files(source.run.tokenizer, folder)
 
     def load(self, folder: Path, dtype: str) -> Encode:
         """As every format."""
@@ -37,11 +37,11 @@ class HuggingFace:
         return encode
 
 
-def _copy_files(source: Path, target: Path) -> None:
+def copy_files(source: Path, target: Path) -> None:
     """Copy a folder's files into another; `OSError` names the first that fails, where `shutil` lists them all."""
     target.mkdir(exist_ok=True)
     for path in sorted(source.iterdir()):
         if path.is_dir():
-            _copy_files(path, target / path.name)
+            copy_files(path, target / path.name)
         elif path.is_file():
             (target / path.name).write_bytes(path.read_bytes())

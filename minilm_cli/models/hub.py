@@ -71,7 +71,10 @@ def loading(kind: str, name: str, revision: str | None = None) -> Iterator[None]
             if "ignore_mismatched_sizes" in said:
                 said = "the shapes of its weights differ from its config.json"
         else:
-            hint = "Check the name and the connection to the Hub (HF_HUB_OFFLINE, HF_TOKEN), or give a local folder."
+            hint = (
+                "Check the name and the connection to the Hub (HF_HUB_OFFLINE, HF_TOKEN, HF_HOME),"
+                " or give a local folder."
+            )
         raise MinilmError(f"the {kind} cannot be loaded: {said}", where=name, hint=hint) from error
 
 

@@ -1,9 +1,9 @@
-"""Attention within each sequence of a packed row, whose sequences follow on each other, or of a padded batch.
+"""Attention within each sequence of a packed row, or of a padded batch.
 
-On a CPU sequences of one length go together, as views of the row. Where dropout keeps torch's own fused kernels from
-being used there, probabilities are computed chunk by chunk, thrown away, and computed again in the backward pass.
-On other devices FlashAttention's kernel for sequences of varying length takes the whole row; what it does not serve
-(dropout, fp32, older GPUs) goes through in groups of nearly one length, padded and masked.
+On a CPU, sequences of the same length are computed together, as views of the row. With dropout, for which torch has no
+fused CPU kernel, probabilities are computed in chunks, dropped, and computed again in the backward pass. On other
+devices, FlashAttention's kernel for sequences of varying length takes the row at once; cases that it does not support
+(dropout, fp32, older GPUs) are computed in groups of similar length, padded and masked.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from minilm_cli.ops.dropout import Masks, drawn_seed
 from minilm_cli.ops.length_groups import Group, groups, moved
 
-#: Scores in one chunk of attention with dropout on a CPU: a few buffers of them stay in its caches.
+#: Scores in one chunk of attention with dropout on a CPU: a few buffers of that size fit in its caches.
 CHUNK_SCORES = 2**18
 
-#: How many scores may be computed for a real one where sequences of unlike lengths go together on a GPU.
+#: How many scores may be computed for each real one when sequences of different lengths are batched on a GPU.
 RAGGEDNESS = 1.25
 
-#: What FlashAttention's kernels ask for: NVIDIA's Ampere or later, and heads up to this width.
+#: What FlashAttention's kernels need: NVIDIA's Ampere or later, and heads up to this width.
 _FLASH_CAPABILITY, _FLASH_WIDTH = (8, 0), 256
 
 
 class Packing:
-    """How sequences stand in a packed row; what follows from that is found once for all layers of a pass."""
+    """The layout of sequences in a packed row; anything derived from it is computed once for all layers of a pass."""
 
     def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
         """`lengths` of the sequences, in their order."""
@@ -46,12 +46,12 @@ class Packing:
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Where each sequence begins, and the last ends."""
+        """Where each sequence begins, and where the last ends."""
         return moved(torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32), self.device)
 
     @cached_property
     def groups(self) -> list[Group]:
-        """The sequences in groups of nearly one length."""
+        """The sequences in groups of similar length."""
         starts = itertools.accumulate(self.lengths, initial=0)
         spans = list(zip(starts, self.lengths, strict=False))
         return list(groups(spans, self.device, most=float("inf"), raggedness=RAGGEDNESS))
@@ -63,10 +63,10 @@ def attend_packed(
     """Attention as transformers' function for SDPA computes it, within each sequence of a packed row.
 
     query, key, value: (1, heads, positions, width); key and value may have fewer heads.
-    options: what transformers gives an attention function. Returns (1, positions, heads, width).
+    options: those that transformers passes to an attention function. Returns (1, positions, heads, width).
     """
     if query.device.type == "cpu":
-        # Keys and values with fewer heads, which no family with dropout has, are left to torch.
+        # Keys and values with fewer heads are left to torch; no family with dropout has them.
         if 0 < options.get("dropout", 0.0) < 1 and query.shape[1] == key.shape[1]:
 
             def visible(chunk: _Chunk) -> Tensor | None:
@@ -94,7 +94,7 @@ def _visible(
 def _attend_in_runs(
     packing: Packing, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> Tensor:
-    """Sequences of one length as one batch, a view of the row: nothing is padded, masked or copied."""
+    """Sequences of the same length as one batch, a view of the row: nothing is padded, masked or copied."""
     outputs, begin = [], 0
     for count, length in packing.runs:
         some = slice(begin, begin + count * length)
@@ -111,7 +111,7 @@ def _attend_in_runs(
 
 
 def _has_flash(value: Tensor, options: dict[str, Any]) -> bool:
-    """Whether FlashAttention serves this: no dropout, 16-bit numbers, a GPU that is new enough."""
+    """Whether FlashAttention supports this: no dropout, 16-bit numbers, a GPU that is new enough."""
     return (
         value.device.type == "cuda"
         and value.dtype in {torch.bfloat16, torch.float16}
@@ -126,7 +126,7 @@ def _attend_by_flash(packing: Packing, query: Tensor, key: Tensor, value: Tensor
     causal, window = bool(options.get("is_causal")), options.get("sliding_window")
     before = -1 if window is None else window - 1
     longest = max(packing.lengths)
-    # Rotated queries and keys may have come out in fp32, which is no type for it, nor needed.
+    # Rotated queries and keys may be fp32, which the kernel does not take and which is not needed.
     q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
     output = varlen_attn(
         q,
@@ -147,7 +147,7 @@ def _attend_by_flash(packing: Packing, query: Tensor, key: Tensor, value: Tensor
 def _attend_in_groups(
     packing: Packing, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> Tensor:
-    """Sequences of nearly one length as one batch, padded, the padding hidden by a mask."""
+    """Sequences of similar length as one batch, padded, the padding hidden by a mask."""
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
     output = value.new_empty(query.shape[2] + 1, query.shape[1], value.shape[3])
     for group in packing.groups:
@@ -166,7 +166,7 @@ def attend_padded(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as transformers' function for SDPA computes it, of a padded batch: (batch, tokens, heads, width).
 
-    With dropout on a CPU, and a mask that hides padding alone, probabilities are not kept here either.
+    With dropout on a CPU, and a mask that hides only padding, probabilities are not kept either.
     """
     batch, heads, length, width = query.shape
     if (
@@ -202,7 +202,7 @@ def _attend_with_dropout(
     scaling = options.get("scaling")
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     plan = _Plan(tuple(runs), scale, options["dropout"], drawn_seed(), visible)
-    with torch.autocast(query.device.type, enabled=False):  # its products are fp32, backward as forward
+    with torch.autocast(query.device.type, enabled=False):  # its products are fp32 in both passes
         output: Tensor = _Attention.apply(plan, query[0], key[0], value[0])  # type: ignore[no-untyped-call]  # torch has no types here
     return output[None]
 
@@ -243,7 +243,7 @@ class _Chunk:
         return taken.view(-1, self.length, tensor.shape[2])
 
     def put(self, found: Tensor, into: Tensor) -> None:
-        """Write into (heads, positions, width) what was computed from what `take` gave."""
+        """Write a result for the tensor that `take` returned into (heads, positions, width)."""
         there = into[self.heads, self.positions]
         there.copy_(found.view(there.shape))
 

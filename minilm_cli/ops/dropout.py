@@ -1,8 +1,8 @@
-"""Dropout whose masks cost little on a CPU, where torch draws them number by number on one core.
+"""Dropout with fast masks on a CPU, where torch draws them number by number on one core.
 
-A mask is made of 16 random bits a place, drawn by numpy and compared in one vectorised pass: about ten times faster.
-Each mask has a seed of its own, drawn from torch's generator, so `torch.manual_seed` decides all of them, and one that
-is wanted again need not be kept. Ignores other devices, where torch's own dropout is fast.
+A mask takes 16 random bits a place, drawn by numpy and compared in one vectorised pass: about ten times faster. Each
+mask has its own seed, drawn from torch's generator: `torch.manual_seed` decides all of them, and the backward pass can
+draw a mask again instead of keeping it. On other devices torch's own dropout is fast, and is used.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def drawn_seed() -> int:
 
 
 class Masks:
-    """Dropout masks one after the other; the same seed gives the same ones."""
+    """A sequence of dropout masks, decided by a seed."""
 
     def __init__(self, seed: int, probability: float) -> None:
-        """`probability` is that of a place to be dropped; it is rounded to a multiple of 2^-16."""
+        """`probability` of a place to be dropped, rounded to a multiple of 2^-16."""
         self._bits = np.random.SFC64(seed)
         self._dropped = min(round(probability * _VALUES), _VALUES - 1)
-        #: What the kept values are multiplied with, so that the expectation stays.
+        #: Factor for the kept values, which preserves the expectation.
         self.scale = _VALUES / (_VALUES - self._dropped)
 
     def fill(self, out: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Dropout(nn.Dropout):
 
 
 def replace_dropout(model: nn.Module) -> None:
-    """Put `Dropout` in the place of every `torch.nn.Dropout` of a model."""
+    """Replace every `torch.nn.Dropout` of a model by `Dropout`."""
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if type(module) is nn.Dropout:
             model.set_submodule(name, Dropout(module.p, module.inplace).train(module.training))

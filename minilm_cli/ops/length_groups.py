@@ -1,7 +1,7 @@
-"""Sequences of nearly one length, taken together so that batched matrix products see few shapes and little padding.
+"""Groups of sequences of similar length, so that batched matrix products have few shapes and little padding.
 
 Positions are those of the tokens of a micro-batch, flattened. All tensors are made on the device from a small one, so
-that nothing waits for it.
+that nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences that go together, padded to the longest of them."""
+    """Sequences that are computed together, padded to the longest."""
 
     rows: Tensor
-    """Positions, (sequences, longest); in the place of padding, the sequence's last."""
+    """Positions, (sequences, longest); for padding, the position of the sequence's last token."""
     lengths: Tensor
     """Real tokens of each, (sequences,)."""
     real: Tensor | None
-    """Which places are no padding, (sequences, longest); `None` if all are."""
+    """Which places are real tokens, (sequences, longest); `None` if all are."""
     block: slice | None
-    """All positions, where they follow on each other and none is padding."""
+    """All positions, if they are consecutive and none is padding."""
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """(positions, …) to (sequences, longest, …), a view where they follow on each other."""
+        """(positions, …) to (sequences, longest, …), a view if the positions are consecutive."""
         if self.block is None:
             return tensor[self.rows]
         return tensor[self.block].reshape(*self.rows.shape, *tensor.shape[1:])
 
     def scatter(self, found: Tensor, into: Tensor) -> None:
-        """Write (sequences, longest, …) into (positions + 1, …), whose last place takes what belongs to padding."""
+        """Write (sequences, longest, …) into (positions + 1, …), whose last place receives the padding."""
         if self.block is not None:
             into[self.block].view(found.shape).copy_(found)
             return
@@ -44,12 +44,12 @@ class Group:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU's on `device`, which is not waited for if it is a GPU."""
+    """A CPU tensor on `device`, copied without waiting if that is a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def groups(spans: Sequence[Span], device: torch.device, *, most: float, raggedness: float) -> Iterator[Group]:
-    """Groups of the sequences that stand at `spans`, (first position, length), the longest first.
+    """Groups of the sequences at `spans`, (first position, length), the longest first.
 
     A group holds at least one sequence; of more, the longest's length times their number is at most `most`, and its
     square times their number at most `raggedness` times the sum of their own squares.

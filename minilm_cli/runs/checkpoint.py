@@ -1,8 +1,8 @@
-"""Checkpoints: one folder a step, whole or absent, checksummed, no pickle.
+"""Checkpoints: one folder a step, complete or absent, with checksums, without pickle.
 
 `checkpoints/step-00001000/` holds a `.safetensors` file for each group of tensors and `checkpoint.json`: format
-version, step, the checksum of each file, what else the caller wants to find again, and a checksum of all that. A folder
-without it, or whose checksums differ, is no checkpoint. Ignores what the tensors mean.
+version, step, the checksum of each file, the caller's notes, and a checksum of all that. A folder without it, or whose
+checksums differ, is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class _Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A sound checkpoint: its checksums were compared."""
+    """A sound checkpoint: its checksums have been compared."""
 
     path: Path
     step: int
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """What the caller saved beside the tensors."""
+    """What the caller saved besides the tensors."""
 
     def tensors(self, group: str) -> dict[str, Tensor]:
         """The tensors of one group, by name; raises `RunError` if there is no such group."""
@@ -64,7 +64,7 @@ class Checkpoint:
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:
-            raise RunError(f"it cannot be read as safetensors: {error}", where=str(file)) from None
+            raise RunError(f"this file cannot be read as safetensors: {error}", where=str(file)) from None
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], notes: Mapping[str, Any]) -> Checkpoint:
@@ -89,11 +89,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], n
 def load(path: Path) -> Checkpoint:
     """Open one checkpoint after comparing its checksums; raises `RunError` saying which file failed which check.
 
-    One of a later format is no damage: it raises `MinilmError`.
+    One of a later format is not damaged: it raises `MinilmError`.
     """
     manifest = _read_manifest(path / _MANIFEST)
     if path.name != path_of(path.parent, manifest.step).name:
-        raise RunError("this is the manifest of another step", where=str(path / _MANIFEST))
+        raise RunError("this manifest is of another step", where=str(path / _MANIFEST))
     for name, expected in manifest.sha256.items():
         file = path / name
         if not file.is_file():
@@ -104,7 +104,7 @@ def load(path: Path) -> Checkpoint:
             message = f"the file cannot be read: {error.strerror}"
             raise RunError(message, where=str(file), hint=remedy(error)) from None
         if found != expected:
-            raise RunError("its bytes are not those that were written (checksum)", where=str(file))
+            raise RunError("this file is damaged (its checksum differs)", where=str(file))
     return Checkpoint(path, manifest.step, manifest.notes)
 
 
@@ -114,10 +114,10 @@ def _read_manifest(file: Path) -> _Manifest:
     except MinilmError as error:
         raise RunError(error.message, where=error.where, hint=error.hint) from None
     if not isinstance(value, dict):
-        raise RunError("this is no checkpoint manifest", where=str(file))
+        raise RunError("this is not a checkpoint manifest", where=str(file))
     seal = value.pop("seal", None)
-    if seal != _seal(value):  # of whatever format: a flipped bit makes no later version
-        raise RunError("its entries are not those that were written (checksum)", where=str(file))
+    if seal != _seal(value):  # before the version, which a flipped bit may have changed
+        raise RunError("this manifest is damaged (its checksum differs)", where=str(file))
     refuse_newer("checkpoint", value, FORMAT_VERSION, where=str(file.parent))
     try:
         return _Manifest.model_validate(value)
@@ -126,35 +126,35 @@ def _read_manifest(file: Path) -> _Manifest:
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
-    """A checksum of what the manifest says, whatever the order and spacing of its entries."""
+    """A checksum of the manifest's content, independent of the order and spacing of its entries."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps that have a checkpoint folder, rising; whether each is sound is not looked at."""
+    """The steps that have a checkpoint folder, in order; whether each is sound is not checked."""
     if not folder.is_dir():
         return []
     return sorted(int(match[1]) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
 
 def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of `step` stands."""
+    """The folder of the checkpoint of `step`."""
     return folder / f"step-{step:08}"
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest sound checkpoint, warning of each one passed over.
+    """The newest sound checkpoint; each damaged one that is skipped is a warning.
 
-    `None` if there is none at all; raises `RunError` if there are some and none is sound.
+    `None` if there are no checkpoints; raises `RunError` if there are some and none is sound.
     """
     problems = []
     for step in reversed(steps(folder)):
         try:
             return load(path := path_of(folder, step))
         except RunError as error:
-            if not path.exists():  # the run that is at work has a newer one by now
+            if not path.exists():  # the run is training and has saved a newer one
                 return latest(folder)
-            logger.warning("Passing over a damaged checkpoint: %s", error)
+            logger.warning("Skipping a damaged checkpoint: %s", error)
             problems.append(f"{error.where}: {error.message}")
     if problems:
         raise RunError("none of the checkpoints is sound:\n" + "\n".join(problems), where=str(folder))
@@ -164,8 +164,8 @@ def latest(folder: Path) -> Checkpoint | None:
 def prune(folder: Path, *, newest: int, keep: int, best: int | None = None) -> None:
     """Remove all but the `keep` checkpoints up to step `newest`, which is sound, and the one of step `best`.
 
-    Later ones are those that a run which went back passed over as damaged: they go too. What cannot be removed stays,
-    with a warning.
+    Later ones were skipped as damaged when the run resumed: they are removed too. What cannot be removed stays, with a
+    warning.
     """
     found = steps(folder)
     kept = {*[step for step in found if step <= newest][-keep:], best}

@@ -28,13 +28,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from minilm_cli.base.atomic import LOCK, sweep
+from minilm_cli.base.atomic import sweep
 from minilm_cli.base.errors import MinilmError, refuse_newer, remedy
 from minilm_cli.base.jsonio import read_json, write_json
-from minilm_cli.base.locks import Held, Lock
+from minilm_cli.base.locks import LOCK, Held, Lock
 from minilm_cli.runs.plan import Plan
 from minilm_cli.settings.distill import DistillSettings
-from minilm_cli.settings.load import flatten, validate
+from minilm_cli.settings.load import flatten
+from minilm_cli.settings.validation import validate
 
 logger = logging.getLogger(__name__)
 

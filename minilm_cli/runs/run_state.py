@@ -49,7 +49,7 @@ class RunState(_Part):
     first_loss: float | None = None
     """Mean loss of the first steps, for `training.monitor`."""
     unwritten: list[str] = Field(default_factory=list)
-    """Lines of metrics that could not be written."""
+    """Always empty; earlier versions kept lines of metrics here that could not be written."""
 
     @property
     def best_step(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go. No torch; optional sinks load their package when they are asked for."""
+"""Where the metrics of a run are written. No torch; an optional sink imports its package when it is opened."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from minilm_cli.base.atomic import sync
 from minilm_cli.base.errors import Interrupted, MinilmError
 from minilm_cli.base.jsonio import replace_text
 from minilm_cli.base.progress import Record
+from minilm_cli.base.write_errors import writing
 
 logger = logging.getLogger(__name__)
 
@@ -25,83 +26,67 @@ class Sink(Protocol):
         """Take one record."""
 
     def close(self) -> None:
-        """No more will come."""
+        """Finish: no more records follow."""
 
 
 class JsonlSink:
-    """Appends each record as a line of JSON, at once, so that a reader may follow the file.
+    """Appends each record as a line of JSON, immediately, so that others can follow the file.
 
-    Lines that cannot be written (a full disk, a file system that is gone) are told of, kept, and written as soon as
-    they can be.
+    If a line cannot be written, on a full disk for example, a warning says so, and it is written with a later one.
     """
 
-    def __init__(
-        self, path: Path, keep: Callable[[Record], bool] = lambda _: True, waiting: Iterable[str] = ()
-    ) -> None:
-        """Go on with `path`, dropping the records that are not to be kept: a resumed run writes those again.
-
-        waiting: what was when the run was interrupted.
-        """
+    def __init__(self, path: Path, keep: Callable[[Record], bool] = lambda _: True) -> None:
+        """Continue `path` without the records that are not to be kept: a resumed run writes those again."""
         self._path = path
-        self._told = False
-        there = self._drop(keep)
-        self.waiting = [line for line in waiting if line not in there]
-        """Lines that could not be written yet."""
-
-    def _drop(self, keep: Callable[[Record], bool]) -> list[str]:
-        """Leave the lines to be kept, and return them."""
-        before = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else None
-        kept = []
-        for line in (before or "").splitlines(keepends=True):
-            # A line cut short by a crash does not parse, and belongs to a step after the checkpoint's anyway.
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
-                if line.endswith("\n") and keep(json.loads(line)):
-                    kept.append(line)
-        if before != "".join(kept):
-            replace_text(self._path, "".join(kept))
-        return kept
+        self._waiting = ""
+        before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+        kept = "".join(line for line in (before or "").splitlines(keepends=True) if _is_kept(line, keep))
+        if before != kept:
+            replace_text(path, kept)
 
     def write(self, record: Record) -> None:
-        self.waiting.append(json.dumps(record) + "\n")
+        told, self._waiting = bool(self._waiting), self._waiting + json.dumps(record) + "\n"
         try:
-            self._append_waiting()
+            self._append()
         except OSError as error:
-            if not self._told:
+            if not told:
                 logger.warning("%s cannot be written for now: %s", self._path, error.strerror)
-            self._told = True
 
-    def _append_waiting(self) -> None:
-        lines = "".join(self.waiting).encode()
-        # Opened each time: a file system that was gone may be back. Not created: its folder may be another one.
+    def flush(self) -> None:
+        """Flush all lines to disk; raises `RunError` if they cannot be written."""
+        with writing(self._path):
+            self._append()
+            sync(self._path)
+
+    def _append(self) -> None:
+        # Opened each time, because a file system may return; not created, because its mount point is another folder.
         with self._path.open("r+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
+            lines = self._waiting.encode()
             try:
                 while lines:  # a disk that fills up takes a part of them first
                     lines = lines[file.write(lines) :]
-                self.waiting.clear()
-            except BaseException:  # or a second signal came, and `close` will write them
+            except BaseException:
                 file.truncate(end)
                 raise
-        self._told = False
-
-    def flush(self) -> None:
-        """Put on disk what can be: what is still `waiting` then is not there."""
-        with suppress(OSError):
-            self._append_waiting()
-            sync(self._path)
+        self._waiting = ""
 
     def close(self) -> None:
-        try:
-            self._append_waiting()
-        except OSError as error:
-            logger.warning("%s lacks its last %d lines: %s", self._path, len(self.waiting), error.strerror)
+        """Lines that still wait belong to steps after the last checkpoint: a resumed run writes them again."""
+
+
+def _is_kept(line: str, keep: Callable[[Record], bool]) -> bool:
+    # A line that a crash cut short does not parse; it belongs to a step after the checkpoint.
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
+        return line.endswith("\n") and keep(json.loads(line))
+    return False
 
 
 class TensorBoardSink:
     """Scalars for TensorBoard, in the run's `tensorboard/` folder."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        """`first_step`: what was written of it and later, before the run was resumed, is void."""
+        """first_step: earlier records of this and later steps, from before the run was resumed, are discarded."""
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -119,10 +104,10 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """Weights & Biases; it is set up by its own environment variables (`WANDB_PROJECT`, `WANDB_MODE` …)."""
+    """Weights & Biases, configured by its own environment variables (`WANDB_PROJECT`, `WANDB_MODE` …)."""
 
     def __init__(self, folder: Path, run_id: str, settings: Mapping[str, Any]) -> None:
-        """`run_id`: always the same for a run, so that it goes on in the same chart when it is resumed."""
+        """run_id: the same whenever the run is resumed, so that it continues the same chart."""
         try:
             import wandb
         except ImportError:
@@ -161,9 +146,9 @@ def check_sinks(names: Iterable[str]) -> None:
 def open_sinks(
     names: Sequence[str], folder: Path, *, run_id: str, first_step: int, settings: Mapping[str, Any], needed: bool
 ) -> list[Sink]:
-    """The optional sinks of these names, writing beside or about the run in `folder` from step `first_step` on.
+    """Open the optional sinks of these names for the run in `folder`, from step `first_step` on.
 
-    One that does not start is left out with a warning, or if they are `needed` raises `MinilmError`.
+    needed: a sink that cannot be started raises `MinilmError`; otherwise it is left out, with a warning.
     """
     sinks: list[Sink] = []
     for name in names:
@@ -173,15 +158,15 @@ def open_sinks(
             )
         except MinilmError:
             raise
-        except Exception as error:  # whatever a service's own package raises where there is no login or network
+        except Exception as error:  # whatever the package raises without login or network
             if needed:
                 raise MinilmError(f"reporting.sinks: {name} cannot be started: {error}") from error
-            logger.warning("%s cannot be started, and is left out: %s", name, error)
+            logger.warning("%s cannot be started and is left out: %s", name, error)
     return sinks
 
 
 class Fanout:
-    """Gives each record to several sinks. One that fails is dropped with a warning; the run goes on."""
+    """Gives each record to several sinks. One that fails is left out with a warning, and the run continues."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = list(sinks)
@@ -192,7 +177,7 @@ class Fanout:
                 sink.write(record)
             except Interrupted:
                 raise
-            except Exception as error:  # noqa: BLE001  # whatever it is, a report must not end days of work
+            except Exception as error:  # noqa: BLE001  # no sink may end a run
                 logger.warning("%s failed and is left out from now on: %s", type(sink).__name__, error)
                 self._sinks.remove(sink)
 

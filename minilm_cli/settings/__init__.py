@@ -1,5 +1,6 @@
-"""What a user may set: the name, type, default and meaning of every setting, and how files and flags become settings.
+"""What a user may set: name, type, default, meaning and command line flag of every setting, each declared once.
 
-It does not know what the settings do. It hands out the models (`distill.DistillSettings`, `tokenize.TokenizeSettings`,
-`export.ExportSettings`) and the functions that build them with messages a user can act on (`load`). No torch.
+This package does not know what the settings do, and imports no torch. It hands out a settings model for each command
+(`tokenize`, `distill`, `resume`, `export`), `load` (settings from files, `--set` and flags), `validation` (messages
+about wrong values) and `flags` (how a setting is typed).
 """

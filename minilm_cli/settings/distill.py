@@ -1,4 +1,4 @@
-"""All settings of `minilm distill`. Each field is documented by the string below it."""
+"""All settings of `minilm distill`. The string below a field documents it; `--help` shows its first sentence."""
 
 from __future__ import annotations
 
@@ -9,45 +9,44 @@ from collections.abc import Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
+from minilm_cli.settings.flags import Flag
 from minilm_cli.settings.types import (
     InAStep,
     Length,
     NonNegativeFloat,
     NonNegativeInt,
+    NotBool,
     PositiveFloat,
     PositiveInt,
     Section,
     Share,
-    Weight,
-    _encodable,
-    _Number,
-    _short,
+    encodable,
+    shortened,
 )
 
 DEFAULT_STEPS = 400_000
 
-#: Of so many sequences in a row, token stores with weights give exactly their shares: the smallest share is one.
+#: Token stores with weights get exactly their shares in any so many consecutive sequences. The smallest share is one.
 CYCLE = 10_000
-
-
-Layer = Annotated[int, _Number]
-
 
 Stores = Path | tuple[Path, ...] | dict[Path, PositiveFloat]
 
 
-def _nonzero_layer(value: Any) -> Any:
-    if value in (0, "0"):  # a list is no layer either, and cannot be in a set
+def _refuse_layer_0(value: Any) -> Any:
+    if value in (0, "0"):  # compared with ==: a wrong value may be a list, which cannot be hashed
         raise ValueError("layers are counted from 1, or from −1 backwards; there is no layer 0")
     return value
 
 
+Layer = Annotated[int, NotBool]
+
+
 def _parse_relations(value: Any) -> Any:
-    """`qq=1,kk=1` as a mapping; other values as they are."""
+    """`qq=1,kk=1` as a mapping; other values unchanged."""
     if not isinstance(value, str):
         return value
     weights: dict[str, str] = {}
@@ -61,23 +60,23 @@ def _parse_relations(value: Any) -> Any:
 
 def _check_relations(value: dict[str, float]) -> dict[str, float]:
     if not value:
-        raise ValueError("at least one relation is needed, such as qq=1,kk=1,vv=1")
+        raise ValueError("must have at least one relation, such as qq=1,kk=1,vv=1")
     for pair in value:
         if not re.fullmatch("[qkv][qkv]", pair):
-            raise ValueError(f"{pair!r} is not a relation: a pair of q, k and v is wanted, such as qq or qk")
+            raise ValueError(f"{pair!r} is not a relation; a relation is a pair of q, k and v, such as qq or qk")
     return value
 
 
 def _parse_stores(value: Any) -> Any:
-    """A path or several as they are, with weights that are numbers above zero; what else there is is refused."""
+    """Refuse what is neither a path, nor a list of paths, nor a mapping of paths to positive weights."""
     if isinstance(value, str | Path):
         return value
     several = isinstance(value, list | tuple | Mapping) and len(value) > 0
     if not several or not all(isinstance(path, str | Path) for path in value):
-        raise ValueError("a path is wanted, a list of paths, or a mapping of paths to weights")
+        raise ValueError("must be a path, a list of paths, or a mapping of paths to weights")
     for path, count in Counter(map(Path, value)).items():
         if count > 1:
-            raise ValueError(f"{_encodable(path)} is given twice")
+            raise ValueError(f"{encodable(path)} is given twice")
     if not isinstance(value, Mapping):
         return value
     return {path: _store_weight(path, weight) for path, weight in value.items()}
@@ -87,56 +86,71 @@ def _store_weight(path: str | Path, value: Any) -> float:
     with suppress(TypeError, ValueError, OverflowError):
         if not isinstance(value, bool) and 0 < (weight := float(value)) < math.inf:
             return weight
-    what = f"the weight of {_encodable(path)}"
-    raise ValueError(f"{what} must be a finite number greater than 0, not {_short(value)}")
+    what = f"the weight of {encodable(path)}"
+    raise ValueError(f"{what} must be a finite number greater than 0, not {shortened(value)}")
 
 
 def _check_stores(value: Stores) -> Stores:
-    """Refuse a share that is too small; one store alone is a path."""
+    """Refuse a share smaller than 1 in `CYCLE`; make a single store a path."""
     if isinstance(value, Path):
         return value
     if isinstance(value, dict):
-        weights = {path: Fraction(str(weight)) for path, weight in value.items()}  # 0.1 is a tenth
+        weights = {path: Fraction(str(weight)) for path, weight in value.items()}  # from text: 0.1 is exactly a tenth
         path = min(weights, key=lambda path: weights[path])
         if weights[path] * CYCLE < sum(weights.values()):
-            share = f"less than 1 in {CYCLE:,} of what is seen"
-            raise ValueError(f"the weight of {_encodable(path)}, {value[path]:g}, gives it {share}")
+            share = f"less than 1 in {CYCLE:,} of the sequences"
+            raise ValueError(f"the weight of {encodable(path)}, {value[path]:g}, is {share}")
     return next(iter(value)) if len(value) == 1 else value
 
 
 class TeacherSettings(Section):
-    """The model that is learnt from."""
+    """The teacher model."""
 
-    name: str = Field(min_length=1)
+    PANEL: ClassVar = "Teacher and student"
+
+    name: Annotated[str, Flag("--teacher", metavar="NAME"), Field(min_length=1)]
     """Hub name or local folder of the teacher."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub."""
-    layer: Annotated[Literal["auto"] | Layer, BeforeValidator(_nonzero_layer)] = "auto"
-    """Layer whose queries, keys and values are transferred: 1-based, −1 is the last. `auto`: the last of a 12-layer
-    teacher, 21 of BERT-large's 24, 19 of RoBERTa-large's and XLM-R-large's 24 (MiniLMv2, section 4.1)."""
-    trust_remote_code: bool = False
+    revision: Annotated[str | None, Flag("--revision")] = None
+    """Branch, tag or commit of the teacher on the Hub."""
+    layer: Annotated[Literal["auto"] | Layer, Flag("--teacher-layer"), BeforeValidator(_refuse_layer_0)] = "auto"
+    """Teacher layer to learn from: 1-based, −1 is the last. Its queries, keys and values are transferred. `auto`: the
+    last of a 12-layer teacher, 21 of BERT-large's 24, 19 of RoBERTa-large's and XLM-R-large's 24 (MiniLMv2, section
+    4.1)."""
+    trust_remote_code: Annotated[bool, Flag("--trust-remote-code")] = False
     """Run model code that comes with the teacher. Only for sources you trust."""
 
 
 class StudentSettings(Section):
-    """The model that learns."""
+    """The student model."""
 
-    config: str = Field(min_length=1)
-    """A Hugging Face `config.json`, a folder that has one, or a preset such as `l6-h384` (layers, hidden size)."""
-    layer: Annotated[Layer, BeforeValidator(_nonzero_layer)] = -1
-    """Student layer that is trained to match the teacher's: 1-based, −1 is the last."""
-    init: Literal["random", "teacher"] = "random"
-    """Starting weights: `random`, or copied from evenly spaced layers of the `teacher` (equal widths)."""
+    PANEL: ClassVar = "Teacher and student"
+
+    config: Annotated[str, Flag("--student-config", metavar="CONFIG"), Field(min_length=1)]
+    """Configuration of the student: a `config.json`, a folder that has one, or a preset such as `l6-h384` (layers,
+    hidden size)."""
+    layer: Annotated[Layer, Flag("--student-layer"), BeforeValidator(_refuse_layer_0)] = -1
+    """Student layer that learns: 1-based, −1 is the last."""
+    init: Annotated[Literal["random", "teacher"], Flag("--init")] = "random"
+    """Initial weights of the student: random, or copied from evenly spaced layers of the teacher. Copying needs equal
+    widths."""
 
 
 class DataSettings(Section):
-    """The tokens that are learnt on."""
+    """The training data."""
 
-    path: Annotated[Stores, BeforeValidator(_parse_stores), AfterValidator(_check_stores)] = Path("tokens")
-    """A token store, or a `.jsonl.gz` file with a list of token ids a line. Several: a list of them, which are read as
-    if they were one, or a mapping of each to its weight, its share of the sequences that are seen."""
-    max_length: Length | None = None
-    """Longest sequence in tokens; longer ones are cut to it, their last special token kept. Default: the store's."""
+    PANEL: ClassVar = "Data"
+
+    path: Annotated[
+        Stores,
+        Flag("--data", metavar="PATH[:WEIGHT]", repeatable=True),
+        BeforeValidator(_parse_stores),
+        AfterValidator(_check_stores),
+    ] = Path("tokens")
+    """Token store, or a `.jsonl.gz` file with a list of token ids on each line; repeat the option to use several. In a
+    settings file, several are a list of paths, read as if they were one store, or a mapping of each path to its weight:
+    its share of the sequences."""
+    max_length: Annotated[Length | None, Flag("--max-length", default="the store's")] = None
+    """Longest sequence in tokens; longer ones are cut to it. Their last special token is kept."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -145,7 +159,7 @@ class DataSettings(Section):
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """The weight of each store, if they have any."""
+        """The weight of each store, if they have weights."""
         return tuple(self.path.values()) if isinstance(self.path, dict) else None
 
     def found_from_anywhere(self) -> Stores:
@@ -155,130 +169,153 @@ class DataSettings(Section):
 
 
 class RelationSettings(Section):
-    """The self-attention relations that are transferred (MiniLMv2, section 3)."""
+    """The self-attention relations that the student learns (MiniLMv2, section 3)."""
 
-    weights: Annotated[dict[str, Weight], BeforeValidator(_parse_relations), AfterValidator(_check_relations)] = Field(
-        default={"qq": 1.0, "kk": 1.0, "vv": 1.0}
-    )
-    """Weight of each relation, a pair of q (queries), k (keys) and v (values): `qq=1,kk=1,vv=1`."""
-    heads: Literal["auto"] | PositiveInt = "auto"
-    """Relation heads. `auto`: 48, or 64 for a 1024-wide teacher, else the nearest divisor of both widths."""
+    PANEL: ClassVar = "Objective"
+
+    weights: Annotated[
+        dict[str, Annotated[float, Field(gt=0, le=10**6), NotBool]],
+        Flag("--relations", metavar="PAIR=WEIGHT,..."),
+        BeforeValidator(_parse_relations),
+        AfterValidator(_check_relations),
+    ] = Field(default={"qq": 1.0, "kk": 1.0, "vv": 1.0})
+    """Weight of each relation in the loss; a relation is a pair of q (queries), k (keys) and v (values)."""
+    heads: Annotated[Literal["auto"] | PositiveInt, Flag("--relation-heads")] = "auto"
+    """Number of relation heads; auto: 48, or 64 for a 1024-wide teacher, else the nearest divisor of both widths."""
 
 
 class TrainingSettings(Section):
-    """How long, how much at once, on what."""
+    """Length, batch size and hardware."""
 
-    steps: PositiveInt | None = None
-    """Optimiser steps. Default: 400000, unless `epochs` is given."""
-    epochs: Annotated[float, Field(gt=0, le=10**9), _Number] | None = None
-    """Passes over the training sequences, instead of `steps`."""
-    batch_size: InAStep = 256
+    PANEL: ClassVar = "Training"
+
+    steps: Annotated[PositiveInt | None, Flag("--steps", default=str(DEFAULT_STEPS))] = None
+    """Number of optimiser steps. Default: 400000, unless `epochs` is given."""
+    epochs: Annotated[float | None, Flag("--epochs"), Field(gt=0, le=10**9), NotBool] = None
+    """Passes over the training sequences, instead of a number of steps."""
+    batch_size: Annotated[InAStep, Flag("--batch-size")] = 256
     """Sequences in an optimiser step, over all processes."""
-    micro_batch_tokens: Literal["auto"] | InAStep = "auto"
-    """Padded tokens in one forward pass. Changes speed and memory, never the result (but for the dropout masks).
-    `auto`: tried out at the start of a run of two million tokens or more, and remembered for the next one."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """`auto`: bf16 where the hardware has it, else fp32. The loss is always computed in fp32."""
-    device: str = "auto"
-    """`auto`: cuda, else mps, else cpu. Or a torch device such as `cuda:1`."""
-    compile: bool = False
-    """Compile teacher and student with `torch.compile`: a slower start, and on CPUs no gain."""
-    seed: NonNegativeInt = 42
-    """Seed of everything random: student weights, held-out share, order, dropout."""
+    micro_batch_tokens: Annotated[Literal["auto"] | InAStep, Flag("--micro-batch-tokens")] = "auto"
+    """Padded tokens in one forward pass; changes speed and memory, but not the result. Only the dropout masks differ.
+    `auto`: measured at the start of a run of two million tokens or more, and remembered for the next run."""
+    precision: Annotated[Literal["auto", "bf16", "fp32"], Flag("--precision")] = "auto"
+    """Number format of the models; auto: bf16 where the hardware has it, else fp32. The loss is always computed in
+    fp32."""
+    device: Annotated[str, Flag("--device", metavar="auto|DEVICE")] = "auto"
+    """Torch device such as cuda:1; auto: cuda, else mps, else cpu."""
+    compile: Annotated[bool, Flag("--compile/--no-compile")] = False
+    """Compile teacher and student with torch.compile: slower to start, no gain on CPUs."""
+    seed: Annotated[NonNegativeInt, Flag("--seed")] = 42
+    """Seed of everything random: student weights, held-out sequences, order, dropout."""
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.steps is not None and self.epochs is not None:
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("steps") is not None:
             raise ValueError("give either steps or epochs, not both")
-        return self
+        return value
 
 
 class OptimizerSettings(Section):
     """AdamW."""
 
-    lr: PositiveFloat = 6e-4
+    PANEL: ClassVar = "Optimiser"
+
+    lr: Annotated[PositiveFloat, Flag("--lr")] = 6e-4
     """Peak learning rate."""
-    weight_decay: NonNegativeFloat = 0.01
+    weight_decay: Annotated[NonNegativeFloat, Flag("--weight-decay")] = 0.01
     """Decoupled weight decay; none on biases and norms."""
     betas: tuple[Share, Share] = (0.9, 0.999)
-    """Adam's running-average coefficients."""
+    """Decay rates of Adam's first and second moments."""
     eps: PositiveFloat = 1e-6
-    """Added to Adam's denominator."""
-    clip_norm: PositiveFloat = 1.0
-    """Largest 2-norm of the whole gradient; a larger one is scaled down to it."""
+    """Added to the denominator of Adam's update."""
+    clip_norm: Annotated[PositiveFloat, Flag("--clip-norm")] = 1.0
+    """Largest 2-norm of the gradient; a larger gradient is scaled down to it."""
 
 
 class ScheduleSettings(Section):
     """The learning rate over the steps."""
 
-    kind: Literal["linear", "cosine", "constant"] = "linear"
-    """After warm-up: `linear` or `cosine` decay to zero at the last step, or `constant`."""
-    warmup_steps: NonNegativeInt = 4000
-    """Steps over which the learning rate rises linearly from zero."""
+    PANEL: ClassVar = "Optimiser"
+
+    kind: Annotated[Literal["linear", "cosine", "constant"], Flag("--schedule")] = "linear"
+    """Learning rate after the warm-up: decay to zero at the last step, linear or cosine, or constant."""
+    warmup_steps: Annotated[NonNegativeInt, Flag("--warmup-steps")] = 4000
+    """Warm-up steps, in which the learning rate rises linearly from zero."""
 
 
 class EvaluationSettings(Section):
     """The held-out loss."""
 
-    fraction: Share = 0.01
-    """Share of the sequences held out from training."""
+    PANEL: ClassVar = "Saving and reporting"
+
+    fraction: Annotated[Share, Flag("--eval-fraction")] = 0.01
+    """Share of the sequences that is held out from training."""
     limit: PositiveInt = 10_000
-    """At most this many sequences are held out, whatever the fraction."""
-    every: PositiveInt = 1000
-    """Steps between two evaluations; the last step always has one."""
+    """Largest number of held-out sequences, whatever the fraction."""
+    every: Annotated[PositiveInt, Flag("--eval-every")] = 1000
+    """Steps between evaluations of the held-out loss. The last step always has one."""
 
 
 class CheckpointSettings(Section):
-    """What is kept to go on from."""
+    """What is saved to resume from."""
 
-    every: PositiveInt = 1000
-    """Steps between two checkpoints; the last step always has one."""
+    PANEL: ClassVar = "Saving and reporting"
+
+    every: Annotated[PositiveInt, Flag("--save-every")] = 1000
+    """Steps between checkpoints, or 15 minutes if that is sooner. The last step always has one."""
     minutes: PositiveFloat = 15
-    """Minutes after which a checkpoint is saved even if fewer steps were done."""
-    keep: PositiveInt = 3
-    """Checkpoints kept: the newest ones, and the best beside them."""
+    """Minutes between checkpoints, if `every` takes longer."""
+    keep: Annotated[PositiveInt, Flag("--keep")] = 3
+    """Number of newest checkpoints that are kept; the best one is kept too."""
 
 
 class ReportingSettings(Section):
-    """Who is told what."""
+    """Logging and experiment trackers."""
 
-    log_every: PositiveInt = 10
-    """Steps between two lines of `metrics.jsonl`; the first and the last step always have one."""
-    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go besides `metrics.jsonl`: `tensorboard`, `wandb`."""
+    PANEL: ClassVar = "Saving and reporting"
+
+    log_every: Annotated[PositiveInt, Flag("--log-every")] = 10
+    """Steps between lines of metrics.jsonl. The first and the last step always have one."""
+    sinks: Annotated[
+        tuple[Literal["tensorboard", "wandb"], ...], Flag("--report-to", default="none", repeatable=True)
+    ] = ()
+    """Experiment tracker that gets the metrics too; may be repeated."""
     log_ranks: bool = False
-    """With several processes, have each write a log of its own, `log-rank-00001.txt`, beside rank 0's `log.txt`."""
+    """With several processes, write a log for each: `log-rank-00001.txt`, … next to rank 0's `log.txt`."""
 
 
 class DistillSettings(Section):
     """All settings of `minilm distill`."""
 
+    PANEL: ClassVar = "Saving and reporting"
+
     teacher: TeacherSettings
-    """The model that is learnt from."""
+    """The teacher model."""
     student: StudentSettings
-    """The model that learns."""
-    data: DataSettings = DataSettings()
-    """The tokens that are learnt on."""
-    relations: RelationSettings = RelationSettings()
-    """The self-attention relations that are transferred."""
-    training: TrainingSettings = TrainingSettings()
-    """How long, how much at once, on what."""
-    optimizer: OptimizerSettings = OptimizerSettings()
+    """The student model."""
+    data: DataSettings = Field(default_factory=DataSettings)
+    """The training data."""
+    relations: RelationSettings = Field(default_factory=RelationSettings)
+    """The self-attention relations that the student learns."""
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
+    """Length, batch size and hardware."""
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     """AdamW."""
-    schedule: ScheduleSettings = ScheduleSettings()
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
     """The learning rate over the steps."""
-    evaluation: EvaluationSettings = EvaluationSettings()
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     """The held-out loss."""
-    checkpoint: CheckpointSettings = CheckpointSettings()
-    """What is kept to go on from."""
-    reporting: ReportingSettings = ReportingSettings()
-    """Who is told what."""
-    output: Path | None = None
-    """The run's folder. Default: `runs/STUDENT-from-TEACHER-DATE-TIME`."""
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    """What is saved to resume from."""
+    reporting: ReportingSettings = Field(default_factory=ReportingSettings)
+    """Logging and experiment trackers."""
+    output: Annotated[Path | None, Flag("--output", short="-o", default="runs/STUDENT-from-TEACHER-DATE-TIME")] = None
+    """Folder of the run."""
 
 
-#: What `minilm resume --set` may change: nothing that alters which sequences a step sees or what is learnt from them.
-#: Rate, clipping and precision are for a run that would fail without: it becomes another than it would have been.
+#: What `minilm resume --set` may change: nothing that alters which sequences a step sees, or the objective. Learning
+#: rate, clipping and precision are in it to rescue a run that would fail without the change.
 CHANGEABLE_MID_RUN = frozenset(
     {
         "training.steps",

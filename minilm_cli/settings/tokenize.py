@@ -1,64 +1,73 @@
-"""All settings of `minilm tokenize`. Each field is documented by the string below it."""
+"""All settings of `minilm tokenize`. The string below a field documents it; `--help` shows its first sentence."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from minilm_cli.settings.types import Flags, Length, PositiveInt, _cores, _Number
+from minilm_cli.settings.flags import Flag
+from minilm_cli.settings.types import Length, NotBool, PositiveInt, Section
 
 
 def _check_language(value: str) -> str:
     if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*", value):
-        raise ValueError("must be the code of a language, such as en, de or zh-Hant")
+        raise ValueError("must be a language code, such as en, de or zh-Hant")
     return value
 
 
-class TokenizeSettings(Flags):
+def _cores() -> int:
+    """The number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class TokenizeSettings(Section):
     """All settings of `minilm tokenize`."""
 
-    TYPED: ClassVar = {"inputs": "INPUT", "continued": "--continue"}
     ONLY_READ = frozenset({"inputs"})
 
-    inputs: tuple[str, ...] = Field(min_length=1)
-    """Text (a line is a sample), `.jsonl` and `.csv` files, each also as `.gz`, `.bz2`, `.xz` or `.zst`; `.parquet`
-    files; patterns of files; `-`, standard input; `hf://datasets/NAME[:SPLIT]`, a data set of the Hub."""
-    tokenizer: str = Field(default="bert-base-uncased", min_length=1)
-    """Hub name or local folder."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub."""
-    trust_remote_code: bool = False
-    """Run tokenizer code that comes with it. Only for sources you trust."""
-    output: Path = Path("tokens")
-    """The token store's folder, or a file whose name ends in `.jsonl.gz`."""
-    max_length: Length = 512
-    """Tokens in a sequence, special tokens counted."""
-    overflow: Literal["split", "truncate", "drop"] = "split"
-    """What becomes of a longer line."""
-    pack: bool = False
-    """Join successive lines, up to `max_length`; none across a blank line, which ends a document."""
-    split_sentences: bool = False
-    """Each sentence is a sample, instead of each line."""
-    language: Annotated[str, AfterValidator(_check_language)] = "en"
-    """The language whose rules sentences are split by."""
-    text_field: str | None = Field(default=None, min_length=1)
-    """The field or column that holds the text (default: `text`); with it, standard input is JSON lines."""
-    errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not UTF-8: refuse the file, or replace each by U+FFFD."""
-    workers: Annotated[int, Field(gt=0, le=4096), _Number] = Field(default_factory=_cores)
-    """Worker processes (default: one for each core); the output is the same whatever the number."""
-    batch_size: PositiveInt = 1000
-    """Lines handed to a worker at once."""
-    continued: bool = False
-    """Go on with a token store that was interrupted, from its last whole shard."""
-    force: bool = False
-    """Replace an existing output, or what is left of one that was interrupted."""
+    inputs: Annotated[tuple[str, ...], Flag("INPUT", repeatable=True), Field(min_length=1)]
+    """Text (a line is a sample), `.jsonl` or `.csv` files, each also as `.gz`, `.bz2`, `.xz` or `.zst`; `.parquet`
+    files; a quoted pattern of such files; `-` for standard input; `hf://datasets/NAME[:SPLIT]` for a data set of the
+    Hub."""
+    tokenizer: Annotated[str, Flag("--tokenizer", metavar="NAME"), Field(min_length=1)] = "bert-base-uncased"
+    """Hub name or local folder of the tokenizer."""
+    revision: Annotated[str | None, Flag("--revision")] = None
+    """Branch, tag or commit of the tokenizer on the Hub."""
+    trust_remote_code: Annotated[bool, Flag("--trust-remote-code")] = False
+    """Run tokenizer code that comes with the tokenizer. Only for sources you trust."""
+    output: Annotated[Path, Flag("--output", short="-o")] = Path("tokens")
+    """Folder of the token store; or a file name ending in `.jsonl.gz`, for a list of token ids on each line."""
+    max_length: Annotated[Length, Flag("--max-length")] = 512
+    """Longest sequence in tokens, special tokens included."""
+    overflow: Annotated[Literal["split", "truncate", "drop"], Flag("--overflow")] = "split"
+    """What to do with a longer line: split it into several sequences, truncate it, or drop it."""
+    pack: Annotated[bool, Flag("--pack")] = False
+    """Join successive lines, up to the maximum length; a blank line ends a document. No sequence crosses it."""
+    split_sentences: Annotated[bool, Flag("--split-sentences")] = False
+    """Make each sentence a sample, instead of each line."""
+    language: Annotated[str, Flag("--language"), AfterValidator(_check_language)] = "en"
+    """Language whose rules split sentences."""
+    text_field: Annotated[str | None, Flag("--text-field", default="text"), Field(min_length=1)] = None
+    """Field or column that holds the text; if given, standard input is read as JSON lines."""
+    errors: Annotated[Literal["strict", "replace"], Flag("--errors")] = "strict"
+    """What to do with bytes that are not UTF-8: refuse the file, or replace them by U+FFFD."""
+    workers: Annotated[int, Flag("--workers", default="all cores"), Field(gt=0, le=4096), NotBool] = Field(
+        default_factory=_cores
+    )
+    """Number of worker processes; the output does not depend on it."""
+    batch_size: Annotated[PositiveInt, Flag("--batch-size")] = 1000
+    """Lines that a worker gets at once."""
+    continued: Annotated[bool, Flag("--continue")] = False
+    """Continue an interrupted token store after its last complete shard."""
+    force: Annotated[bool, Flag("--force")] = False
+    """Replace an existing output, or the rest of an interrupted one."""
 
     @model_validator(mode="after")
     def _language_of_sentences(self) -> Self:
         if "language" in self.model_fields_set and not self.split_sentences:
-            raise ValueError("--language says how sentences are split: give --split-sentences too")
+            raise ValueError("--language only affects how sentences are split; add --split-sentences")
         return self

@@ -1,7 +1,4 @@
-"""Token stores as one, and which of them each place of the training order belongs to. numpy only.
-
-Ignores how sequences are shuffled, and which are held out.
-"""
+"""Several token stores as one, and the store that each position of the training order belongs to. numpy only."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from minilm_cli.tokens.store import Indices, TokenIds, TokenStore
 
 
 class Mixture:
-    """Token stores one after the other, with one range of indices; with weights, each has its share of what is seen.
+    """Token stores one after the other, with one range of indices; with weights, each has its share of the training.
 
-    `parts` are the indices that are shuffled among themselves: all of them, or with weights those of each store.
+    `parts` are the ranges of indices that are shuffled separately: a single one, or with weights one for each store.
     """
 
     def __init__(self, stores: Sequence[TokenStore], weights: Sequence[float] | None = None) -> None:
@@ -29,7 +26,7 @@ class Mixture:
         self._weights = weights or [1.0]
         bounds = [0, *ends.tolist()] if weights else [0, self._size]
         self.parts = [range(begin, end) for begin, end in itertools.pairwise(bounds)]
-        # Each part's turns are spread evenly over a cycle; within it, every place has a turn's part and number.
+        # Each part's turns are spread evenly over a cycle; every place in it has a part, and the number of its turn.
         self._turns = np.array(self.share_out(CYCLE) if weights else [1])
         parts = np.repeat(np.arange(len(self.parts)), self._turns)
         numbers = np.concatenate([np.arange(turns) for turns in self._turns])
@@ -38,14 +35,14 @@ class Mixture:
         self.shares: list[float] = (
             (self._turns / CYCLE).tolist() if weights else [len(store) / self._size for store in stores]
         )
-        """Of the sequences that are seen, by store."""
+        """Share of each store in the sequences that are trained on."""
 
     def __len__(self) -> int:
         return self._size
 
     def share_out(self, total: int) -> list[int]:
         """Divide `total` among the parts by weight, the largest remainders rounded up."""
-        weights = [Fraction(str(weight)) for weight in self._weights]  # as they are written: 0.1 is a tenth
+        weights = [Fraction(str(weight)) for weight in self._weights]  # as written: 0.1 is a tenth
         exact = [total * weight / sum(weights) for weight in weights]
         counts = [int(count) for count in exact]
         by_remainder = sorted(range(len(counts)), key=lambda part: counts[part] - exact[part])
@@ -54,7 +51,7 @@ class Mixture:
         return counts
 
     def deal(self, positions: Indices) -> tuple[Indices, Indices]:
-        """The part that each position of the training order belongs to, and its place in that part's own order."""
+        """The part that each position of the training order belongs to, and the place in that part's own order."""
         cycles, within = np.divmod(positions, len(self._parts))
         parts = self._parts[within]
         return parts, cycles * self._turns[parts] + self._numbers[within]
@@ -74,7 +71,7 @@ class Mixture:
         return found
 
     def mean_length(self, max_length: int) -> float:
-        """Mean tokens of the sequences that are seen, after cutting to `max_length`."""
+        """Mean tokens of the sequences that are trained on, after cutting to `max_length`."""
         histograms = [store.manifest.length_histogram for store in self._stores]
         totals = [sum(min(length, max_length) * n for length, n in enumerate(counts)) for counts in histograms]
         means = [total / len(store) for total, store in zip(totals, self._stores, strict=True)]

@@ -2,7 +2,7 @@
 
 Layout of the folder: `manifest.json`, and for shard 0 `shard-00000.npy` (token ids, one after the other, in the
 smallest unsigned type that holds the vocabulary) and `shard-00000.offsets.npy` (where each sequence begins; one more
-entry than there are sequences). Ignores where the tokens come from and who reads them.
+entry than there are sequences).
 """
 
 from __future__ import annotations
@@ -30,26 +30,17 @@ FORMAT_VERSION = 1
 #: Tokens after which a shard is closed: 64 MB in the two-byte type of most vocabularies.
 SHARD_TOKENS = 2**25
 
-
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
-
-
 Indices = npt.NDArray[np.int64]
-
-
 Count = Annotated[int, Field(ge=0, le=2**62)]
-
-
 Positive = Annotated[int, Field(gt=0, le=2**62)]
+TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
-#: With a bound, which pydantic looks at only in what can be encoded: a lone surrogate, valid in JSON, is refused.
+#: pydantic checks a bound on encodable text only, so a lone surrogate, which is valid in JSON, is refused.
 Text = Annotated[str, Field(max_length=4096)]
 
-#: Sequences whose lengths are looked at at once.
-_AT_ONCE = 2**20
-
-#: What a `.npy` file of format 1.0 begins with; the length of its header follows, in two bytes.
-_NPY = b"\x93NUMPY\x01\x00"
+#: Characters that are shown of what numpy says about a damaged file.
+_LONGEST_REASON = 200
 
 
 class _Part(BaseModel):
@@ -57,7 +48,7 @@ class _Part(BaseModel):
 
 
 class TokenizerInfo(_Part):
-    """What is known of the tokenizer that made the ids; empty for ids that came without one."""
+    """The tokenizer that made the ids, as far as known."""
 
     name: Text | None = None
     revision: Text | None = None
@@ -87,10 +78,10 @@ class Shard(_Part):
 
 
 class Manifest(_Part):
-    """`manifest.json`: what the store holds and how to know it is whole."""
+    """`manifest.json`: what the store holds, and the checksums of its files."""
 
     format_version: Annotated[int, Field(gt=0)]
-    #: The version of minilm.
+    #: Version of minilm.
     written_by: Text | None = None
     tokenizer: TokenizerInfo
     max_length: Annotated[int, Field(gt=0)]
@@ -112,7 +103,7 @@ def id_dtype(vocabulary_size: int) -> np.dtype[np.unsignedinteger[Any]]:
 
 
 def count_lengths(histogram: Indices, lengths: Indices) -> Indices:
-    """A histogram (`histogram[n]` sequences have n tokens) with these lengths counted in, longer where needed."""
+    """Add these lengths to a histogram (`histogram[n]` sequences have n tokens), made longer where needed."""
     counts = np.bincount(lengths, minlength=len(histogram))
     counts[: len(histogram)] += histogram
     return counts
@@ -122,7 +113,7 @@ class TokenStore:
     """A store opened for reading. `len(store)` sequences; `store[i]` is one, as an array of ids."""
 
     def __init__(self, path: Path) -> None:
-        """Open the store in folder `path`; raises `MinilmError` if it is not one, or not whole."""
+        """Open the store in folder `path`; raises `MinilmError` if it is not a complete store."""
         self.path = path
         self.manifest = _read_manifest(path)
         self._check_counts()
@@ -172,12 +163,12 @@ class TokenStore:
                 except OSError as error:
                     raise _unreadable(self.path / name, error) from None
                 if found != expected:
-                    raise _corrupt(self.path / name, "its bytes are not those that were written (checksum)")
+                    raise _corrupt(self.path / name, "its checksum is wrong")
             if int(ids.max()) >= self.manifest.tokenizer.vocabulary_size:
                 raise _corrupt(self.path / shard.file, f"the token id {ids.max()} is outside its vocabulary")
 
     def _check_counts(self) -> None:
-        """The manifest counts the same things in several ways: they must agree."""
+        """Check that the manifest's counts agree with each other."""
         manifest = self.manifest
         histogram = manifest.length_histogram
         counts = {
@@ -190,18 +181,18 @@ class TokenStore:
         }
         for name, found in counts.items():
             if len(set(found)) > 1:
-                raise _corrupt(self.path / "manifest.json", f"its counts of {name} do not agree: {found}")
+                raise _corrupt(self.path / "manifest.json", f"its counts of {name} differ: {found}")
         if not manifest.sequences or not histogram[-1]:
-            raise _corrupt(self.path / "manifest.json", "it has no sequence of its greatest length")
+            raise _corrupt(self.path / "manifest.json", "no sequence has the greatest length of its length_histogram")
 
     def _check_lengths(self) -> None:
-        """The histogram, by which memory and time are reckoned, must be that of the sequences that are there."""
+        """Check the histogram, which memory and time are estimated from, against the sequences."""
         longest = self.manifest.longest
         counts: Indices = np.zeros(longest + 1, dtype=np.int64)
         for shard, offsets in zip(self.manifest.shards, self._offsets, strict=True):
             counts = _count_in(counts, offsets, longest, self.path / shard.offsets_file)
         if counts.tolist() != self.manifest.length_histogram:
-            raise _corrupt(self.path / "manifest.json", "its length_histogram is not that of the sequences")
+            raise _corrupt(self.path / "manifest.json", "its length_histogram is not that of its sequences")
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
@@ -211,10 +202,9 @@ class TokenStore:
 
 
 class TokenStoreWriter:
-    """Writes a store into a folder, shard by shard; it is one only after `close`.
+    """Writes a store into a folder, shard by shard; it can be opened only after `close`.
 
-    What is written depends on the sequences alone, not on how they were cut into calls of `add`. Of what was added
-    nothing is held in memory.
+    The files depend on the sequences alone, not on how many of them a call of `add` gets. Nothing is kept in memory.
     """
 
     def __init__(
@@ -226,18 +216,18 @@ class TokenStoreWriter:
         shards: Sequence[Shard] = (),
         shard_tokens: int | None = None,
     ) -> None:
-        """`shards` are there already, written by another with the same tokenizer, and are gone on from.
+        """Continue after `shards`, which an earlier writer with the same tokenizer completed in this folder.
 
         shard_tokens: tokens after which a shard is closed, `SHARD_TOKENS` by default. Raises `MinilmError` if a shard
-        is not there.
+        is missing or damaged.
         """
         path.mkdir(parents=True, exist_ok=True)
         self.shards = list(shards)
-        """Those that are whole, and on disk for good."""
+        """The complete ones, which are flushed to disk."""
         self._path, self._tokenizer, self._max_length = path, tokenizer, max_length
         self._shard_tokens = shard_tokens or SHARD_TOKENS
         self.length_histogram: Indices = np.zeros(1, dtype=np.int64)
-        """`length_histogram[n]` sequences have n tokens, in the shards that were there too."""
+        """`length_histogram[n]` sequences have n tokens, those of the earlier shards included."""
         for number, shard in enumerate(shards):
             _, offsets = _open_shard(path, number, shard, id_dtype(tokenizer.vocabulary_size))
             file = path / shard.offsets_file
@@ -246,7 +236,7 @@ class TokenStoreWriter:
 
     def add(self, ids: TokenIds, lengths: Indices) -> None:
         """Append sequences: their ids one after the other, and the length of each."""
-        assert int(lengths.sum()) == len(ids), "the lengths are not those of these ids"
+        assert int(lengths.sum()) == len(ids), "the lengths do not add up to the number of ids"
         assert (lengths > 0).all(), "an empty sequence"
         self.length_histogram = count_lengths(self.length_histogram, lengths)
         ends = np.cumsum(lengths)
@@ -254,7 +244,7 @@ class TokenStoreWriter:
         while first < len(lengths):
             if self._open is None:
                 self._open = _OpenShard(self._path, len(self.shards), id_dtype(self._tokenizer.vocabulary_size))
-            # A shard closes after the sequence that fills it, wherever the calls are cut.
+            # A shard closes after the sequence that fills it, whatever the number of sequences in a call.
             last = int(np.searchsorted(ends, begin + self._shard_tokens - self._open.tokens)) + 1
             end = int(ends[min(last, len(lengths)) - 1])
             self._open.add(ids[begin:end], lengths[first:last])
@@ -282,7 +272,7 @@ class TokenStoreWriter:
         return self
 
     def __exit__(self, *_ended: object) -> None:
-        """Without `close` there is no store; the shards that are whole stay."""
+        """Without `close` there is no store, but complete shards stay."""
         if self._open is not None:
             self._open.abandon()
 
@@ -340,7 +330,7 @@ class _GrowingArray:
         return self
 
     def __exit__(self, *_ended: object) -> None:
-        """Without `close` it is of no use: whether the rest of it can be written does not matter."""
+        """Without `close` the file is useless, so it does not matter whether the rest can be written."""
         with suppress(OSError):
             self._file.close()
 
@@ -349,7 +339,7 @@ class _GrowingArray:
         self._length += len(values)
 
     def close(self) -> None:
-        """Say at the beginning how long it has become, for which numpy leaves room there, and flush it to disk."""
+        """Write the final length into the header, where numpy leaves room for it, and flush the file to disk."""
         with self._file:
             self._file.seek(0)
             self._write_header()
@@ -362,7 +352,7 @@ class _GrowingArray:
 
 
 def _corrupt(path: Path, what: str) -> MinilmError:
-    return MinilmError(f"this token store is damaged: {what}", where=str(path), hint="Make it anew: minilm tokenize.")
+    return MinilmError(f"this token store is damaged: {what}", where=str(path), hint="Make it again: minilm tokenize.")
 
 
 def _unreadable(path: Path, error: OSError) -> MinilmError:
@@ -373,7 +363,7 @@ def _unreadable(path: Path, error: OSError) -> MinilmError:
 def _read_manifest(path: Path) -> Manifest:
     file = path / "manifest.json"
     if not path.exists():
-        raise MinilmError("there is no such token store", where=str(path), hint="minilm tokenize makes one.")
+        raise MinilmError("there is no such token store", where=str(path), hint="Make one: minilm tokenize.")
     if not file.is_file():
         raise MinilmError("this is not a token store: it has no manifest.json", where=str(path))
     value = read_json(file, kind="manifest")
@@ -392,48 +382,43 @@ def _open_shard(
     ids: TokenIds = _map(path / shard.file, dtype, shard.tokens)
     offsets: Indices = _map(path / shard.offsets_file, np.dtype(np.int64), shard.sequences + 1)
     if offsets[0] != 0 or offsets[-1] != shard.tokens:
-        raise _corrupt(path / shard.offsets_file, "its offsets do not go from 0 to the number of tokens")
+        raise _corrupt(path / shard.offsets_file, "its offsets do not start at 0 and end at the number of tokens")
     return ids, offsets
 
 
 def _count_in(histogram: Indices, offsets: Indices, longest: int, file: Path) -> Indices:
-    """The histogram with the lengths of a shard's sequences; raises `MinilmError` for one that cannot be."""
-    for begin in range(0, len(offsets) - 1, _AT_ONCE):
-        lengths = np.diff(offsets[begin : begin + _AT_ONCE + 1])
-        shortest, most = int(lengths.min()), int(lengths.max())
-        if shortest < 1 or most > longest:  # before they are counted, which takes the memory of `most` numbers
-            wrong = shortest if shortest < 1 else most
-            raise _corrupt(file, f"its offsets give a sequence {wrong} tokens, and there are lengths of 1 to {longest}")
-        histogram = count_lengths(histogram, lengths)
-    return histogram
+    """Add the lengths of a shard's sequences to a histogram; raises `MinilmError` for an impossible length."""
+    lengths = np.diff(offsets)
+    shortest, most = int(lengths.min()), int(lengths.max())
+    if shortest < 1 or most > longest:  # checked first, because counting takes memory for `most` numbers
+        wrong = shortest if shortest < 1 else most
+        raise _corrupt(file, f"by its offsets a sequence has {wrong} tokens; 1 to {longest} are possible")
+    return count_lengths(histogram, lengths)
 
 
 def _map(path: Path, dtype: np.dtype[np.generic], size: int) -> npt.NDArray[Any]:
-    """Map a `.npy` file of `size` values. Its header is compared with the one wanted, not evaluated as Python is."""
-    wanted = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({size},), }}".encode()
+    """Memory-map a `.npy` file of `size` values; raises `MinilmError` if it holds anything else."""
     if path.exists() and not path.is_file():  # a pipe may never end
         raise _corrupt(path, "it is not a file")
     try:
-        with path.open("rb") as file:
-            begin = file.read(len(_NPY) + 2)
-            if not begin.startswith(_NPY):
-                raise _corrupt(path, "it is no .npy file (format 1.0)")
-            header = file.read(int.from_bytes(begin[len(_NPY) :], "little"))
-            if header.rstrip() != wanted:
-                shown = header[:200].decode("latin-1").strip()
-                raise _corrupt(path, f"{size} values of type {dtype} are wanted; its header is {shown!r}")
-            there, all_there = os.fstat(file.fileno()).st_size, file.tell() + size * dtype.itemsize
-            if there != all_there:
-                raise _corrupt(path, f"it has {there} bytes; with {size} values of type {dtype} it has {all_there}")
-            return np.memmap(file, dtype, "r", file.tell(), (size,))
+        # Unlike `np.load`, this reads neither pickles nor archives.
+        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="r")
+        file_size = path.stat().st_size
     except FileNotFoundError:
         raise _corrupt(path, "the file is missing") from None
     except OSError as error:
         raise _unreadable(path, error) from None
+    except Exception as error:  # noqa: BLE001  # numpy raises anything for a damaged header
+        raise _corrupt(path, f"it is not a .npy file: {str(error)[:_LONGEST_REASON]}") from None
+    if (array.dtype, array.shape) != (dtype, (size,)):
+        raise _corrupt(path, f"it has {array.dtype} values of shape {array.shape}, not {dtype} of shape ({size},)")
+    if file_size != array.offset + array.nbytes:
+        raise _corrupt(path, f"it has {file_size} bytes instead of {array.offset + array.nbytes}")
+    return array
 
 
 def allow_open_files(more: int) -> None:
-    """Let this process have so many `more` files open than it was allowed, as far as the system lets it."""
+    """Raise the limit on open files by `more`, as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         wanted = soft + more if hard == resource.RLIM_INFINITY else min(soft + more, hard)

@@ -56,15 +56,15 @@ class TrainingLoop:
         self._saver: CheckpointSaver | None = None
         self._sinks = Fanout([])
         if lock is not None:
-            self._open_files(state, lock, resumed=newest is not None)
+            self._open_files(lock, resumed=newest is not None)
         self._last_save = time.monotonic()
 
-    def _open_files(self, state: RunState, lock: Lock, *, resumed: bool) -> None:
+    def _open_files(self, lock: Lock, *, resumed: bool) -> None:
         def written_before(record: Record) -> bool:
             done = (self._evaluated or 0) if "eval_loss" in record else self._step
             return resumed and record["step"] <= done
 
-        metrics = JsonlSink(self._run.metrics_file, written_before, state.unwritten)
+        metrics = JsonlSink(self._run.metrics_file, written_before)
         optional = open_sinks(
             self._settings.reporting.sinks,
             self._run.path,

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minilm_cli.base.atomic import refuse_existing, renewed, staged
+from minilm_cli.base.atomic import renewed, staged
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.jsonio import write_json
 from minilm_cli.base.locks import Lock
+from minilm_cli.base.overwrite import refuse_existing
 from minilm_cli.base.progress import NoProgress, Progress
 from minilm_cli.export.exporting import write_verified
 from minilm_cli.export.formats import Source

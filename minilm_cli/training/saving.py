@@ -40,7 +40,6 @@ class CheckpointSaver:
         if not self._lock.in_place():
             raise RunError("the run's folder has been moved or removed", where=str(self._run.path))
         self._metrics.flush()  # a checkpoint that survives a power cut has its metrics
-        state = state.model_copy(update={"unwritten": list(self._metrics.waiting)})
         checkpoint.save(self._run.checkpoints, step, distiller.state(), state.model_dump())
 
     def _make_room(self) -> checkpoint.Checkpoint | None:

@@ -140,25 +140,10 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     stream = _batch_stream(settings, mixture, max_length, pack=pack, device=device, world=world)
     total_steps = _total_steps(settings.training, stream)
     _warn(settings, stream, total_steps)
-    distiller = Distiller(
-        teacher,
-        student,
-        RelationObjective(relations.weights, relations.heads),
-        settings.optimizer,
-        LearningRate(settings.schedule, settings.optimizer.lr, total_steps),
-        seed=settings.training.seed,
-        device=device,
-        bf16=_is_bf16(settings.training.precision, device),
-        compile_models=settings.training.compile,
-        world=world,
-    )
+    distiller = _distiller(settings, teacher, student, relations, total_steps=total_steps, device=device, world=world)
     tokens_per_step = stream.batch_size * mixture.mean_length(max_length)
     if settings.training.micro_batch_tokens == "auto":
-        facts = {
-            "teacher": _shape(teacher), "student": _shape(student), "relations": relations.weights,
-            "heads": relations.heads, "max_length": max_length, "tokens_per_step": round(tokens_per_step),
-            "bf16": distiller.bf16, "pack": pack, "compile": settings.training.compile,
-        }  # fmt: skip
+        facts = _speed_facts(distiller, relations, max_length, round(tokens_per_step), pack, settings.training.compile)
         micro_batch_budget.settle(distiller, stream, run_tokens=total_steps * tokens_per_step, facts=facts)
     resolved = _resolved(settings, named, distiller, stream, heads=relations.heads, total_steps=total_steps)
     from_teacher = teacher.layer if settings.student.init == "teacher" else None
@@ -258,13 +243,51 @@ def _warn(settings: DistillSettings, stream: BatchStream, total_steps: int) -> N
         )
 
 
-def _is_bf16(precision: str, device: torch.device) -> bool:
-    return precision == "bf16" or (precision == "auto" and has_bf16(device))
+def _distiller(
+    settings: DistillSettings,
+    teacher: Tap,
+    student: Tap,
+    relations: RelationFacts,
+    *,
+    total_steps: int,
+    device: torch.device,
+    world: World,
+) -> Distiller:
+    precision = settings.training.precision
+    return Distiller(
+        teacher,
+        student,
+        RelationObjective(relations.weights, relations.heads),
+        settings.optimizer,
+        LearningRate(settings.schedule, settings.optimizer.lr, total_steps),
+        seed=settings.training.seed,
+        device=device,
+        bf16=precision == "bf16" or (precision == "auto" and has_bf16(device)),
+        compile_models=settings.training.compile,
+        world=world,
+    )
 
 
-def _shape(tap: Tap) -> list[Any]:
-    parameters = sum(parameter.numel() for parameter in tap.model.parameters())
-    return [tap.family.name, tap.layer, tap.model.config.hidden_size, parameters]
+def _speed_facts(
+    distiller: Distiller, relations: RelationFacts, max_length: int, tokens_per_step: int, pack: bool, compiled: bool
+) -> dict[str, Any]:
+    """What the speed of a micro-batch depends on, besides the machine."""
+
+    def shape(tap: Tap) -> list[Any]:
+        parameters = sum(parameter.numel() for parameter in tap.model.parameters())
+        return [tap.family.name, tap.layer, tap.model.config.hidden_size, parameters]
+
+    return {
+        "teacher": shape(distiller.teacher),
+        "student": shape(distiller.student),
+        "relations": relations.weights,
+        "heads": relations.heads,
+        "max_length": max_length,
+        "tokens_per_step": tokens_per_step,
+        "bf16": distiller.bf16,
+        "pack": pack,
+        "compile": compiled,
+    }
 
 
 # --- Resolved ----------------------------------------------------------------------------------------------------

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from minilm_cli.base.atomic import restore
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.corpus.id_lists import convert_token_lists, is_id_lists
 from minilm_cli.models.tap import Tap
 from minilm_cli.runs.plan import changed
+from minilm_cli.tokens.id_lists import convert_token_lists, is_id_lists
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore
 
 logger = logging.getLogger(__name__)

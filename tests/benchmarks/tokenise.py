@@ -6,7 +6,7 @@ python -m tests.benchmarks.tokenise memory 50
 python -m tests.benchmarks.tokenise memory 150 a-token-a-line
 python -m tests.benchmarks.tokenise store 10000000
 
-Apart from `measure`, for the workers that `minilm tokenize` starts import this module: here too, they need no torch.
+A module of its own, because the workers that `minilm tokenize` starts import it: here too, they need no torch.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
 
 LONGEST = 128
 
-#: Lines that are handed to a tokenizer or a worker at once.
+#: Lines that a tokenizer or a worker gets at once.
 BATCH = 1000
 
 
 def ours(text: Path, tokenizer: str, folder: Path, workers: int) -> int:
-    """Tokens that `minilm tokenize` writes, in this many processes."""
+    """Number of tokens that `minilm tokenize` writes, in `workers` processes."""
     settings = TokenizeSettings(
         inputs=(str(text),),
         tokenizer=tokenizer,
@@ -55,7 +55,7 @@ def ours(text: Path, tokenizer: str, folder: Path, workers: int) -> int:
 
 
 def raw(text: Path, tokenizer: str) -> int:
-    """Tokens that the tokenizers library alone makes, in threads on all cores; they are counted and thrown away."""
+    """Number of tokens that the tokenizers library alone makes, in threads on all cores; nothing is written."""
     loaded = Tokenizer.from_file(str(Path(tokenizer, "tokenizer.json")))
     loaded.no_padding()
     loaded.enable_truncation(LONGEST)
@@ -66,7 +66,7 @@ def raw(text: Path, tokenizer: str) -> int:
 
 
 def plain(text: Path, tokenizer: str, folder: Path) -> int:
-    """Tokens that a transformers tokenizer, called line by line, makes; written as gzipped JSON lines."""
+    """Number of tokens of a transformers tokenizer, called line by line; they are written as gzipped JSON lines."""
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
@@ -80,7 +80,7 @@ def plain(text: Path, tokenizer: str, folder: Path) -> int:
 
 
 def _held_mb() -> float:
-    """Memory of this process and its children now, shared pages split among their users, in MB."""
+    """Present memory of this process and its children in MB, shared pages split among their users."""
     me = str(os.getpid())
     children = "".join(task.read_text() for task in Path(f"/proc/{me}/task").glob("*/children"))
     total = 0
@@ -95,7 +95,7 @@ def _held_mb() -> float:
 
 @contextmanager
 def peak() -> Iterator[Callable[[], float]]:
-    """Looks at the memory 20 times a second; gives the most that was seen."""
+    """Measure the memory 20 times a second; gives a function for the maximum."""
     seen = [_held_mb()]
     done = threading.Event()
 
@@ -113,7 +113,7 @@ def peak() -> Iterator[Callable[[], float]]:
 
 
 def _forget_peak() -> bool:
-    """Have the system measure this process's most memory from here on; whether it can."""
+    """Reset the system's maximum of this process's memory; returns whether that is possible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -122,14 +122,14 @@ def _forget_peak() -> bool:
 
 
 def _peak_mb() -> float:
-    """The most memory that this process had since then, in MB."""
+    """Maximum memory of this process since then, in MB."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024 / 1e6
 
 
 def rate(way: str, copies: int) -> dict[str, float]:
-    """Tokens a second, net of what starting takes: by the difference between the sample and `copies` more of it."""
-    from transformers import AutoTokenizer  # noqa: F401  # no way's time is that of imports
+    """Tokens a second without the time for starting: from the difference between two texts, one `copies` longer."""
+    from transformers import AutoTokenizer  # noqa: F401  # so that importing is not timed
 
     name, _, workers = way.partition("-")
     tokenizer = find_teacher()
@@ -157,9 +157,9 @@ def rate(way: str, copies: int) -> dict[str, float]:
 
 
 def memory(megabytes: int, *, easily: bool = False) -> dict[str, float]:
-    """The memory of all processes while that much text is tokenised on two workers.
+    """Memory of all processes while that much text is tokenised with two workers.
 
-    easily: of each line the tokenizer makes one token, and puts sixteen before it, so that little time is its own.
+    easily: the tokenizer makes one token of each line, with sixteen special ones, and so takes little time itself.
     """
     sample = (b"the people " * 7 + b"\n") * 2**14 if easily else SAMPLE.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
@@ -174,7 +174,7 @@ def memory(megabytes: int, *, easily: bool = False) -> dict[str, float]:
 
 
 def _of_lines(folder: Path) -> str:
-    """A tokenizer that makes one token of any line, and puts sixteen before it."""
+    """A tokenizer that makes one token of any line, with sixteen special ones before it."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "[CLS]": 1}, unk_token="[UNK]"))
@@ -184,7 +184,7 @@ def _of_lines(folder: Path) -> str:
 
 
 def store(sequences: int) -> dict[str, float]:
-    """A store of that many short sequences: what opening it and reading a batch of 256 takes."""
+    """Time and memory for opening a store of that many short sequences, and for reading batches of 256."""
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         with TokenStoreWriter(Path(folder), TokenizerInfo(vocabulary_size=30_000), LONGEST) as writer:
@@ -216,7 +216,7 @@ def store(sequences: int) -> dict[str, float]:
 
 
 def main(what: str, *words: str) -> None:
-    """Measure it and print what was found."""
+    """Measure and print."""
     match what:
         case "rate":
             found = rate(words[0], int(words[1]))

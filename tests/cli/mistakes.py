@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
     from .conftest import Minilm
 
 Preparation = Callable[[], object]
+
+#: Bytes of a file whose content is compared.
+SMALL = 2**16
 
 DISTILL = "distill --teacher teacher --student-config config.json --steps 4 --batch-size 4 "
 
@@ -56,21 +58,26 @@ def is_told(mistake: Mistake, minilm: Minilm) -> None:
     assert _files() == before
 
 
-def _files() -> dict[str, str]:
-    """Everything in the current folder and the one for temporary files beside it: name and content."""
-    return {str(path): _content(path) for path in sorted(Path.cwd().parent.rglob("*"))}
+def _files() -> dict[Path, object]:
+    """Everything in the current folder and in the one for temporary files next to it."""
+    return {
+        Path(folder, name): _content(Path(folder, name))
+        for folder, folders, files in os.walk(Path.cwd().parent)
+        for name in (*folders, *files)
+    }
 
 
-def _content(path: Path) -> str:
+def _content(path: Path) -> object:
+    """What a change of the file would change: the bytes of a small one, size and time of others."""
     try:
-        kind = path.lstat().st_mode
-        if stat.S_ISLNK(kind):
-            return f"→ {path.readlink()}"
-        if stat.S_ISREG(kind):
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            return path.readlink()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= SMALL:
+            return path.read_bytes()
     except PermissionError:
-        return "not to be read"
-    return stat.filemode(kind)
+        return "unreadable"
+    return (status.st_mode, status.st_ino, *((status.st_size, status.st_mtime_ns) if path.is_file() else ()))
 
 
 # --- Preparations ------------------------------------------------------------------------------------------------

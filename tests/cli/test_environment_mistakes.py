@@ -42,9 +42,10 @@ def test_nonsense_in_the_environment_changes_no_message(
 ) -> None:
     monkeypatch.setenv(name, value)
     is_told(NEVER_HEARD_OF, minilm)
-    is_told(Mistake("layer", DISTILL + "--teacher-layer 9", ("teacher.layer: there is no layer 9",)), minilm)
+    is_told(Mistake("layer", DISTILL + "--teacher-layer 9", ("--teacher-layer: there is no layer 9",)), minilm)
 
 
+@pytest.mark.slow
 def test_a_cache_of_models_that_is_a_file_is_named(tmp_path: Path, tiny_student_config: Path) -> None:
     file = tmp_path / "file"
     file.touch()

@@ -285,7 +285,7 @@ MISTAKES_IN_CONFIGS = [
 ]
 
 MISTAKES_IN_FILES = [
-    Mistake("teacher without a name", "distill --teacher '' --student-config config.json", ("teacher.name", "''")),
+    Mistake("teacher without a name", "distill --teacher '' --student-config config.json", ("--teacher: ", "''")),
     Mistake("teacher that is here", "distill --teacher . --student-config config.json", (".: ", "tokenizer")),
     Mistake("teacher that is a run", "distill --teacher run --student-config config.json", ("run: ",), folder("run")),
     Mistake("teacher that is tokens", "distill --teacher tokens --student-config config.json", ("tokens: ",)),
@@ -387,7 +387,7 @@ MISTAKES_IN_FILES = [
             ("added tokens", "empty", write("teacher/added_tokens.json", "")),
         )
     ),
-    Mistake("student without a name", "distill --teacher teacher --student-config ''", ("student.config", "''")),
+    Mistake("student without a name", "distill --teacher teacher --student-config ''", ("--student-config: ", "''")),
     Mistake(
         "student that is a run", "distill --teacher teacher --student-config run", ("run/config.json",), folder("run")
     ),
@@ -473,7 +473,7 @@ MISTAKES_IN_WEIGHTS = [
         Mistake(
             f"teacher with a weight that is {value}",
             DISTILL,
-            ("teacher: the teacher's weights are damaged", name, "not finite", "another copy"),
+            ("teacher: the teacher's weights are damaged", name, "not finite", "Download or copy the teacher again"),
             poisoned(name, value),
         )
         for name, value in (
@@ -491,7 +491,7 @@ MISTAKES_IN_WEIGHTS = [
     Mistake(
         "teacher whose weights have other shapes",
         DISTILL,
-        ("teacher: ", "weights have other shapes than its config.json describes"),
+        ("teacher: ", "the shapes of its weights differ from its config.json"),
         edit("teacher/config.json", hidden_size=24),
     ),
     *(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import typer.main
-import yaml
+from pydantic import BaseModel
 
 from minilm_cli.cli import app
 from minilm_cli.corpus import tokenize as tokenizing
@@ -19,8 +19,11 @@ from minilm_cli.export.exporting import ExportReport
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.export import ExportSettings
-from minilm_cli.settings.load import flatten
+from minilm_cli.settings.flags import options
+from minilm_cli.settings.load import flatten, load_distill_settings
+from minilm_cli.settings.resume import ResumeSettings
 from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.settings.validation import validate
 from minilm_cli.training import run
 from minilm_cli.training.distributed import World
 from minilm_cli.training.run import RunReport
@@ -88,23 +91,8 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("-o runs/mine", "output", Path("runs/mine")),
 ]
 
-#: Options whose default the help tells in words, and the setting's value that the words stand for.
-IN_WORDS = {
-    ("tokenize", "workers"): ("all cores", None),
-    ("tokenize", "text_field"): ("text", None),
-    ("tokenize", "revision"): ("the default", None),
-    ("distill", "revision"): ("the default", None),
-    ("distill", "max_length"): ("the store's", None),
-    ("distill", "output"): ("runs/STUDENT-from-TEACHER-DATE-TIME", None),
-    ("distill", "compile_models"): ("no-compile", False),
-    ("distill", "report_to"): ("none", ()),
-    ("distill", "steps"): ("400000", None),
-    ("distill", "relations"): ("qq=1,kk=1,vv=1", {"qq": 1.0, "kk": 1.0, "vv": 1.0}),
-    ("export", "output"): ("RUN/export/FORMAT", None),
-}
-
-#: The setting of each flag of `minilm distill`, by the name of its parameter.
-SETTINGS = {flag.split()[0].strip("-").replace("-", "_"): dotted for flag, dotted, _ in FLAGS if "--no" not in flag}
+#: Options of which the help shows words for a default that no one could type.
+IN_WORDS = {"RUN", "--workers", "--max-length", "--output", "--compile", "--report-to", "--steps", "--text-field"}
 
 COMMANDS = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]  # of a group, which it is
 
@@ -143,7 +131,7 @@ def test_help_shows_every_option(command: str, minilm: Minilm) -> None:
     assert outcome.status == 0
     assert outcome.err == ""
     for option in OPTIONS[command].split():
-        assert re.search(rf"(?<!\S){re.escape(option)}(?!\S)", outcome.out), option
+        assert re.search(rf"(?<!\S){re.escape(option)}(?![\w-])", outcome.out), option
     assert minilm(command, "-h").out == outcome.out
 
 
@@ -167,52 +155,73 @@ def test_a_flag_that_is_not_given_leaves_the_default(minilm: Minilm, distilled: 
     assert distilled == [DistillSettings.model_validate({"teacher": {"name": "t"}, "student": {"config": "c"}})]
 
 
-def defaults(command: str) -> dict[str, Any]:
-    """The default of each parameter's setting."""
-    if command == "distill":
-        least = DistillSettings.model_validate({"teacher": {"name": "t"}, "student": {"config": "c"}})
-        flat = flatten(least.model_dump(mode="json"))
-        names = SETTINGS | {"compile_models": "training.compile"}
-        return {param: flat[dotted] for param, dotted in names.items()}
-    settings = TokenizeSettings(inputs=("a",)) if command == "tokenize" else ExportSettings(run=Path("runs/newest"))
-    return settings.model_dump(mode="json")
-
-
-def shown_defaults() -> list[tuple[str, str, str]]:
-    """Command, parameter and what the help says its default is, wherever it says so."""
+def typed_defaults() -> list[tuple[type[BaseModel], str, Any]]:
+    """Model, dotted path and typed value of every default that the help shows, but for those in words."""
     return [
-        (command, param.name, param.show_default)
-        for command in ("tokenize", "distill", "export")
-        for param in COMMANDS[command].params
-        if isinstance(param.show_default, str) and param.name != "folder"
+        (model, option.path, [option.default] if option.flag.repeatable else option.default)
+        for model in (TokenizeSettings, DistillSettings, ExportSettings)
+        for option in options(model)
+        if option.default and (option.name not in IN_WORDS or not option.flag.default)
+        if option.name != "--compile"
     ]
 
 
-@pytest.mark.parametrize(("command", "param", "shown"), shown_defaults())
-def test_the_default_in_the_help_is_the_setting_s(command: str, param: str, shown: str) -> None:
-    default = defaults(command)[param]
-    if (command, param) in IN_WORDS:
-        words, value = IN_WORDS[command, param]
-        assert shown == words
-        if (command, param) != ("tokenize", "workers"):
-            assert default == value or list(value or []) == default
-    elif isinstance(default, int | float) and not isinstance(default, bool):
-        assert float(shown) == default
+@pytest.mark.parametrize(("model", "path", "typed"), typed_defaults())
+def test_typing_the_default_that_the_help_shows_changes_nothing(model: type[BaseModel], path: str, typed: Any) -> None:
+    if model is DistillSettings:
+        names = {"teacher.name": "t", "student.config": "c"}
+        assert load_distill_settings(flags=names | {path: typed}) == load_distill_settings(flags=names)
     else:
-        assert yaml.safe_load(shown) == default
+        least = {"inputs": ["a"], "split_sentences": "true"} if model is TokenizeSettings else {"run": "a"}
+        assert validate(model, least | {path: typed}) == validate(model, least)
 
 
-def test_the_default_number_of_steps_is_the_one_shown() -> None:
-    from minilm_cli.settings.distill import DEFAULT_STEPS
+def test_defaults_in_words_are_those_of_the_contract() -> None:
+    shown = {
+        (model.__name__, option.name): option.default
+        for model in (TokenizeSettings, DistillSettings, ResumeSettings, ExportSettings)
+        for option in options(model)
+        if option.flag.default
+    }
+    assert shown == {
+        ("TokenizeSettings", "--text-field"): "text",
+        ("TokenizeSettings", "--workers"): "all cores",
+        ("DistillSettings", "--max-length"): "the store's",
+        ("DistillSettings", "--steps"): "400000",
+        ("DistillSettings", "--report-to"): "none",
+        ("DistillSettings", "--output"): "runs/STUDENT-from-TEACHER-DATE-TIME",
+        ("ResumeSettings", "RUN"): "the newest in runs/",
+        ("ResumeSettings", "--steps"): "the run's",
+        ("ExportSettings", "RUN"): "the newest in runs/",
+        ("ExportSettings", "--output"): "RUN/export/FORMAT",
+    }
 
-    assert ("distill", "steps", str(DEFAULT_STEPS)) in shown_defaults()
 
-
+@pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("command", ["tokenize", "distill", "export"])
-def test_the_help_shows_the_defaults(command: str, minilm: Minilm) -> None:
-    text = "".join(minilm(command, "--help").out.split())  # lines are broken at hyphens too
-    for where, _, shown in shown_defaults():
-        assert where != command or f"[default:({shown.replace(' ', '')})]" in text
+def test_the_help_shows_every_default_in_single_brackets(
+    command: str, columns: int, minilm: Minilm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = [re.sub("[│╭╮╰╯─]", "", line) for line in minilm(command, "--help").out.splitlines()]
+    text = "".join("".join(lines).split())
+    model = {"tokenize": TokenizeSettings, "distill": DistillSettings, "export": ExportSettings}[command]
+    for option in options(model):
+        if option.default and len(option.default) < 30:
+            assert f"[default:{option.default.replace(' ', '')}]" in text, option.name
+
+
+def test_the_help_of_distill_is_grouped_and_marks_what_is_required(
+    minilm: Minilm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    said = minilm("distill", "--help").out
+    titles = re.findall(r"^╭─ ([\w ]+) ─", said, re.MULTILINE)
+    assert titles == [
+        *("Teacher and student", "Data", "Objective", "Training", "Optimiser", "Saving and reporting", "Options")
+    ]
+    required = re.findall(r"│ (--[\w-]+) (?:(?!│ --).)*?\[required\]", said, re.DOTALL)
+    assert required == ["--teacher", "--student-config"]
 
 
 def test_tokenize_options_reach_their_settings(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:

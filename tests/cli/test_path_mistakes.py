@@ -1,4 +1,4 @@
-"""What every command says of folders that it may not look into, and of outputs in the place of something else."""
+"""Messages about folders without permission, and about outputs in the place of something else."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ MISTAKES_IN_OUTPUTS = [
 MISTAKES_IN_RIGHTS = [
     *(
         Mistake(
-            f"{what} that may be looked into by nobody",
+            f"{what} without permission",
             words,
-            ("denied", "Do you have the right", "ls -ld sub\n"),
+            ("denied", "Check the permissions", "ls -ld sub\n"),
             all_of(folder("sub"), mode("sub", 0)),
         )
         for what, words in (
@@ -48,15 +48,15 @@ MISTAKES_IN_RIGHTS = [
     ),
     *(
         Mistake(
-            f"export of a run whose {what} with the mode {bits:o}",
+            f"export of a run whose {what} has the mode {bits:o}",
             "export run",
             (f"run/{where}: Permission denied", f"ls -ld run/{denies}\n"),
             mode(f"run/{denies}", bits),
         )
         for what, bits, where, denies in (
-            ("tokenizer file is there", 0, "tokenizer/tokenizer.json", "tokenizer/tokenizer.json"),
-            ("tokenizer is there", 0, "tokenizer", "tokenizer"),
-            ("tokenizer is listed", 0o600, "tokenizer/tokenizer.json", "tokenizer"),
+            ("tokenizer file", 0, "tokenizer/tokenizer.json", "tokenizer/tokenizer.json"),
+            ("tokenizer", 0, "tokenizer", "tokenizer"),
+            ("tokenizer folder, listed,", 0o600, "tokenizer/tokenizer.json", "tokenizer"),
         )
     ),
 ]
@@ -64,16 +64,16 @@ MISTAKES_IN_RIGHTS = [
 
 @pytest.fixture(autouse=True)
 def run_here(workplace: Path, finished_run: Path) -> Path:
-    """A run of its own, in the current folder."""
+    """A copy of a run in the current folder."""
     return shutil.copytree(finished_run, workplace / "run")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES_IN_OUTPUTS, ids=str)
-def test_a_mistake_is_told_and_leaves_nothing_behind(mistake: Mistake, minilm: Minilm) -> None:
+def test_a_mistake_is_reported_and_leaves_nothing_behind(mistake: Mistake, minilm: Minilm) -> None:
     is_told(mistake, minilm)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES_IN_RIGHTS, ids=str)
 @pytest.mark.usefixtures("ordinary_user")
-def test_what_may_not_be_looked_into_is_told(mistake: Mistake, minilm: Minilm) -> None:
+def test_a_missing_permission_is_reported(mistake: Mistake, minilm: Minilm) -> None:
     is_told(mistake, minilm)

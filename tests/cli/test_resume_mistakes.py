@@ -136,7 +136,7 @@ def test_a_checkpoint_whose_manifest_is_a_pipe_is_passed_over(minilm: Minilm) ->
     pipe(_NEWEST)()
     outcome = minilm("resume", "run", "--steps", "5")
     assert outcome.status == 0, outcome.err
-    assert "Passing over a damaged checkpoint" in outcome.err
+    assert "Skipping a damaged checkpoint" in outcome.err
     assert "step-00000004/checkpoint.json: this checkpoint manifest cannot be read as JSON: it is not a file" in (
         outcome.err
     )

@@ -70,12 +70,12 @@ MISTAKES_IN_RESUME = [
     Mistake(
         "set of what may not change",
         "resume run --set training.seed=7",
-        ("training.seed may not change", "These may", "checkpoint.keep"),
+        ("training.seed: cannot change when a run is resumed", "These can", "checkpoint.keep"),
     ),
     Mistake(
         "set of what is learnt from",
         "resume run --set data.path=elsewhere",
-        ("data.path may not change", "These may"),
+        ("data.path: cannot change when a run is resumed", "These can"),
     ),
     Mistake(
         "resume with set of a misspelt name",
@@ -90,7 +90,7 @@ MISTAKES_IN_RESUME = [
         ("training.steps", "once"),
     ),
     Mistake("resume to fewer steps", "resume run --steps 3", ("run", "4 steps already", "shortened to 3")),
-    Mistake("resume to no steps", "resume run --steps 0", ("training.steps", "greater than 0")),
+    Mistake("resume to no steps", "resume run --steps 0", ("--steps: ", "greater than 0")),
     Mistake(
         "resume with every checkpoint damaged",
         "resume run",
@@ -299,13 +299,19 @@ MISTAKES_IN_VALUES = [
     Mistake("export in no format", "export run --format ''", ("format", "'hf'", "''")),
     Mistake("export to a repository above", "export run --push-to-hub ../x", ("--push-to-hub ../x",)),
     Mistake("export to a repository of a long name", f"export run --push-to-hub {'x' * 500}", ("--push-to-hub",)),
-    Mistake("resume to steps beyond counting", f"resume run --steps {10**30}", ("training.steps", "less than")),
+    Mistake("resume to steps beyond counting", f"resume run --steps {10**30}", ("--steps: ", "less than")),
     Mistake("resume to steps of 5000 digits", f"resume run --steps {'9' * 5000}", ("--steps", "maximum size")),
-    Mistake("resume to steps below zero", "resume run --steps -5", ("training.steps", "-5")),
+    Mistake("resume to steps below zero", "resume run --steps -5", ("--steps: ", "-5")),
     Mistake(
-        "resume with epochs", "resume run --set training.epochs=3", ("training.epochs may not change", "These may")
+        "resume with epochs",
+        "resume run --set training.epochs=3",
+        ("training.epochs: cannot change when a run is resumed", "These can"),
     ),
-    Mistake("resume to another output", "resume run --set output=x", ("output may not change", "These may")),
+    Mistake(
+        "resume to another output",
+        "resume run --set output=x",
+        ("output: cannot change when a run is resumed", "These can"),
+    ),
     Mistake("resume with an unknown sink", "resume run --set reporting.sinks=[x]", ("reporting.sinks", "wandb")),
 ]
 
@@ -382,7 +388,7 @@ MISTAKES_IN_RIGHTS = [
     Mistake(
         "export into a run not to be written",
         "export run",
-        ("run/export/hf", "cannot be made", "denied"),
+        ("run: nothing can be written here", "denied"),
         mode("run", 0o500),
     ),
     Mistake(
@@ -435,6 +441,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over_by_an_export(
     damage(4)()
     outcome = minilm("export", "run")
     assert outcome.status == 0
-    assert "Warning: Passing over a damaged checkpoint" in outcome.err
+    assert "Warning: Skipping a damaged checkpoint" in outcome.err
     assert "step-00000004" in outcome.err
     assert "Exported step 2" in outcome.err

@@ -120,5 +120,5 @@ def test_the_settings_that_a_run_wrote_are_a_settings_file(
 def test_a_flag_and_set_of_one_setting_are_refused(minilm: Minilm, distilled: list[DistillSettings]) -> None:
     outcome = minilm(*NAMES, "--lr", "1e-3", "--set", "optimizer.lr=1e-3")
     assert outcome.status == 2
-    assert "optimizer.lr is given by its flag and by --set" in outcome.err
+    assert "--lr: given both by its own option and by --set" in outcome.err
     assert distilled == []

@@ -1,4 +1,4 @@
-"""What `minilm tokenize` says to every mistake."""
+"""Messages of `minilm tokenize` for mistakes of the user."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def half_a_gzip(name: str) -> Preparation:
 
 
 def zeros(name: str) -> Preparation:
-    """A line of 32 MiB, which takes no room."""
+    """A sparse file with a line of 32 MiB."""
     return all_of(write(name, ""), lambda: os.truncate(name, 2**25))
 
 
@@ -124,7 +124,7 @@ MISTAKES = [
     Mistake(
         "a table",
         "tokenize table.csv --tokenizer teacher",
-        ("table.csv", "no column 'text'; there are 'a', 'b'", "--text-field"),
+        ("table.csv", "no column 'text'; its columns are 'a', 'b'", "--text-field"),
         write("table.csv", "a,b\n1,2\n"),
     ),
     Mistake("unknown option", TOKENIZE + "--tokeniser teacher", ("--tokeniser", "--tokenizer")),
@@ -141,7 +141,7 @@ MISTAKES = [
         ("./nowhere", "no such tokenizer folder"),
     ),
     Mistake(
-        "tokenizer not to be had",
+        "tokenizer that is not available",
         "tokenize corpus.txt --tokenizer nobody/nothing",
         ("nobody/nothing", "tokenizer cannot be loaded", "HF_HUB_OFFLINE"),
     ),
@@ -199,7 +199,7 @@ MISTAKES_IN_FILES = [
     Mistake(
         "pipe",
         "tokenize pipe.txt" + REST,
-        ("pipe.txt", "a pipe or a device", "minilm tokenize - < pipe.txt"),
+        ("pipe.txt", "a pipe or a device, not a file", "minilm tokenize - < pipe.txt"),
         pipe("pipe.txt"),
     ),
     Mistake("pipe of gzip", "tokenize pipe.txt.gz" + REST, ("pipe.txt.gz", "a pipe"), pipe("pipe.txt.gz")),
@@ -255,14 +255,14 @@ MISTAKES_IN_FILES = [
     Mistake("surrogate", "tokenize e.txt" + REST, ("e.txt, line 1", "0xed"), write("e.txt", b"\xed\xa0\x80\n")),
     Mistake("overlong byte", "tokenize e.txt" + REST, ("e.txt, line 2", "0xc0"), write("e.txt", b"a\n\xc0\xaf\n")),
     Mistake("weights", "tokenize teacher/model.safetensors" + REST, ("model.safetensors, line 1", "not UTF-8")),
-    Mistake("shard", "tokenize tokens/shard-00000.npy -o new" + REST, (".npy files are not read",)),
+    Mistake("shard", "tokenize tokens/shard-00000.npy -o new" + REST, (".npy files are not supported",)),
     Mistake(
         "archive",
         "tokenize e.tar.gz" + REST,
-        (".tar.gz files are not read", "JSON lines (.jsonl) and CSV"),
+        (".tar.gz files are not supported", "JSON lines (.jsonl) or CSV"),
         write("e.tar.gz", gzip.compress(b"x")),
     ),
-    Mistake("table in capitals", "tokenize E.TSV" + REST, (".tsv files are not read",), write("E.TSV", "a\tb\n")),
+    Mistake("table in capitals", "tokenize E.TSV" + REST, (".tsv files are not supported",), write("E.TSV", "a\tb\n")),
     Mistake("line of zero bytes", "tokenize e.txt" + REST, ("e.txt", "no text"), zeros("e.txt")),
     Mistake(
         "far in a long line",
@@ -294,7 +294,7 @@ MISTAKES_IN_FILES = [
     Mistake(
         "table with a value too many",
         "tokenize e.csv" + REST,
-        ("e.csv, line 3", "header has 2 values", "row 3", "quotation marks"),
+        ("e.csv, line 3", "header has 2 values", "row has 3", "quotation marks"),
         write("e.csv", "id,text\n1,the\n2,of,and\n"),
     ),
     Mistake(
@@ -306,15 +306,15 @@ MISTAKES_IN_FILES = [
     Mistake(
         "table of semicolons",
         "tokenize e.csv" + REST,
-        ("e.csv", "no column 'text'", "Commas are wanted"),
+        ("e.csv", "no column 'text'", "only commas"),
         write("e.csv", "id;text\n1;the\n"),
     ),
     Mistake("language without sentences", TOKENIZE + "--language de", ("--language", "--split-sentences")),
-    Mistake("store called a file", TOKENIZE + "-o new.jsonl", ("new.jsonl", "taken for a file", ".jsonl.gz")),
+    Mistake("store called a file", TOKENIZE + "-o new.jsonl", ("new.jsonl", "mistaken for a file", ".jsonl.gz")),
     Mistake(
-        "whole store gone on with",
+        "complete store continued",
         TOKENIZE + "-o done --continue",
-        ("done", "this store is whole", "add --force"),
+        ("done", "this store is complete", "add --force"),
         all_of(folder("done"), write("done/manifest.json", "{}")),
     ),
     Mistake(
@@ -327,12 +327,16 @@ MISTAKES_IN_FILES = [
     ),
     Mistake("text called Parquet", "tokenize e.parquet" + REST, ("e.parquet", "damaged"), write("e.parquet", "the\n")),
     Mistake("empty Parquet", "tokenize e.parquet" + REST, ("e.parquet", "damaged"), write("e.parquet", "")),
-    Mistake("data set without a name", "tokenize hf://datasets/" + REST, ("hf://datasets/", "names no data set")),
-    Mistake("model of the Hub", "tokenize hf://models/a" + REST, ("hf://models/a", "names no data set")),
+    Mistake(
+        "data set without a name", "tokenize hf://datasets/" + REST, ("hf://datasets/", "not the name of a data set")
+    ),
+    Mistake("model of the Hub", "tokenize hf://models/a" + REST, ("hf://models/a", "not the name of a data set")),
     Mistake("data set that is not there", "tokenize hf://datasets/nobody/nothing" + REST, ("cannot be loaded", "Hub")),
     Mistake("language that is none", TOKENIZE + "--split-sentences --language ''", ("language",)),
     Mistake("language in words", TOKENIZE + "--split-sentences --language English", ("language", "English")),
-    Mistake("lists gone on with", TOKENIZE + "-o new.jsonl.gz --continue", ("--continue", "token-id lists", "anew")),
+    Mistake(
+        "lists continued", TOKENIZE + "-o new.jsonl.gz --continue", ("--continue", "token-id lists", "Start again")
+    ),
     Mistake("no room when packing", TOKENIZE + "--pack --max-length 2", ("--max-length 2", "special tokens")),
     *(
         Mistake(
@@ -467,9 +471,9 @@ MISTAKES_IN_OUTPUTS = [
 ]
 
 MISTAKES_IN_RIGHTS = [
-    Mistake("text to be read by nobody", TOKENIZE, ("corpus.txt", "denied"), mode("corpus.txt", 0)),
+    Mistake("text without permission to read", TOKENIZE, ("corpus.txt", "denied"), mode("corpus.txt", 0)),
     Mistake(
-        "text in a folder to be searched by nobody",
+        "text in a folder without permission to search",
         "tokenize sub/a.txt" + REST,
         ("sub/a.txt", "denied"),
         all_of(folder("sub"), write("sub/a.txt", "the"), mode("sub", 0)),
@@ -485,38 +489,43 @@ MISTAKES_IN_RIGHTS = [
     ),
     *(
         Mistake(
-            f"{file} to be read by nobody",
+            f"{file} without permission to read",
             TOKENIZE,
-            ("teacher", f"{file} cannot be read", "right"),
+            ("teacher", f"{file} cannot be read", "Check its permissions"),
             mode(f"teacher/{file}", 0),
         )
         for file in ("tokenizer.json", "tokenizer_config.json")
     ),
     Mistake(
-        "output in a folder not to be written",
+        "output in a folder without permission to write",
         TOKENIZE + "-o sub/x",
         ("sub", "nothing can be written", "denied", "ls -ld sub\n"),
         all_of(folder("sub"), mode("sub", 0o500)),
     ),
     Mistake(
-        "output in a folder to be searched by nobody",
+        "output in a folder without permission to search",
         TOKENIZE + "-o sub/x",
         ("sub/x: Permission denied", "ls -ld sub\n"),
         all_of(folder("sub"), mode("sub", 0)),
     ),
     Mistake(
-        "output below a folder not to be written",
+        "output below a folder without permission to write",
         TOKENIZE + "-o sub/a/b/x",
-        ("sub/a/b/x: the folder of this output cannot be made", "ls -ld sub\n"),
+        ("sub: nothing can be written here", "ls -ld sub\n"),
         all_of(folder("sub"), mode("sub", 0o500)),
     ),
     Mistake(
-        "output that exists and may be listed by nobody",
+        "output that exists without permission to list",
         TOKENIZE + "--force",
         ("tokens: Permission denied", "ls -ld tokens\n"),
         mode("tokens", 0),
     ),
-    Mistake("current folder not to be written", TOKENIZE + "-o new", (".: nothing can be written",), mode(".", 0o500)),
+    Mistake(
+        "current folder without permission to write",
+        TOKENIZE + "-o new",
+        (".: nothing can be written",),
+        mode(".", 0o500),
+    ),
 ]
 
 
@@ -537,11 +546,11 @@ def place(workplace: Path, request: pytest.FixtureRequest) -> Path:
     ids=str,
 )
 @pytest.mark.usefixtures("place")
-def test_a_mistake_is_told_and_leaves_nothing_behind(mistake: Mistake, minilm: Minilm) -> None:
+def test_a_mistake_is_reported_and_leaves_nothing_behind(mistake: Mistake, minilm: Minilm) -> None:
     is_told(mistake, minilm)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES_IN_RIGHTS, ids=str)
 @pytest.mark.usefixtures("place", "ordinary_user")
-def test_what_may_not_be_read_or_written_is_told(mistake: Mistake, minilm: Minilm) -> None:
+def test_missing_permissions_are_reported(mistake: Mistake, minilm: Minilm) -> None:
     is_told(mistake, minilm)

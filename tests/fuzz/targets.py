@@ -34,9 +34,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.jsonio import write_json
 from minilm_cli.corpus.encoder import Encoder, Recipe
-from minilm_cli.corpus.id_lists import convert_token_lists
 from minilm_cli.corpus.packing import Counts, Sequencer, SpecialTokens, State
-from minilm_cli.corpus.resume import Standing, Unfinished, unfinished
+from minilm_cli.corpus.resume import Position, Unfinished, unfinished
 from minilm_cli.corpus.sources import find_sources
 from minilm_cli.export.card import loss_curve, model_card
 from minilm_cli.runs import checkpoint
@@ -44,7 +43,9 @@ from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import final_losses, find_run
 from minilm_cli.runs.run_state import RunState
 from minilm_cli.settings.distill import DistillSettings
-from minilm_cli.settings.load import load_distill_settings, setting_names
+from minilm_cli.settings.flags import setting_names
+from minilm_cli.settings.load import load_distill_settings
+from minilm_cli.tokens.id_lists import convert_token_lists
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
 from tests.fuzz.mutations import ANY_JSON, PIECES, changed_json, changed_lines, damaged
 from tests.unit.test_plan import plan
@@ -117,9 +118,9 @@ def _some_damaged(
     ways: Mapping[str, Callable[[bytes], st.SearchStrategy[bytes]]] | None = None,
     seal: Callable[[dict[str, bytes]], None] | None = None,
 ) -> Files:
-    """One or two of the files damaged, in ways that go by the end of the name; `seal` makes their checksums right."""
+    """Up to two of the files damaged, in ways that go by the end of the name; `seal` makes their checksums right."""
     files = dict(sound)
-    for name in draw(st.lists(st.sampled_from(sorted(files)), min_size=1, max_size=2, unique=True)):
+    for name in draw(st.lists(st.sampled_from(sorted(files)), max_size=2, unique=True)):
         fitting = [way(files[name]) for end, way in {**_WAYS, **(ways or {})}.items() if name.endswith(end)]
         files[name] = draw(
             st.one_of(*fitting, *fitting, damaged(files[name], pieces + PIECES), st.binary(max_size=200))
@@ -258,14 +259,14 @@ def _open_inputs(folder: Path) -> None:
         assert tokens + len(sequencer.end()[0]) == count
 
 
-# --- What is left of an interrupted token store --------------------------------------------------------------------
+# --- Unfinished token stores -------------------------------------------------------------------------------------
 
 
 def _write_unfinished(folder: Path) -> None:
     work = Unfinished(folder / ".unfinished-store", _MADE_WITH, [_INPUT])
     with TokenStoreWriter(work.store, INFO, 16, shard_tokens=9) as work.writer:
         work.writer.add(np.arange(20, dtype=np.uint16), np.array([3, 1, 5, 2, 2, 7]))
-        work.save(Standing(lines=3, sequences=2, sequencer=State([1], False, [2, 3], Counts(3))))
+        work.save(Position(lines=3, sequences=2, sequencer=State([1], False, [2, 3], Counts(3))))
 
 
 _MADE_WITH, _INPUT = {"--max-length": 16}, {"name": "x.txt", "size": 9}
@@ -275,8 +276,8 @@ def _open_unfinished(folder: Path) -> None:
     with unfinished(
         folder / "store", INFO, 16, made_with=_MADE_WITH, inputs=[_INPUT], continued=True, force=False
     ) as work:
-        if work.standing.sequencer is not None:
-            Sequencer(SpecialTokens((), ()), 16, "split").restore(work.standing.sequencer)
+        if work.position.sequencer is not None:
+            Sequencer(SpecialTokens((), ()), 16, "split").restore(work.position.sequencer)
         work.writer.add(np.arange(3, dtype=np.uint16), np.array([3]))
     _open_store(folder / "store")
 
@@ -318,7 +319,7 @@ def _yaml_bombs() -> list[bytes]:
 
 @st.composite
 def _assignments(draw: st.DrawFn) -> bytes:
-    name = st.sampled_from([*setting_names(), "teacher", "relations.weights.qq", ".", "a" + ".a" * 500])
+    name = st.sampled_from([*setting_names(DistillSettings), "teacher", "relations.weights.qq", ".", "a" + ".a" * 500])
     value = damaged(b"{qk: 2, vv: 1e-1}", _YAML) | st.sampled_from(_YAML + PIECES)
     value |= ANY_JSON.map(json.dumps).map(str.encode)
     lines = draw(st.lists(st.tuples(name.map(str.encode), value).map(b"=".join) | st.binary(max_size=20), max_size=2))

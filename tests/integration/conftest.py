@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.settings.load import load_distill_settings
 from minilm_cli.training import run
-from tests.runs import CLOCKED, PATIENCE, Commands, lasting_files, lasting_metrics, metrics
+from tests.runs import CLOCKED, PATIENCE, AnyProcess, Commands, lasting_files, lasting_metrics, metrics
 
 __all__ = [
     "CLOCKED",
@@ -82,7 +81,7 @@ class At(NoProgress):
             action()
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+def wait_until(condition: Callable[[], object], process: AnyProcess | None = None) -> None:
     """Go on as soon as `condition` holds; the process, if one is given, must still run then."""
     deadline = time.monotonic() + PATIENCE
     while not condition():

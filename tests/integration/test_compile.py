@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from minilm_cli.training.optim import LearningRate
 STEPS = 12
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(shutil.which("c++") is None, reason="torch compiles for CPUs with the system's C++ compiler"),
     # torch's own, where its compiler is loaded, and where it looks at tensors.
     pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning"),
@@ -32,7 +34,7 @@ pytestmark = [
 
 def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
     settings = load_distill_settings(None, ["schedule.warmup_steps=2"], {"teacher.name": "t", "student.config": "s"})
-    model, layer = load_teacher(str(teacher), layer=3)
+    model, layer = load_teacher(str(teacher), layer=2)
     small = student_config(str(config), AutoConfig.from_pretrained(teacher))
     small.hidden_dropout_prob = small.attention_probs_dropout_prob = 0.0
     return Distiller(
@@ -48,7 +50,8 @@ def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
     )
 
 
-@pytest.mark.parametrize("pack", [True, False])
+# Generating the code takes most of the time, so the second case only traces the models and runs what was traced.
+@pytest.mark.parametrize(("pack", "backend"), [(True, "inductor"), (False, "eager")])
 def test_compiled_training_is_the_same_and_compiles_nothing_after_the_first_steps(
     tiny_teacher: Path,
     tiny_student_config: Path,
@@ -57,8 +60,10 @@ def test_compiled_training_is_the_same_and_compiles_nothing_after_the_first_step
     monkeypatch: pytest.MonkeyPatch,
     *,
     pack: bool,
+    backend: str,
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
     torch._dynamo.reset()
     frames = torch._dynamo.utils.counters["frames"]
     frames.clear()

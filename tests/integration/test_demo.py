@@ -88,6 +88,7 @@ def test_each_command_is_shown_before_it_runs(
     assert all(str(teacher) in words for words in ran[:2])
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_teacher", lambda: str(tmp_path))
     with pytest.raises(RunError, match="ended with status 2"):
@@ -95,6 +96,7 @@ def test_a_command_that_fails_ends_the_demo(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "demo" / "tokens").exists()
 
 
+@pytest.mark.slow
 def test_a_demo_that_is_stopped_saves_what_it_has(minilm: Commands) -> None:
     process = minilm.start("demo", "--output", "demo")
     written = minilm.folder / "demo" / "run" / "metrics.jsonl"

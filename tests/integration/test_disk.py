@@ -1,4 +1,4 @@
-"""A disk that fills up, turns read-only or goes away under a command: a clear error, and the earlier state whole."""
+"""A disk that fills up, turns read-only or is unmounted while a command runs: a clear error, nothing damaged."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from minilm_cli.training import run
 
 from .conftest import At, Settings, is_the_same
 
+pytestmark = pytest.mark.slow
+
 
 class Disk:
     """A file system of a few megabytes, mounted at `path`."""
@@ -42,7 +44,7 @@ class Disk:
             pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
 
     def fill(self, *, leave: int = 0) -> None:
-        """Have no room left but for so many bytes."""
+        """Fill it up, except for so many bytes."""
         with (self._real / "filler").open("ab", buffering=0) as file:
             with contextlib.suppress(OSError):
                 while True:
@@ -50,19 +52,19 @@ class Disk:
             file.truncate(file.tell() - leave)
 
     def empty(self) -> None:
-        """Have room again."""
+        """Free the space again."""
         (self._real / "filler").unlink()
 
     def turn_read_only(self) -> None:
-        """Refuse to be written to."""
+        """Remount it read-only."""
         self._mount("-o", "remount,bind,ro", self.path)
 
     def vanish(self) -> None:
-        """Be gone, with an empty folder in its place."""
+        """Unmount it; an empty folder stays in its place."""
         subprocess.run(["umount", "--lazy", self.path], check=True)
 
     def come_back(self) -> None:
-        """Be there again, as it was."""
+        """Mount it again."""
         self._mount("--bind", self._real, self.path)
 
     def close(self) -> None:
@@ -79,7 +81,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What the package warns of."""
+    """The warnings of the package."""
     monkeypatch.setattr(logging.getLogger("minilm_cli"), "propagate", True)
     caplog.set_level(logging.WARNING, logger="minilm_cli")
     return caplog
@@ -87,24 +89,24 @@ def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> p
 
 LONG = {"training__steps": 12, "evaluation__every": 6, "reporting__log_every": 1}
 
-#: Metrics of more than a page, so that some find no room.
+#: Its metrics take more than a page of memory, so that some do not fit on a full disk.
 LONGER = LONG | {"training__steps": 60, "evaluation__every": 60, "checkpoint__every": 60}
 
 
 @pytest.fixture
 def undisturbed(tmp_path: Path, small_settings: Settings) -> Path:
-    """The same run on a disk that is sound."""
+    """The same run on a working disk."""
     return run.distill(small_settings(tmp_path / "undisturbed", **LONG), NoProgress()).path
 
 
 @pytest.fixture
 def longer(tmp_path: Path, small_settings: Settings) -> Path:
-    """The longer run, on a disk that is sound."""
+    """The longer run on a working disk."""
     return run.distill(small_settings(tmp_path / "longer", **LONGER), NoProgress()).path
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps whose checkpoints are there; all of them are sound, and nothing half there is beside them."""
+    """The steps that have a checkpoint; all are sound, and no temporary files are left."""
     found = checkpoint.steps(folder / "checkpoints")
     assert [checkpoint.load(checkpoint.path_of(folder / "checkpoints", step)).step for step in found] == found
     assert not list(folder.rglob(".tmp-*"))
@@ -113,7 +115,7 @@ def steps(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("name", ["tokens", "ids.jsonl.gz"])
 @pytest.mark.parametrize("leave", [0, 8192])
-def test_tokenising_onto_a_full_disk_leaves_nothing(
+def test_tokenizing_onto_a_full_disk_leaves_nothing(
     disk: Disk, tiny_corpus: Path, tiny_teacher: Path, name: str, leave: int
 ) -> None:
     text = disk.path.parent / "text.txt"
@@ -129,19 +131,19 @@ def test_tokenising_onto_a_full_disk_leaves_nothing(
     assert tokenize(settings, NoProgress()).tokens
 
 
-def test_a_checkpoint_that_finds_no_room_is_saved_after_older_ones_made_some(
+def test_a_checkpoint_that_does_not_fit_is_saved_after_older_ones_are_removed(
     disk: Disk, small_settings: Settings, undisturbed: Path, said: pytest.LogCaptureFixture
 ) -> None:
     at = At(step_7=lambda: disk.fill(leave=16384), step_9=disk.empty)
     done = run.distill(small_settings(disk.path / "run", checkpoint__keep=4, **LONG), at)
-    assert "Step 8: no checkpoint: it could not be written: " in said.text
+    assert "Step 8: no checkpoint: could not be written: " in said.text
     assert "Trying again with fewer kept" in said.text
     assert "metrics.jsonl cannot be written" not in said.text
     assert set(steps(done.path)) >= {12}
     is_the_same(done.path, undisturbed)
 
 
-def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
+def test_a_run_on_a_full_disk_stops_and_resumes_when_there_is_space(
     disk: Disk, small_settings: Settings, undisturbed: Path
 ) -> None:
     folder = disk.path / "run"
@@ -155,7 +157,7 @@ def test_a_run_on_a_full_disk_stops_and_goes_on_when_there_is_room(
     is_the_same(run.resume(RunFolder(folder), NoProgress()).path, undisturbed)
 
 
-def test_metrics_that_cannot_be_written_are_written_when_they_can_be(
+def test_metrics_that_cannot_be_written_are_written_later(
     disk: Disk, small_settings: Settings, longer: Path, said: pytest.LogCaptureFixture
 ) -> None:
     done = run.distill(small_settings(disk.path / "run", **LONGER), At(step_7=disk.fill, step_50=disk.empty))
@@ -163,9 +165,9 @@ def test_metrics_that_cannot_be_written_are_written_when_they_can_be(
     is_the_same(done.path, longer)
 
 
-# TensorBoard's own thread ends with the error that its sink is told of.
+# TensorBoard's own thread ends with the error that its sink reports.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_report_that_finds_no_room_is_left_out_and_the_run_goes_on(
+def test_a_sink_that_cannot_write_is_left_out_and_the_run_continues(
     disk: Disk, small_settings: Settings, longer: Path, said: pytest.LogCaptureFixture
 ) -> None:
     settings = small_settings(disk.path / "run", reporting__sinks=("tensorboard",), **LONGER)
@@ -174,16 +176,16 @@ def test_a_report_that_finds_no_room_is_left_out_and_the_run_goes_on(
     is_the_same(done.path, longer)
 
 
-def test_a_student_that_finds_no_room_is_written_by_a_resumed_run(
+def test_a_student_that_does_not_fit_is_written_when_the_run_is_resumed(
     disk: Disk, small_settings: Settings, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_verified = run.write_verified
 
-    def without_room(*words: Any, **options: Any) -> float:
+    def onto_a_full_disk(*words: Any, **options: Any) -> float:
         disk.fill(leave=32768)
         return write_verified(*words, **options)
 
-    monkeypatch.setattr(run, "write_verified", without_room)
+    monkeypatch.setattr(run, "write_verified", onto_a_full_disk)
     with pytest.raises(RunError, match=r"could not be written: .*No space left") as caught:
         run.distill(small_settings(disk.path / "run", **LONG), NoProgress())
     assert "Training is done and saved." in str(caught.value)
@@ -194,14 +196,14 @@ def test_a_student_that_finds_no_room_is_written_by_a_resumed_run(
     is_the_same(run.resume(RunFolder(disk.path / "run"), NoProgress()).path, undisturbed)
 
 
-def test_a_run_that_cannot_begin_for_want_of_room_leaves_nothing(disk: Disk, small_settings: Settings) -> None:
+def test_a_run_that_cannot_begin_on_a_full_disk_leaves_nothing(disk: Disk, small_settings: Settings) -> None:
     disk.fill(leave=8192)
     with pytest.raises(RunError, match=r"could not be written: .*No space left"):
         run.distill(small_settings(disk.path / "runs" / "run", **LONG), NoProgress())
     assert [path.name for path in disk.path.iterdir()] == ["filler"]
 
 
-def test_an_export_onto_a_full_disk_leaves_nothing_and_the_run_as_it_was(disk: Disk, finished_run: Path) -> None:
+def test_an_export_onto_a_full_disk_leaves_nothing_and_does_not_change_the_run(disk: Disk, finished_run: Path) -> None:
     folder = disk.path / "run"
     shutil.copytree(finished_run, folder)
     before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
@@ -214,7 +216,7 @@ def test_an_export_onto_a_full_disk_leaves_nothing_and_the_run_as_it_was(disk: D
     assert export(ExportSettings(run=folder)).path.is_dir()
 
 
-def test_where_all_is_read_only_that_is_said_at_once(
+def test_a_read_only_disk_is_reported_at_once(
     disk: Disk, tiny_corpus: Path, tiny_teacher: Path, small_settings: Settings, finished_run: Path
 ) -> None:
     folder = disk.path / "run"
@@ -243,7 +245,7 @@ def test_a_disk_that_turns_read_only_stops_the_run_at_its_next_checkpoint(
 ) -> None:
     folder = tmp_path / "run"
 
-    def turn_read_only() -> None:  # as the kernel does; nobody else may while files are open
+    def turn_read_only() -> None:  # the kernel does so, but refuses `mount` while files are open
         monkeypatch.setattr("tempfile.mkdtemp", refuse)
 
     def refuse(**_: object) -> str:
@@ -258,7 +260,7 @@ def test_a_disk_that_turns_read_only_stops_the_run_at_its_next_checkpoint(
     is_the_same(run.resume(RunFolder(folder), NoProgress()).path, undisturbed)
 
 
-def test_a_disk_that_goes_away_stops_the_run_which_writes_nothing_in_its_place(
+def test_a_disk_that_is_unmounted_stops_the_run_which_writes_nothing_in_its_place(
     disk: Disk, small_settings: Settings, undisturbed: Path, said: pytest.LogCaptureFixture
 ) -> None:
     folder = disk.path / "run"
@@ -272,7 +274,7 @@ def test_a_disk_that_goes_away_stops_the_run_which_writes_nothing_in_its_place(
     is_the_same(run.resume(RunFolder(folder), NoProgress()).path, undisturbed)
 
 
-def test_a_disk_that_is_back_in_time_does_no_harm(
+def test_a_disk_that_returns_before_the_next_checkpoint_does_no_harm(
     disk: Disk, small_settings: Settings, undisturbed: Path, said: pytest.LogCaptureFixture
 ) -> None:
     at = At(step_7=disk.vanish, step_9=disk.come_back)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,15 +23,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import AnyProcess
+
+from .conftest import PATIENCE, Commands
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 #: More steps than a documented run that is meant to end: the default is 400,000.
 ENDLESS = 1000
-#: What one command may take on a busy machine.
-SECONDS = 600
-CPU_SECONDS = 300
 
 README = ".ci/run runs this command of the README's as it stands"
 NETWORK = "downloads or uploads"
@@ -38,18 +42,18 @@ REPOSITORY = ".ci/run runs it in the repository"
 NOT_RUN = {
     'pip install "${TORCH:-torch}" ".[demo]" && minilm demo': README,
     'pip install "${TORCH:-torch}" -e ".[test]" && pytest -n 2': README,
+    "pip install minilm-cli": NETWORK,
     "pip install torch --index-url https://download.pytorch.org/whl/cpu": NETWORK,
     "minilm tokenize hf://datasets/wikimedia/wikipedia:20231101.en/train --output wikipedia": NETWORK,
     "minilm export --push-to-hub NAME/REPOSITORY --private": NETWORK,
     'pip install "${TORCH:-torch}" -e ".[dev]"': REPOSITORY,
-    "ruff check .": REPOSITORY,
-    "ruff format .": REPOSITORY,
+    "pip install pre-commit && pre-commit install": NETWORK,
+    'ruff check . && ruff format --check . && pytest -n 2 -m "not slow"': REPOSITORY,
     "mypy": REPOSITORY,
     "lint-imports": REPOSITORY,
     "python docs/generate.py": REPOSITORY,
     "mkdocs build --strict --config-file docs/mkdocs/mkdocs.yml": REPOSITORY,
     "mkdocs serve --config-file docs/mkdocs/mkdocs.yml": "serves until it is stopped",
-    "pytest -n 2": REPOSITORY,
     "python -m tests.benchmarks --output docs/figures/figures.json": "measures for half an hour",
     "python -m tests.benchmarks.page": REPOSITORY,
     "bash .ci/run": "runs these tests",
@@ -94,64 +98,69 @@ def _documented(page: Path) -> list[Documented]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tiny_teacher: Path, tiny_corpus: Path, tiny_student_config: Path) -> Path:
+def reader(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path, tiny_student_config: Path) -> Commands:
     """What a reader has. transformers takes a local folder before a model of that name on the Hub."""
-    shutil.copy(tiny_corpus, tmp_path / "corpus.txt")
-    shutil.copy(tiny_student_config, tmp_path / "config.json")
+    # The first words of each line: the batches are the documented ones, and take as long as their sequences.
+    lines = [" ".join(line.split()[:6]) for line in tiny_corpus.read_text(encoding="utf-8").splitlines()]
+    (minilm.folder / "corpus.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shutil.copy(tiny_student_config, minilm.folder / "config.json")
     for name in ("bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"):
-        shutil.copytree(tiny_teacher, tmp_path / name)
-    return tmp_path
+        shutil.copytree(tiny_teacher, minilm.folder / name)
+    return minilm
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _documented(page)], ids=lambda page: page.stem)
-def test_commands_run_as_documented(page: Path, folder: Path) -> None:
+def test_commands_run_as_documented(page: Path, reader: Commands) -> None:
     for documented in _documented(page):
         errors = [line for line in documented.output if line.startswith("Error: ")]
-        status, printed = _run(documented.command, folder)
+        status, printed = _run(documented.command, reader)
         said = f"{documented.command}\n{printed}"
         for error in errors:
             assert error in printed.splitlines(), said
         assert status == (2 if errors else 0), said
 
 
-def _run(command: str, folder: Path) -> tuple[int, str]:
+def _run(command: str, minilm: Commands) -> tuple[int, str]:
     """Exit status (0 for a run that was interrupted as it should be) and output."""
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "200",
-    }
-    # Bounded by the system too: should this process be killed, no run goes on for days without it.
-    command = command.replace("--nproc-per-node 8", "--nproc-per-node 2")
-    words = ["bash", "-c", f"ulimit -t {CPU_SECONDS}; exec {command}"]
-    before = _lines_of_endless_runs(folder)
+    before = _lines_of_endless_runs(minilm.folder)
     interrupted = False
-    with (
-        (folder / ".output").open("w+", encoding="utf-8") as output,
-        subprocess.Popen(
-            words, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        try:
-            end = time.monotonic() + SECONDS
-            while process.poll() is None:
-                assert time.monotonic() < end, command
-                now = _lines_of_endless_runs(folder)
-                if not interrupted and any(lines > before.get(run, 0) for run, lines in now.items()):
-                    process.send_signal(signal.SIGINT)
-                    interrupted = True
-                time.sleep(0.05)
-        finally:
-            process.kill()
+    with (minilm.folder / ".output").open("w+", encoding="utf-8") as output:
+        process = _start(command, minilm, output.fileno())
+        end = time.monotonic() + PATIENCE
+        while process.poll() is None:
+            assert time.monotonic() < end, command
+            now = _lines_of_endless_runs(minilm.folder)
+            if not interrupted and any(lines > before.get(run, 0) for run, lines in now.items()):
+                process.send_signal(signal.SIGINT)
+                interrupted = True
+            time.sleep(0.05)
         output.seek(0)
         printed = output.read()
+    status = process.wait()
     if interrupted:
         by_torchrun = command.startswith("torchrun")
-        assert process.returncode == (1 if by_torchrun else 128 + signal.SIGINT), f"{command}\n{printed}"
+        assert status == (1 if by_torchrun else 128 + signal.SIGINT), f"{command}\n{printed}"
         assert printed.count("a checkpoint is saved") == 1, printed
         return 0, printed
-    return process.returncode, printed
+    return status, printed
+
+
+def _start(command: str, minilm: Commands, output: int) -> AnyProcess:
+    """Start a command; one that needs a shell, or is not ours, is given to bash."""
+    program, *words = shlex.split(command.replace("--nproc-per-node 8", "--nproc-per-node 2"))
+    programs = {"minilm": ("-m", "minilm_cli"), "torchrun": ("-m", "tests.torchrun")}
+    if program in programs and "|" not in words:
+        return minilm.start(*words, program=programs[program], stdout=output, stderr=output)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["bash", "-c", command],
+        cwd=minilm.folder,
+        env=os.environ | {"PATH": path, "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        text=True,
+    )
 
 
 def _lines_of_endless_runs(folder: Path) -> dict[Path, int]:

@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from minilm_cli.corpus import id_lists
+from minilm_cli.tokens import id_lists
 from tests.fuzz.targets import INFO, Files, Target, bounded_memory, targets
+
+pytestmark = pytest.mark.slow
+
+#: Few, for each change; `python -m tests.fuzz` looks for longer.
+EXAMPLES = 80
 
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.name)
 def test_whatever_is_in_the_files_they_are_opened_or_refused(target: Target) -> None:
     outcomes = []
 
-    @settings(max_examples=400, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
     @given(files=target.files)
     def examples(files: Files) -> None:
         outcomes.append(target.opens(files))

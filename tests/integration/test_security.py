@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 
 import minilm_cli
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.settings import load
-from minilm_cli.settings.load import read_settings_file
+from minilm_cli.settings import files
 from minilm_cli.tokens.store import TokenStore
 
 from .conftest import Commands
@@ -51,6 +50,7 @@ def init(**options):
 """
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_or_said(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> None:
     place = minilm.folder
     (place / "modules").mkdir()
@@ -80,6 +80,7 @@ def test_no_secret_is_written_or_said(minilm: Commands, tiny_teacher: Path, tiny
             assert secret.encode() not in content, name
 
 
+@pytest.mark.slow
 def test_no_home_folder_is_named_in_what_is_made_for_others(
     minilm: Commands, tiny_teacher: Path, tiny_corpus: Path
 ) -> None:
@@ -148,12 +149,11 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked(
         ("distill", "--teacher", "teacher", "--student-config", "l2-h24", "--data", tiny_store, "--dry-run"),
         ("distill", "--teacher", "teacher", "--student-config", "teacher", "--data", tiny_store, "--dry-run"),
     )
-    environment = {"HF_HOME": str(minilm.folder / "cache")}
     for words in commands:
-        done = minilm(*words, **environment)
+        done = minilm(*words)
         assert "Traceback" not in done.stderr
         assert not list(minilm.folder.rglob("ran")), words
-    minilm(*commands[0], "--trust-remote-code", "--force", **environment)
+    minilm(*commands[0], "--trust-remote-code", "--force")
     assert list(minilm.folder.rglob("ran"))
     assert (with_code / "own.py").is_file()
 
@@ -187,8 +187,8 @@ def test_nothing_in_the_package_could_unpickle_or_evaluate_what_it_reads() -> No
 
 
 def test_the_yaml_loader_is_a_safe_one() -> None:
-    assert issubclass(load._Loader, yaml.SafeLoader)
-    assert set(load._Loader.yaml_constructors) == set(yaml.SafeLoader.yaml_constructors)
+    assert issubclass(files._Loader, yaml.SafeLoader)
+    assert set(files._Loader.yaml_constructors) == set(yaml.SafeLoader.yaml_constructors)
 
 
 class Harmful:
@@ -227,7 +227,7 @@ def test_yaml_makes_no_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(MinilmError, match="cannot be parsed"):
-        read_settings_file(tmp_path / "run.yaml")
+        files.read_settings_file(tmp_path / "run.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 

@@ -48,6 +48,7 @@ def mixed(tmp_path: Path, small_settings: Settings, tiny_store: Path, ids: Path)
     return make
 
 
+@pytest.mark.slow
 def test_commands_take_stores_with_weights_and_name_them_in_what_they_make(
     minilm: Commands, tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path, ids: Path
 ) -> None:

@@ -12,6 +12,7 @@ from tests.soak.checks import differences, half_there, left_behind
 from tests.soak.lives import KINDS, Soak, training
 
 
+@pytest.mark.slow
 def test_runs_that_are_killed_in_every_way_end_as_one_that_was_not(
     tmp_path: Path, tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Tokenising that is killed and gone on with; its memory, and that of opening a store."""
+"""Tokenising that is killed and continued; memory for tokenising and for opening a store."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ import pytest
 
 from tests.integration.conftest import PATIENCE, Commands, wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
-#: The command with small shards, so that there are whole ones soon.
+#: The command with small shards, so that some are complete soon.
 SMALL_SHARDS = (
     "from minilm_cli.tokens import store; store.SHARD_TOKENS = 20_000; from minilm_cli.cli.app import main; main()"
 )
 
-#: The same, but it never ends: when there are that many shards, it waits for a signal.
+#: The same, but it never ends: after 20 shards it waits for a signal.
 ENDLESS = """
 import signal
 from minilm_cli.corpus.resume import Unfinished
@@ -43,7 +45,7 @@ COMMAND = ("tokenize", "corpus.txt", "--tokenizer", "teacher", "--max-length", "
 
 
 def prepare(folder: Path, teacher: Path, corpus: Path) -> None:
-    """Put a teacher and a few megabytes of text there."""
+    """Write a teacher and a few megabytes of text into a folder."""
     shutil.copytree(teacher, folder / "teacher")
     text = corpus.read_text(encoding="utf-8")
     (folder / "corpus.txt").write_text(text * (2**22 // len(text)), encoding="utf-8")
@@ -71,7 +73,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def shards(place: Path) -> int:
-    """How many are whole."""
+    """Number of complete shards."""
     with suppress(FileNotFoundError):
         state = (place / ".unfinished-tokens" / "unfinished.json").read_text(encoding="utf-8")
         return len(json.loads(state)["shards"])
@@ -80,9 +82,14 @@ def shards(place: Path) -> int:
 
 @pytest.mark.parametrize(
     ("number", "status", "kills"),
-    [(signal.SIGKILL, -signal.SIGKILL, (2, 6)), (signal.SIGINT, 130, (2,)), (signal.SIGTERM, 143, (2,))],
+    [
+        (signal.SIGKILL, -signal.SIGKILL, (2, 6)),
+        (signal.SIGINT, 130, (2,)),
+        (signal.SIGTERM, 143, (2,)),
+        (signal.SIGHUP, 129, (2,)),
+    ],
 )
-def test_what_was_killed_is_gone_on_with(
+def test_a_killed_tokenisation_can_be_continued(
     minilm: Commands, place: Path, whole: dict[str, bytes], number: signal.Signals, status: int, kills: tuple[int, ...]
 ) -> None:
     for least in kills:
@@ -102,7 +109,7 @@ def test_what_was_killed_is_gone_on_with(
 
 @pytest.fixture
 def waiting(place: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """Tokenising whose two workers have nothing to do, for no more text comes; and those."""
+    """Tokenising whose two workers are idle because no more text comes; and their process ids."""
     words = ("tokenize", "-", "--tokenizer", "teacher", "--workers", "2", "--batch-size", "1")
     with subprocess.Popen(
         [sys.executable, "-m", "minilm_cli", *words],
@@ -133,19 +140,19 @@ def workers(parent: int) -> list[int]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or waits only for somebody to ask how it ended."""
+    """Whether a process has ended, perhaps as a zombie."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
     return True
 
 
 def time_taken(pid: int) -> str:
-    """By the main thread of a process, in nanoseconds of a core."""
+    """CPU time of the main thread of a process, in nanoseconds."""
     return Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_worker_that_dies_while_it_waits_is_missed(
+def test_a_worker_that_dies_while_it_waits_is_reported(
     waiting: tuple[subprocess.Popen[str], list[int]], which: int
 ) -> None:
     process, found = waiting
@@ -159,7 +166,7 @@ def test_a_worker_that_dies_while_it_waits_is_missed(
     assert "a worker process died" in process.stderr.read()
 
 
-def test_workers_end_with_whom_they_work_for(waiting: tuple[subprocess.Popen[str], list[int]]) -> None:
+def test_workers_end_with_their_parent(waiting: tuple[subprocess.Popen[str], list[int]]) -> None:
     process, found = waiting
     process.kill()
     process.wait(timeout=PATIENCE)
@@ -180,7 +187,7 @@ def test_more_text_takes_no_more_memory() -> None:
     assert more["peak_mb"] - some["peak_mb"] < 20
 
 
-def test_ten_million_sequences_are_opened_at_once_in_little_memory_and_read_as_few_are() -> None:
+def test_ten_million_sequences_are_opened_quickly_in_little_memory() -> None:
     few, many = measured("store", "10000"), measured("store", "10000000")
     assert many["sequences"] == 10_000_000
     assert many["open_seconds"] < 1

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.folder import RunFolder
-from tests.runs import Commands
+from tests.runs import AnyProcess, Commands
 from tests.soak.checks import differences, half_there, left_behind
 from tests.soak.victim import REGIONS
 
@@ -184,7 +184,7 @@ class Soak:
         )
         return killed
 
-    def _start(self, run: RunFolder, command: str, *victim: str) -> subprocess.Popen[str]:
+    def _start(self, run: RunFolder, command: str, *victim: str) -> AnyProcess:
         """Start a life; `victim`: what its process is told, if it is to do more than the command."""
         run.path.parent.mkdir(exist_ok=True)
         words = {
@@ -195,7 +195,7 @@ class Soak:
         launcher = ("-m", "tests.soak.victim", *victim, "--") if victim else ()
         return self._commands.start(command, *words, launcher=launcher, PYTHONPATH=str(ROOT))
 
-    def _ended_well(self, process: subprocess.Popen[str], command: str, run: RunFolder) -> None:
+    def _ended_well(self, process: AnyProcess, command: str, run: RunFolder) -> None:
         """Wait for a life that has no reason to fail; raises `Stuck`."""
         error = process.communicate()[1]
         if process.returncode:

@@ -202,7 +202,7 @@ def test_tensors_that_are_none_are_refused_though_their_checksum_is_right(tmp_pa
     (folder / "student.safetensors").write_bytes(b"\xff" * 100)
     digest = hashlib.sha256(b"\xff" * 100).hexdigest()
     change(sha256={"student.safetensors": digest})(folder)
-    with pytest.raises(RunError, match=r"student.safetensors: it cannot be read as safetensors"):
+    with pytest.raises(RunError, match=r"student.safetensors: this file cannot be read as safetensors"):
         checkpoint.load(folder).tensors("student")
     with pytest.raises(RunError, match="cannot be read as safetensors"):
         checkpoint.load(folder).tensors("colours")
@@ -219,7 +219,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(
     assert newest is not None
     assert newest.step == 1
     [record] = caplog.records
-    assert "Passing over a damaged checkpoint" in record.message
+    assert "Skipping a damaged checkpoint" in record.message
     assert "step-00000005" in record.message
 
 
@@ -248,7 +248,7 @@ def test_where_none_is_sound_each_is_named_with_what_is_wrong(tmp_path: Path) ->
     with pytest.raises(RunError) as caught:
         checkpoint.latest(tmp_path)
     message = str(caught.value)
-    assert f"{tmp_path / 'step-00000005' / 'student.safetensors'}: its bytes are not those" in message
+    assert f"{tmp_path / 'step-00000005' / 'student.safetensors'}: this file is damaged" in message
     assert f"{tmp_path / 'step-00000001' / 'optimizer.safetensors'}: the file is missing" in message
 
 

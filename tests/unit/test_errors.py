@@ -13,11 +13,11 @@ from minilm_cli.base.errors import Interrupted, MinilmError, RunError
     [
         (MinilmError("it is wrong"), "it is wrong"),
         (MinilmError("it is wrong", where="a.txt, line 3"), "a.txt, line 3: it is wrong"),
-        (MinilmError("it is wrong", hint="Mend it."), "it is wrong\nMend it."),
-        (MinilmError("it is wrong", where="a.txt", hint="Mend it."), "a.txt: it is wrong\nMend it."),
+        (MinilmError("it is wrong", hint="Fix it."), "it is wrong\nFix it."),
+        (MinilmError("it is wrong", where="a.txt", hint="Fix it."), "a.txt: it is wrong\nFix it."),
     ],
 )
-def test_an_error_says_where_what_and_what_to_do(error: MinilmError, text: str) -> None:
+def test_an_error_says_where_what_and_how_to_fix_it(error: MinilmError, text: str) -> None:
     assert str(error) == text
 
 
@@ -36,8 +36,8 @@ def test_an_errors_kind_is_its_exit_status(error: MinilmError, status: int) -> N
 
 
 @pytest.mark.parametrize("kind", [MinilmError, RunError])
-def test_an_error_of_a_worker_process_arrives_whole(kind: type[MinilmError]) -> None:
-    sent = kind("it is wrong", where="a.txt, line 3", hint="Mend it.")
+def test_an_error_can_be_pickled_by_a_worker_process(kind: type[MinilmError]) -> None:
+    sent = kind("it is wrong", where="a.txt, line 3", hint="Fix it.")
     arrived = pickle.loads(pickle.dumps(sent))
     assert type(arrived) is kind
     assert str(arrived) == str(sent)

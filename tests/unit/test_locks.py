@@ -23,7 +23,7 @@ time.sleep(600)
 """
 
 
-def test_a_lock_is_held_until_it_is_let_go_of(tmp_path: Path) -> None:
+def test_a_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
     with Lock(tmp_path / "lock") as lock:
         assert lock.holds
         assert (tmp_path / "lock").read_text().splitlines()[0] == str(os.getpid())
@@ -49,20 +49,20 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
         assert lock.holds
 
 
-def test_looking_keeps_nobody_from_taking_a_lock(tmp_path: Path) -> None:
+def test_patience_waits_for_a_process_that_only_looks(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
-    with (tmp_path / "lock").open() as looks:
-        fcntl.flock(looks, fcntl.LOCK_SH)
+    with (tmp_path / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
         assert holder(tmp_path / "lock") is None
         with pytest.raises(Held):
             Lock(tmp_path / "lock")
-        threading.Timer(0.1, fcntl.flock, (looks, fcntl.LOCK_UN)).start()
+        threading.Timer(0.1, fcntl.flock, (other, fcntl.LOCK_UN)).start()
         with Lock(tmp_path / "lock", patience=60) as lock:
             assert lock.holds
     assert (tmp_path / "lock").read_text() == ""
 
 
-def test_nobody_holds_what_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_holder(tmp_path: Path) -> None:
     assert holder(tmp_path / "nothing") is None
     assert holder(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
@@ -77,9 +77,7 @@ def test_a_lock_that_was_moved_away_or_replaced_is_not_in_place(tmp_path: Path) 
         assert not lock.in_place()
 
 
-def test_a_file_system_without_locks_keeps_nobody_out_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_file_system_without_locks_a_lock_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(37, "No locks available")
 
@@ -90,7 +88,7 @@ def test_a_file_system_without_locks_keeps_nobody_out_and_says_so(
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"x" * 10_000], ids=["empty", "no text", "long"])
-def test_a_holder_that_did_not_say_who_it_is_still_holds(tmp_path: Path, content: bytes) -> None:
+def test_a_lock_whose_holder_is_unknown_is_held(tmp_path: Path, content: bytes) -> None:
     with Lock(tmp_path / "lock"):
         (tmp_path / "lock").write_bytes(content)
         with pytest.raises(Held) as caught:
@@ -99,6 +97,6 @@ def test_a_holder_that_did_not_say_who_it_is_still_holds(tmp_path: Path, content
         assert len(str(caught.value)) < 300
 
 
-def test_a_lock_cannot_be_where_there_is_no_folder(tmp_path: Path) -> None:
+def test_a_lock_needs_a_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Lock(tmp_path / "nowhere" / "lock")

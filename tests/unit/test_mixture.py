@@ -68,7 +68,7 @@ def origin(index: int) -> int:
 # --- One range of indices ----------------------------------------------------------------------------------------
 
 
-def test_the_sequences_of_all_stores_follow_on_each_other(stores: list[TokenStore]) -> None:
+def test_the_sequences_of_all_stores_have_one_range_of_indices(stores: list[TokenStore]) -> None:
     mixture = Mixture(stores)
     assert len(mixture) == sum(SIZES)
     whole = [store[i].tolist() for store in stores for i in range(len(store))]
@@ -83,7 +83,7 @@ def test_each_store_cuts_with_its_own_special_tokens(stores: list[TokenStore]) -
     assert [mixture.sequence(index, 2).tolist() for index in (4, 44, 51)] == [[0, 90], [1, 91], [2, 92]]
 
 
-def test_the_mean_length_is_that_of_what_is_seen(stores: list[TokenStore]) -> None:
+def test_the_mean_length_is_weighted_by_the_shares(stores: list[TokenStore]) -> None:
     means = [np.mean([min(4, len(store[i])) for i in range(len(store))]) for store in stores]
     assert Mixture(stores).mean_length(4) == pytest.approx(np.average(means, weights=SIZES))
     assert Mixture(stores, [6, 3, 1]).mean_length(4) == pytest.approx(np.average(means, weights=[6, 3, 1]))
@@ -92,7 +92,7 @@ def test_the_mean_length_is_that_of_what_is_seen(stores: list[TokenStore]) -> No
 # --- Without weights ---------------------------------------------------------------------------------------------
 
 
-def test_one_store_is_shuffled_as_ever(stores: list[TokenStore]) -> None:
+def test_one_store_is_shuffled_as_in_earlier_versions(stores: list[TokenStore]) -> None:
     # A run that was begun by an earlier version goes on with the sequences it would have seen then.
     for one in (stores[0], Mixture(stores[:1])):
         steps = stream(one, held_out_fraction=0.1)
@@ -101,9 +101,7 @@ def test_one_store_is_shuffled_as_ever(stores: list[TokenStore]) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1])
-def test_stores_without_weights_are_as_one_store_of_all_their_sequences(
-    tmp_path: Path, stores: list[TokenStore], fraction: float
-) -> None:
+def test_stores_without_weights_are_like_one_store(tmp_path: Path, stores: list[TokenStore], fraction: float) -> None:
     writer = TokenStoreWriter(tmp_path, TokenizerInfo(vocabulary_size=100), 512)
     for ids in (store[i] for store in stores for i in range(len(store))):
         writer.add(ids, np.array([len(ids)]))
@@ -199,7 +197,7 @@ def test_a_step_is_a_pure_function_of_stores_weights_seed_and_step(
     assert order(stream(Mixture(stores, [0.6, 0.2, 0.2])), 480) != whole
 
 
-def test_a_step_far_away_is_found_as_fast_as_the_first(stores: list[TokenStore]) -> None:
+def test_a_step_far_away_is_found_at_once(stores: list[TokenStore]) -> None:
     steps = stream(Mixture(stores, [0.7, 0.2, 0.1]), batch_size=20)
     assert Counter(map(origin, steps.step_indices(10**15).tolist())) == {0: 14, 1: 4, 2: 2}
 

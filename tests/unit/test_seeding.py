@@ -12,14 +12,14 @@ from minilm_cli.base.seeding import derive
 
 
 @given(st.integers(0, 2**62), st.lists(st.integers(0, 9) | st.text("abc/", max_size=3), max_size=3))
-def test_a_seed_has_63_bits_and_is_one_that_torch_takes(seed: int, purpose: list[int | str]) -> None:
+def test_a_seed_has_63_bits_and_torch_accepts_it(seed: int, purpose: list[int | str]) -> None:
     derived = derive(seed, *purpose)
     assert 0 <= derived < 2**63
     assert derived == derive(seed, *purpose)
     torch.Generator().manual_seed(derived)
 
 
-def test_each_seed_purpose_and_step_has_its_own() -> None:
+def test_seeds_of_different_purposes_differ() -> None:
     derived = [derive(seed, purpose, step) for seed in range(20) for purpose in ("a", "b") for step in range(50)]
     assert len(set(derived)) == len(derived)
 
@@ -40,5 +40,5 @@ def test_another_process_derives_the_same() -> None:
     assert int(done.stdout) == derive(42, "dropout", 7)
 
 
-def test_the_derivation_stays_as_it_was_so_that_old_runs_resume() -> None:
+def test_the_derivation_never_changes_so_that_old_runs_can_resume() -> None:
     assert derive(42, "dropout", 1) == 5005696565033842196

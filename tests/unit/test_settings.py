@@ -10,16 +10,12 @@ from pydantic import BaseModel
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.settings.distill import CHANGEABLE_MID_RUN, DEFAULT_STEPS, DistillSettings
 from minilm_cli.settings.export import ExportSettings
-from minilm_cli.settings.load import (
-    change_mid_run,
-    flatten,
-    load_distill_settings,
-    parse_assignments,
-    read_settings_file,
-    setting_names,
-    validate,
-)
+from minilm_cli.settings.files import read_settings_file
+from minilm_cli.settings.flags import docstrings, options, section_of, setting_names
+from minilm_cli.settings.load import change_mid_run, flatten, load_distill_settings, parse_assignments
+from minilm_cli.settings.resume import ResumeSettings
 from minilm_cli.settings.tokenize import TokenizeSettings
+from minilm_cli.settings.validation import validate
 
 REQUIRED = {"teacher.name": "bert-base-uncased", "student.config": "l6-h384"}
 
@@ -112,18 +108,27 @@ def test_the_defaults_of_export_are_those_of_the_contract() -> None:
     assert (settings.output, settings.push_to_hub, settings.private, settings.force) == (None, None, False, False)
 
 
-@pytest.mark.parametrize("model", [DistillSettings, TokenizeSettings, ExportSettings])
+@pytest.mark.parametrize("model", [DistillSettings, TokenizeSettings, ResumeSettings, ExportSettings])
 def test_every_setting_is_documented(model: type[BaseModel]) -> None:
     def undocumented(model: type[BaseModel]) -> list[str]:
-        missing = []
-        for name, field in model.model_fields.items():
-            if not field.description:
-                missing.append(f"{model.__name__}.{name}")
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                missing += undocumented(field.annotation)
-        return missing
+        sections = [section for field in model.model_fields.values() if (section := section_of(field))]
+        missing = [f"{model.__name__}.{name}" for name in model.model_fields if name not in docstrings(model)]
+        return missing + [name for section in sections for name in undocumented(section)]
 
     assert undocumented(model) == []
+
+
+def test_an_option_is_described_by_its_field() -> None:
+    found = {option.name: option for option in options(DistillSettings)}
+    batch_size, device = found["--batch-size"], found["--device"]
+    assert (batch_size.path, batch_size.metavar, batch_size.default) == ("training.batch_size", "N", "256")
+    assert batch_size.help == "Sequences in an optimiser step, over all processes."
+    assert (device.metavar, device.default, device.panel) == ("auto|DEVICE", "auto", "Training")
+    assert found["--schedule"].metavar == "linear|cosine|constant"
+    assert found["--teacher-layer"].metavar == "auto|N"
+    assert found["--relations"].default == "qq=1,kk=1,vv=1"
+    assert found["--compile"].default == "no-compile"
+    assert [option.name for option in found.values() if option.required] == ["--teacher", "--student-config"]
 
 
 def test_settings_are_frozen() -> None:
@@ -182,8 +187,8 @@ def test_a_section_of_which_all_is_commented_out_sets_nothing(tmp_path: Path) ->
     ("name", "text", "message"),
     [
         ("settings.yaml", "a: [", "cannot be parsed"),
-        ("settings.yaml", "- a\n- b\n", "holds a mapping"),
-        ("settings.yaml", "just text", "holds a mapping"),
+        ("settings.yaml", "- a\n- b\n", "must be a mapping"),
+        ("settings.yaml", "just text", "must be a mapping"),
         ("settings.yaml", "!!python/object/apply:os.getcwd []", "cannot be parsed"),
         ("settings.toml", "a = ", "cannot be parsed"),
         ("settings.json", "{", "cannot be parsed"),
@@ -201,7 +206,7 @@ def test_a_section_of_which_all_is_commented_out_sets_nothing(tmp_path: Path) ->
         ("settings.yaml", "seed: 1\nseed: 1", "seed is given twice"),
         ("settings.json", '{"optimizer": {"lr": 1, "eps": 1, "lr": 2}}', "lr is given twice"),
         ("settings.toml", "a = 1\na = 2", "cannot be parsed"),
-        ("settings.json", "3", "holds a mapping"),
+        ("settings.json", "3", "must be a mapping"),
         ("settings.ini", "a = 1", "ends in .yaml, .toml or .json"),
         ("settings", "a: 1", "ends in .yaml, .toml or .json"),
     ],
@@ -251,7 +256,7 @@ def test_a_flag_that_is_none_was_not_given(tmp_path: Path) -> None:
 
 
 def test_a_setting_given_by_flag_and_by_set_is_refused() -> None:
-    with pytest.raises(MinilmError, match=r"optimizer\.lr is given by its flag and by --set"):
+    with pytest.raises(MinilmError, match=r"optimizer\.lr: given both by its own option and by --set"):
         load("optimizer.lr=1", **{"optimizer.lr": 1.0})
 
 
@@ -267,7 +272,7 @@ def test_what_cannot_be_read_as_yaml_is_text(text: str) -> None:
 
 @pytest.mark.parametrize("assignment", ["optimizer.lr", "=3", "", "optimizer.lr 3"])
 def test_what_is_no_assignment_is_refused_with_an_example(assignment: str) -> None:
-    with pytest.raises(MinilmError, match="--set wants KEY=VALUE") as caught:
+    with pytest.raises(MinilmError, match="--set needs KEY=VALUE") as caught:
         load(assignment)
     assert "optimizer.weight_decay=0.1" in (caught.value.hint or "")
 
@@ -345,11 +350,11 @@ def test_what_follows_the_last_colon_is_a_weight_unless_something_is_named_so(
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("3", "a path is wanted, a list of paths, or a mapping"),
-        ("[]", "a path is wanted"),
-        ("{}", "a path is wanted"),
-        ("[a, 3]", "a path is wanted"),
-        ("{3: 1}", "a path is wanted"),
+        ("3", "must be a path, a list of paths, or a mapping"),
+        ("[]", "must be a path"),
+        ("{}", "must be a path"),
+        ("[a, 3]", "must be a path"),
+        ("{3: 1}", "must be a path"),
         ("[a, ./a]", "a is given twice"),
         ("{a: 1, ./a: 2}", "a is given twice"),
         ("{a: 1, b: -1}", "the weight of b must be a finite number greater than 0, not -1"),
@@ -358,7 +363,7 @@ def test_what_follows_the_last_colon_is_a_weight_unless_something_is_named_so(
         ("{a: .inf, b: 1}", "the weight of a must be a finite number greater than 0, not inf"),
         ("{a: much, b: 1}", "the weight of a must be a finite number greater than 0, not 'much'"),
         (f"{{a: 1, b: 1{'0' * 400}}}", "the weight of b must be a finite number greater than 0, not 0x"),
-        ("{a: 1, b: 9999.1}", "the weight of a, 1, gives it less than 1 in 10,000"),
+        ("{a: 1, b: 9999.1}", "the weight of a, 1, is less than 1 in 10,000 of the sequences"),
         ('["a\\0", b]', "no null character"),
         ('["a\\ud800", b]', "must be Unicode text"),
         ('["a\\ud800", "a\\ud800"]', "a? is given twice"),
@@ -514,6 +519,9 @@ def test_a_wrong_value_is_shown_with_its_file(tmp_path: Path) -> None:
     with pytest.raises(MinilmError, match=r"optimizer\.lr: .*given: 'fast'") as caught:
         load(file=path)
     assert caught.value.where == str(path)
+    with pytest.raises(MinilmError) as caught:
+        load("training.seed=-1", file=written(tmp_path, "optimizer: {lr: 1}"))
+    assert caught.value.where == "training.seed"
 
 
 @pytest.mark.parametrize("value", ["3", "[1]", "text"])
@@ -523,7 +531,7 @@ def test_a_section_that_is_no_section_is_refused_by_name(tmp_path: Path, value: 
 
 
 def test_steps_and_epochs_together_are_refused() -> None:
-    with pytest.raises(MinilmError, match="training: give either steps or epochs, not both"):
+    with pytest.raises(MinilmError, match=r"training\.epochs: give either steps or epochs, not both"):
         load("training.steps=1", "training.epochs=1")
 
 
@@ -551,13 +559,9 @@ def test_a_wrong_value_of_another_command_is_refused_in_the_same_words() -> None
     with pytest.raises(MinilmError, match="there is no setting max_lenght") as caught:
         validate(TokenizeSettings, {"inputs": ["a.txt"], "max_lenght": 3})
     assert caught.value.hint == "Did you mean max_length?"
-    with pytest.raises(MinilmError, match=r"^INPUT: "):
-        validate(TokenizeSettings, {"inputs": []})
-    with pytest.raises(MinilmError, match=r"^--continue: "):
-        validate(TokenizeSettings, {"inputs": ["a.txt"], "continued": "maybe"})
-    with pytest.raises(MinilmError, match=r"^--checkpoint: "):
+    with pytest.raises(MinilmError, match=r"^checkpoint: "):
         validate(ExportSettings, {"run": "a", "checkpoint": "newest"})
-    with pytest.raises(MinilmError, match=r"^RUN: must be Unicode text"):
+    with pytest.raises(MinilmError, match=r"^run: must be Unicode text"):
         validate(ExportSettings, {"run": Path("\udcff")})
 
 
@@ -566,7 +570,7 @@ def test_an_input_is_named_as_any_file_may_be(name: str, taken: bool) -> None:
     if taken:
         assert validate(TokenizeSettings, {"inputs": [name]}).inputs == (name,)
     else:
-        with pytest.raises(MinilmError, match=r"^INPUT: must "):
+        with pytest.raises(MinilmError, match=r"^inputs: must "):
             validate(TokenizeSettings, {"inputs": [name]})
 
 
@@ -574,7 +578,7 @@ def test_an_input_is_named_as_any_file_may_be(name: str, taken: bool) -> None:
 
 
 def test_what_may_change_mid_run_are_settings() -> None:
-    assert set(setting_names()) >= CHANGEABLE_MID_RUN
+    assert set(setting_names(DistillSettings)) >= CHANGEABLE_MID_RUN
 
 
 NEW_VALUES = {
@@ -601,9 +605,9 @@ def test_what_may_change_mid_run_changes_alone(name: str) -> None:
     assert values_of(after) == values_of(before) | {name: NEW_VALUES[name]}
 
 
-@pytest.mark.parametrize("name", sorted(set(setting_names()) - CHANGEABLE_MID_RUN))
+@pytest.mark.parametrize("name", sorted(set(setting_names(DistillSettings)) - CHANGEABLE_MID_RUN))
 def test_what_may_not_change_mid_run_is_refused_by_name(name: str) -> None:
-    with pytest.raises(MinilmError, match=f"{name} may not change while a run goes on") as caught:
+    with pytest.raises(MinilmError, match=f"{name}: cannot change when a run is resumed") as caught:
         change_mid_run(load(), {name: 1})
     assert "training.steps" in (caught.value.hint or "")
 
@@ -620,4 +624,4 @@ def test_a_wrong_change_is_refused_by_name() -> None:
 
 
 def test_setting_names_are_the_flattened_settings() -> None:
-    assert setting_names() == list(values_of(load()))
+    assert setting_names(DistillSettings) == list(values_of(load()))

@@ -17,9 +17,9 @@ def sequences(ids: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
     return [part.tolist() for part in np.split(ids, np.cumsum(lengths))[:-1]]
 
 
-def units(*lines: list[int], goes_on: bool = False) -> Units:
+def units(*lines: list[int], continues: bool = False) -> Units:
     ids = np.array([token for line in lines for token in line], dtype=np.uint16)
-    return Units(ids, np.array([len(line) for line in lines], dtype=np.int64), goes_on)
+    return Units(ids, np.array([len(line) for line in lines], dtype=np.int64), continues)
 
 
 def plainly(
@@ -56,7 +56,7 @@ def calls(draw: st.DrawFn) -> tuple[list[list[int]], list[Units]]:
             made += [units(*waiting)] if waiting else []
             waiting = []
             for begin, end in itertools.pairwise([0, *cuts, len(line)]):
-                made.append(units(line[begin:end], goes_on=True))
+                made.append(units(line[begin:end], continues=True))
             made[-1] = units(line[cuts[-1] :])
         else:
             waiting.append(line)
@@ -75,7 +75,7 @@ settings_of_sequences = {
 
 
 @given(calls=calls(), restored_after=st.integers(0, 10), **settings_of_sequences)
-def test_sequences_are_the_same_however_the_lines_come(
+def test_sequences_do_not_depend_on_the_calls(
     calls: tuple[list[list[int]], list[Units]],
     restored_after: int,
     special: SpecialTokens,
@@ -89,7 +89,7 @@ def test_sequences_are_the_same_however_the_lines_come(
     found = []
     for number, some in enumerate(given_units):
         if number == restored_after:
-            state, as_it_was = sequencer.keep(), vars(sequencer.keep()())
+            state, as_it_was = sequencer.snapshot(), vars(sequencer.snapshot()())
             sequencer.add(Units(np.array([3, 4], dtype=np.uint16), np.array([2])))
             sequencer.end()
             assert vars(state()) == as_it_was
@@ -122,6 +122,6 @@ def test_no_more_of_an_endless_line_is_kept_than_a_sequence_holds(overflow: Over
     sequencer = Sequencer(BERT, 12, overflow)
     made = 0
     for _ in range(50):
-        made += len(sequencer.add(units([5] * 1000, goes_on=True))[1])
-        assert len(sequencer.keep()().line or ()) <= 11
+        made += len(sequencer.add(units([5] * 1000, continues=True))[1])
+        assert len(sequencer.snapshot()().line or ()) <= 11
     assert made == (4999 if overflow == "split" else 0)

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.corpus import id_lists
-from minilm_cli.corpus.id_lists import IdListWriter, convert_token_lists
+from minilm_cli.tokens import id_lists
+from minilm_cli.tokens.id_lists import IdListWriter, convert_token_lists
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore
 
 
@@ -24,7 +24,7 @@ def sequences(path: Path) -> list[list[int]]:
     return [store[index].tolist() for index in range(len(store))]
 
 
-def test_a_writer_of_token_lists_takes_any_cut_of_its_calls(tmp_path: Path) -> None:
+def test_the_file_does_not_depend_on_the_calls(tmp_path: Path) -> None:
     for name, cuts in (("one", [[1, 2]]), ("two", [[1], [], [2]])):
         writer = IdListWriter(tmp_path / name)
         begin = 0
@@ -37,7 +37,7 @@ def test_a_writer_of_token_lists_takes_any_cut_of_its_calls(tmp_path: Path) -> N
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_token_lists_are_compressed_no_harder_than_is_worth_it(tmp_path: Path) -> None:
+def test_token_lists_are_compressed_at_level_6(tmp_path: Path) -> None:
     writer = IdListWriter(tmp_path / "lists")
     ids = np.random.default_rng(0).zipf(1.3, 50_000).clip(max=30_000).astype(np.uint16)
     writer.add(ids, np.full(1000, 50))
@@ -69,31 +69,29 @@ def test_token_lists_become_a_store_of_the_same_sequences(lists: list[list[int]]
     ("line", "message"),
     [
         ("[1, 2", "cannot be read as JSON"),
-        ("{}", "a list of token ids is wanted"),
+        ("{}", "this line is not a list of token ids"),
         ("[]", "this list of token ids is empty"),
-        ("[1.0]", "a list of token ids is wanted"),
-        ("[true]", "a list of token ids is wanted"),
-        ('["1"]', "a list of token ids is wanted"),
-        ("[[1]]", "a list of token ids is wanted"),
-        ("7", "a list of token ids is wanted"),
+        ("[1.0]", "this line is not a list of token ids"),
+        ("[true]", "this line is not a list of token ids"),
+        ('["1"]', "this line is not a list of token ids"),
+        ("[[1]]", "this line is not a list of token ids"),
+        ("7", "this line is not a list of token ids"),
         ("[180]", "the token id 180 is outside the teacher's vocabulary of 180"),
         ("[3, -1]", "the token id -1 is outside"),
         ("[18446744073709551616]", "the token id 18446744073709551616 is outside"),
         pytest.param(f"[{'9' * 5000}]", "cannot be read as JSON", id="a number of thousands of digits"),
-        ("[NaN]", "a list of token ids is wanted"),
+        ("[NaN]", "this line is not a list of token ids"),
         ("", "cannot be read as JSON"),
         pytest.param("[" * 100_000, "cannot be read as JSON", id="nested too deeply"),
     ],
 )
-def test_a_line_that_is_no_list_of_ids_is_refused_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+def test_a_line_that_is_not_a_list_of_ids_is_refused_with_its_number(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(MinilmError, match=message) as caught:
         converted(tmp_path, b"[1]\n" * 1500 + line.encode() + b"\n[2]\n")
     assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 1501"
 
 
-def test_a_line_longer_than_may_be_read_at_once_is_refused_with_its_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_that_is_too_long_is_refused_with_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(id_lists, "LONGEST_LIST", 19)
     fits = b"[1, 2, 3, 4, 5, 66]\n"
     assert sequences(converted(tmp_path, fits)) == [[1, 2, 3, 4, 5, 66]]
@@ -102,7 +100,7 @@ def test_a_line_longer_than_may_be_read_at_once_is_refused_with_its_number(
     assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 2"
 
 
-def test_a_line_of_gigabytes_in_a_small_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+def test_a_line_of_gigabytes_in_a_small_file_is_not_decompressed(tmp_path: Path) -> None:
     file = tmp_path / "ids.jsonl.gz"
     file.write_bytes(gzip.compress(b"[1]\n[") + gzip.compress(b"1," * 2**20) * 1000)
     tracemalloc.start()
@@ -115,7 +113,7 @@ def test_a_line_of_gigabytes_in_a_small_file_is_refused_before_it_is_unpacked(tm
     assert caught.value.where == f"{file}, line 2"
 
 
-def test_the_name_of_a_file_of_lists_is_no_pattern(tmp_path: Path) -> None:
+def test_the_name_of_a_file_of_lists_is_not_a_pattern(tmp_path: Path) -> None:
     converted(tmp_path, b"[1]\n")
     with pytest.raises(MinilmError, match="there is no such file") as caught:
         convert_token_lists(tmp_path / "*.jsonl.gz", tmp_path / "another", INFO)
@@ -129,14 +127,14 @@ def test_lists_of_more_than_a_batch_are_all_read(tmp_path: Path) -> None:
     assert sequences(converted(tmp_path, content)) == lists
 
 
-def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_refused_with_their_line(tmp_path: Path) -> None:
     with pytest.raises(MinilmError) as caught:
         converted(tmp_path, b"[1]\n\xff\xfe\n")
     assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 2"
 
 
-def test_a_file_of_no_lists_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MinilmError, match="the file holds no sequence"):
+def test_a_file_without_lists_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MinilmError, match="the file has no sequence"):
         converted(tmp_path, b"")
 
 

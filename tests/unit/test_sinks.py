@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minilm_cli.base.errors import Interrupted, MinilmError
+from minilm_cli.base.errors import Interrupted, MinilmError, RunError
 from minilm_cli.base.progress import Record
 from minilm_cli.runs.sinks import Fanout, JsonlSink, TensorBoardSink, WandbSink, check_sinks, open_sinks
 
@@ -47,7 +47,7 @@ class Failing(Collecting):
         raise ConnectionError("still down")
 
 
-def test_each_record_is_a_line_that_is_there_at_once(tmp_path: Path) -> None:
+def test_each_record_is_written_as_a_line_at_once(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     sink.write({"step": 1, "loss": 0.5})
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
@@ -79,7 +79,7 @@ def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path, torn: str) -> No
     assert lines(path) == [{"step": 1, "loss": 1.5}, {"step": 6}]
 
 
-def test_bytes_that_are_no_text_are_dropped(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n\xff\xfe\x80\n{"step": 2}\n')
     JsonlSink(path).close()
@@ -97,7 +97,7 @@ def test_a_fanout_gives_each_record_to_every_sink_and_closes_all(caplog: pytest.
     assert not caplog.records
 
 
-def test_a_failing_sink_is_left_out_with_one_warning_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_sink_is_left_out_with_one_warning_and_the_others_continue(caplog: pytest.LogCaptureFixture) -> None:
     failing, first, last = Failing(step=2), Collecting(), Collecting()
     fanout = Fanout([first, failing, last])
     with caplog.at_level(logging.WARNING, logger="minilm_cli"):
@@ -111,7 +111,7 @@ def test_a_failing_sink_is_left_out_with_one_warning_and_the_others_go_on(caplog
     ]
 
 
-def test_a_sink_that_cannot_be_closed_is_told_and_the_others_are_closed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sink_that_cannot_be_closed_is_reported_and_the_others_are_closed(caplog: pytest.LogCaptureFixture) -> None:
     last = Collecting()
     with caplog.at_level(logging.WARNING, logger="minilm_cli"):
         Fanout([Failing(step=2), last]).close()
@@ -152,7 +152,7 @@ def test_a_sink_that_does_not_start_is_left_out_unless_it_is_needed(
     [sink] = open_sinks(["wandb", "tensorboard"], tmp_path, **about, needed=False)
     assert isinstance(sink, TensorBoardSink)
     sink.close()
-    assert caplog.messages == ["wandb cannot be started, and is left out: no network"]
+    assert caplog.messages == ["wandb cannot be started and is left out: no network"]
 
 
 def test_an_optional_package_that_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,7 @@ def test_wandb_gets_the_runs_name_settings_and_numbers(tmp_path: Path, monkeypat
 
 
 class Full:
-    """A file that takes a few bytes and then no more."""
+    """A file that accepts a few bytes and then no more."""
 
     def __init__(self, file: FileIO, room: int, error: Exception) -> None:
         self.file, self.room, self.error = file, room, error
@@ -225,69 +225,71 @@ class Full:
         return self.file.write(taken)
 
 
-def test_lines_that_find_no_room_are_told_of_once_and_written_later(
+def test_lines_that_cannot_be_written_are_reported_once_and_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(path)
     sink.write({"step": 1})
-    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, logger="minilm_cli"):
-        error = OSError(28, "No space left on device")
-        patched.setattr(Path, "open", lambda self, *_, **__: Full(FileIO(self, "r+"), 5, error))
-        sink.write({"step": 2})
-        sink.write({"step": 3})
-    assert [record.message for record in caplog.records] == [
-        f"{path} cannot be written for now: No space left on device"
-    ]
-    assert path.read_text() == '{"step": 1}\n'  # and no part of a line
-    sink.write({"step": 4})
+    for first in (2, 5):
+        before = path.read_text()
+        with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, logger="minilm_cli"):
+            error = OSError(28, "No space left on device")
+            patched.setattr(Path, "open", lambda self, *_, error=error, **__: Full(FileIO(self, "r+"), 5, error))
+            sink.write({"step": first})
+            sink.write({"step": first + 1})
+            with pytest.raises(RunError, match="could not be written: No space left on device") as caught:
+                sink.flush()
+        assert caught.value.where == str(path)
+        assert path.read_text() == before  # and no part of a line
+        sink.write({"step": first + 2})
     sink.close()
-    assert lines(path) == [{"step": step} for step in (1, 2, 3, 4)]
-    assert len(caplog.records) == 1
+    assert lines(path) == [{"step": step} for step in range(1, 8)]
+    assert caplog.messages == 2 * [f"{path} cannot be written for now: No space left on device"]
 
 
-def test_a_second_signal_ends_a_run_in_the_middle_of_a_report_and_leaves_whole_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    sink = JsonlSink(tmp_path / "metrics.jsonl")
-    fanout = Fanout([sink, Collecting()])
-    error = Interrupted("at once", 15)
-    monkeypatch.setattr(Path, "open", lambda self, *_, **__: Full(FileIO(self, "r+"), 5, error))
-    with pytest.raises(Interrupted):
-        fanout.write({"step": 1})
-    monkeypatch.undo()
-    fanout.close()
-    assert lines(tmp_path / "metrics.jsonl") == [{"step": 1}]
-    assert caplog.messages == []
-
-
-def test_lines_that_waited_when_a_run_ended_are_written_by_the_next_once(tmp_path: Path) -> None:
+def test_flush_writes_the_lines_that_wait(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 9}\n')
-    sink = JsonlSink(path, lambda record: record["step"] < 9, ['{"step": 2}\n', '{"step": 3}\n'])
+    sink = JsonlSink(path)
+    path.rename(tmp_path / "elsewhere")
+    sink.write({"step": 1})
+    (tmp_path / "elsewhere").rename(path)
     sink.flush()
-    assert lines(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
-    assert sink.waiting == []
+    sink.flush()
+    assert lines(path) == [{"step": 1}]
 
 
-def test_lines_that_were_never_written_are_counted_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_signal_in_the_middle_of_a_line_leaves_complete_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    fanout = Fanout([JsonlSink(path), Collecting()])
+    fanout.write({"step": 1})
+    error = Interrupted("at once", 15)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda self, *_, **__: Full(FileIO(self, "r+"), 5, error))
+        with pytest.raises(Interrupted):
+            fanout.write({"step": 2})
+    fanout.close()
+    assert lines(path) == [{"step": 1}]
+
+
+def test_a_file_that_is_gone_is_not_created_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "folder" / "metrics.jsonl"
     path.parent.mkdir()
     sink = JsonlSink(path)
     path.unlink()
-    path.parent.rmdir()
     with caplog.at_level(logging.WARNING, logger="minilm_cli"):
         sink.write({"step": 1})
         sink.write({"step": 2})
-        sink.close()
-    assert [record.message for record in caplog.records] == [
-        f"{path} cannot be written for now: No such file or directory",
-        f"{path} lacks its last 2 lines: No such file or directory",
-    ]
-    assert not path.parent.exists()
+    with pytest.raises(RunError, match="No such file or directory"):
+        sink.flush()
+    sink.close()
+    assert caplog.messages == [f"{path} cannot be written for now: No such file or directory"]
+    assert list(path.parent.iterdir()) == []
 
 
-def test_tensorboard_takes_back_what_a_resumed_run_does_again(tmp_path: Path) -> None:
+def test_tensorboard_discards_the_steps_that_a_resumed_run_does_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for first, steps in ((0, (1, 2, 3)), (2, (2, 3, 4))):

@@ -1,0 +1,46 @@
+"""`minilm distill`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minilm_cli.cli.options import Force, Json, Typed, options_of
+from minilm_cli.cli.result import open_console, print_run
+from minilm_cli.settings.distill import DistillSettings
+
+
+@options_of(DistillSettings)
+def distill(
+    typed: Typed,
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings file (.yaml, .toml, .json); options override it.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its dotted path; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, measure a few steps, print the plan, write nothing.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Distil a teacher into a student, in a run folder."""
+    from minilm_cli.settings.load import load_distill_settings
+
+    settings = load_distill_settings(config, assignments or (), typed)
+    from minilm_cli.training import run
+
+    console = open_console()
+    if not dry_run:
+        print_run(console, run.distill(settings, console.progress, force=force, world=context.obj), as_json)
+        return
+    plan = run.dry_run(settings, force=force)
+    for section, rows in plan.tables().items():
+        console.table(section.capitalize(), rows)
+    if as_json:
+        print(plan.model_dump_json())

@@ -1,0 +1,35 @@
+"""`minilm resume`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from minilm_cli.cli.options import Json, Typed, options_of
+from minilm_cli.cli.result import open_console, print_run
+from minilm_cli.settings.resume import ResumeSettings
+
+
+@options_of(ResumeSettings)
+def resume(
+    typed: Typed,
+    context: typer.Context,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting that may change mid-run; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Resume a run as if it had never stopped."""
+    from minilm_cli.runs.lookup import find_run
+    from minilm_cli.settings.load import combine
+    from minilm_cli.settings.validation import validate
+
+    settings = validate(ResumeSettings, typed)
+    changes = combine({"training.steps": settings.steps}, assignments or ())
+    found = find_run(settings.run)
+    from minilm_cli.training import run
+
+    console = open_console()
+    print_run(console, run.resume(found, console.progress, changes, world=context.obj), as_json)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.corpus import tokenizer_pool
+from minilm_cli.corpus.encoder import Recipe
+from minilm_cli.corpus.lines import Place
+from minilm_cli.corpus.packing import Units
+from minilm_cli.corpus.sources import Batch
+from minilm_cli.corpus.tokenizer_pool import encoders
+
+ROOT = Path(__file__).parents[2]
+
+
+def recipe() -> Recipe:
+    tokenizer = Tokenizer(models.WordLevel({"?": 0, "the": 1, "man": 2}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Recipe(tokenizer.to_str(), "uint8")
+
+
+def batch(number: int, *lines: bytes) -> Batch:
+    return Batch("x.txt", Place(number=number), list(lines), 0)
+
+
+def batches(*numbers: int) -> Iterator[tuple[int, Batch]]:
+    """Tagged batches for `misbehave`."""
+    return ((tag, batch(number)) for tag, number in enumerate(numbers))
+
+
+def misbehave(_plan: Recipe, given: Batch) -> Units:
+    """Takes longer for some batches, and fails for negative numbers."""
+    match given.place.number:
+        case -1:
+            raise MinilmError("a mistake", where="here")
+        case -2:
+            raise ZeroDivisionError("a bug")
+        case -3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        case -4:
+            raise MemoryError
+    time.sleep(0.005 * (given.place.number % 3))
+    return Units(np.arange(given.place.number, dtype=np.uint16), np.array([given.place.number]))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+    yield
+    assert multiprocessing.active_children() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_pool, "_encode", misbehave)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_results_come_in_order_with_their_tags(count: int, tmp_path: Path) -> None:
+    given = [(f"tag {number}", batch(number, *[b"the man"] * number, b"man ?")) for number in range(20)]
+    with encoders(recipe(), count, tmp_path) as encode:
+        found = [(tag, units.ids.tolist(), units.lengths.tolist()) for tag, units in encode(given)]
+        assert list(encode([])) == []
+    assert found == [(tag, [1, 2] * n + [2, 0], [2] * (n + 1)) for n, (tag, _) in enumerate(given)]
+
+
+def test_batches_and_results_may_be_larger_than_a_pipe_holds(tmp_path: Path) -> None:
+    with encoders(recipe(), 2, tmp_path) as encode:
+        found = [units.ids.sum() for _, units in encode((None, batch(1, b"the man " * 2**17)) for _ in range(6))]
+    assert found == [3 * 2**17] * 6
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_few_batches_are_read_ahead(tmp_path: Path) -> None:
+    read = []
+
+    def draw() -> Iterator[tuple[int, Batch]]:
+        for number in range(50):
+            read.append(number)
+            yield number, batch(number)
+
+    with encoders(recipe(), 2, tmp_path) as encode:
+        for number, _ in enumerate(encode(draw())):
+            assert len(read) <= number + 4
+
+
+@pytest.mark.usefixtures("misbehaving")
+@pytest.mark.parametrize(
+    ("number", "kind", "message"), [(-1, MinilmError, "a mistake"), (-2, ZeroDivisionError, "a bug")]
+)
+def test_an_error_is_raised_after_the_results_before_it(
+    number: int, kind: type[Exception], message: str, tmp_path: Path
+) -> None:
+    done = []
+    with pytest.raises(kind, match=message) as caught, encoders(recipe(), 2, tmp_path) as encode:
+        done.extend(tag for tag, _ in encode(batches(7, 8, 9, number, 10, -1)))
+    assert done == [0, 1, 2]
+    assert getattr(caught.value, "where", "here") == "here"
+    assert "in misbehave" in str(caught.value.__cause__)
+
+
+@pytest.mark.usefixtures("misbehaving")
+def test_an_error_of_the_input_is_raised_after_the_results_before_it(tmp_path: Path) -> None:
+    def give() -> Iterator[tuple[int, Batch]]:
+        yield from batches(*range(9))
+        raise MinilmError("it ends too early")
+
+    done = []
+    with pytest.raises(MinilmError, match="it ends too early"), encoders(recipe(), 2, tmp_path) as encode:
+        done.extend(tag for tag, _ in encode(give()))
+    assert done == list(range(9))
+
+
+@pytest.mark.usefixtures("misbehaving")
+@pytest.mark.parametrize("number", [-3, -4])
+def test_a_worker_that_dies_or_has_no_memory_is_reported(
+    number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = []
+    with pytest.raises(RunError, match="a worker process died") as caught, encoders(recipe(), 2, tmp_path) as encode:
+        done.extend(tag for tag, _ in encode(batches(1, 2, number, *range(50))))
+    assert done in ([], [0], [0, 1])
+    assert "--workers" in str(caught.value.hint)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_is_killed_while_large_batches_wait_is_reported(victim: int, tmp_path: Path) -> None:
+    def give() -> Iterator[tuple[int, Batch]]:
+        for number in itertools.count():
+            if number == 9:
+                os.kill(sorted(process.pid or 0 for process in multiprocessing.active_children())[victim], 9)
+            yield number, batch(number, b"the man " * 2**17)
+
+    with pytest.raises(RunError, match="a worker process died"), encoders(recipe(), 2, tmp_path) as encode:
+        for _ in encode(give()):
+            pass
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="expected ident"), encoders(Recipe("no JSON", "uint8"), 2, tmp_path) as encode:
+        list(encode(batches(*range(9))))
+
+
+def test_workers_do_not_receive_the_signals_of_a_terminal(tmp_path: Path) -> None:
+    # In a process of its own, which has not started the resource tracker: starting that changes the signal mask.
+    code = """
+import multiprocessing, pathlib, sys
+from minilm_cli.corpus.tokenizer_pool import encoders
+from tests.unit.test_tokenizer_pool import batch, recipe
+if __name__ == "__main__":
+    with encoders(recipe(), 2, pathlib.Path(sys.argv[1])) as encode:
+        for _ in encode((None, batch(1, b"the")) for _ in range(9)):
+            pass
+        for process in multiprocessing.active_children():
+            print(pathlib.Path(f"/proc/{process.pid}/status").read_text())"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    masks = [int(line.split()[1], base=16) for line in done.stdout.splitlines() if line.startswith("SigBlk:")]
+    terminal = 1 << (signal.SIGINT - 1) | 1 << (signal.SIGHUP - 1)
+    assert [mask & terminal for mask in masks] == [terminal] * len(masks) != []
+
+
+class Came(BaseException):
+    """A signal."""
+
+
+@pytest.fixture
+def raising() -> Iterator[None]:
+    """SIGTERM raises `Came`."""
+
+    def come(_number: int, _frame: FrameType | None) -> None:
+        raise Came
+
+    before = signal.signal(signal.SIGTERM, come)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+
+
+@pytest.mark.usefixtures("raising")
+@pytest.mark.parametrize("seed", range(4))
+def test_a_signal_may_raise_at_any_moment(seed: int, tmp_path: Path) -> None:
+    timer = threading.Timer(random.Random(seed).uniform(0, 0.6), os.kill, (os.getpid(), signal.SIGTERM))
+    given = ((None, batch(1, b"the man")) for _ in itertools.count())
+
+    def work() -> None:
+        timer.start()
+        with encoders(recipe(), 2, tmp_path) as encode:
+            for _ in encode(given):
+                pass
+
+    with pytest.raises(Came):
+        work()
+    timer.join()
