@@ -1,4 +1,5 @@
 """A run on disk: its folder, its plan, its checkpoints and its metrics.
 
-It does not know how training works. It hands out `folder.RunFolder`, `plan.Plan`, `checkpoint` and `sinks`.
+It does not know how training works. It hands out `folder.RunFolder`, `lookup.find_run`, `plan.Plan`,
+`checkpoint`, `run_state.RunState` and `sinks`.
 """

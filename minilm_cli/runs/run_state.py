@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a run beside tensors."""
+"""What a checkpoint keeps of a run, other than tensors."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Distiller:
     def _accumulate(self, step: int, batch: Batch, stream: BatchStream, stop: Stop) -> tuple[Batch, Tensor, int]:
         """Put the gradient of this process's share of a step into the parameters.
 
-        Returns the batch (cut anew if the budget of tokens has changed), its loss and parts, summed over sequences,
+        Returns the batch (cut again if the budget of tokens has changed), its loss and parts, summed over sequences,
         and the number that `stop` returned.
         """
         if batch.budget != stream.micro_batch_tokens:

@@ -36,7 +36,7 @@ def torch_distributed() -> Any:
 
 
 class Rendezvous:
-    """What the processes of an attempt tell each other, beside tensors."""
+    """What the processes of an attempt tell each other, other than tensors."""
 
     def __init__(self, rank: int, size: int, timeout: float) -> None:
         """`timeout`: seconds to wait for the store."""

@@ -105,7 +105,7 @@ def _teacher_config(teacher: TeacherSettings) -> tuple[PreTrainedConfig, str]:
 
 
 def prepare_again(run: RunFolder, settings: DistillSettings, world: World) -> PreparedRun:
-    """A run that was begun, prepared anew; raises `MinilmError` if something it began with is missing or changed."""
+    """A run that was begun, prepared again; raises `MinilmError` if something it began with is missing or changed."""
     refuse_missing(settings.data.paths)
     tokenizer = load_tokenizer(str(run.tokenizer.absolute()))
     config, checksum = saved_config(run.student_config_file), sha256(run.student_config_file)
