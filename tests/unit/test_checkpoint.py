@@ -153,9 +153,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "format is text": (change(format_version="2"), "checkpoint.json"),
     "notes that are text": (change(notes="x"), "notes"),
     "an entry too many": (change(colour="red"), "colour"),
-    "another step than was sealed": (change(sealed=False, step=5, format_version=3), "entries.*checksum"),
-    "other notes than were sealed": (change(sealed=False, notes={}), "entries.*checksum"),
-    "no seal": (change(sealed=False, seal=None), "entries.*checksum"),
+    "another step than was sealed": (change(sealed=False, step=5, format_version=3), "manifest is damaged .*checksum"),
+    "other notes than were sealed": (change(sealed=False, notes={}), "manifest is damaged .*checksum"),
+    "no seal": (change(sealed=False, seal=None), "manifest is damaged .*checksum"),
     "manifest is a folder": (replaced_by_folder("checkpoint.json"), "checkpoint.json"),
     "weights are a folder": (replaced_by_folder("student.safetensors"), "the file is missing"),
 }
