@@ -42,7 +42,7 @@ def options_of(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # as functools.wraps sets it
-        run.declared = declared  # type: ignore[attr-defined]
+        run.declared = declared  # type: ignore[attr-defined]  # read by the help
         return run
 
     return decorate

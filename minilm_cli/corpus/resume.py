@@ -6,7 +6,6 @@ far it is, and a lock keeps other processes out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from minilm_cli import __version__
 from minilm_cli.base.atomic import make_beside, publish, room_for, sync
+from minilm_cli.base.checksums import sha256_of_text
 from minilm_cli.base.errors import InputChanged, MinilmError
 from minilm_cli.base.jsonio import first_wrong, read_json, write_json
 from minilm_cli.base.locks import Held, Lock
@@ -101,7 +101,7 @@ class Unfinished:
     def _started(self, position: Position) -> list[str]:
         """A checksum of the identity of each input up to there."""
         inputs = self.inputs[: position.source + 1]
-        return [hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32] for known in inputs]
+        return [sha256_of_text(json.dumps(known, sort_keys=True))[:32] for known in inputs]
 
     def prepare(self, tokenizer: TokenizerInfo, max_length: int, *, continued: bool, force: bool) -> None:
         """Restore what is to be continued, remove everything else, and open the writer."""

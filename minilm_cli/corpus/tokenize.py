@@ -5,7 +5,6 @@ The output depends on the inputs and settings alone: not on the number of worker
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from minilm_cli.base.atomic import staged
+from minilm_cli.base.checksums import sha256_of_text
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.overwrite import refuse_existing
 from minilm_cli.base.progress import Progress
@@ -248,7 +248,7 @@ def _output(
             yield _Output(lists, built.parent)
         return
     made_with = {
-        "checksum of the tokenizer": hashlib.sha256(recipe.tokenizer.encode()).hexdigest()[:16],
+        "checksum of the tokenizer": sha256_of_text(recipe.tokenizer)[:16],
         "version of tokenizers": tokenizers.__version__,
         "--max-length": settings.max_length,
         "--overflow": settings.overflow,

@@ -5,7 +5,6 @@ Imports transformers only when it is used, and torch never.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from minilm_cli.base.checksums import sha256_of_text
 from minilm_cli.base.errors import MinilmError, remedy
 from minilm_cli.tokens.store import TokenizerInfo
 
@@ -127,7 +127,7 @@ def tokenizer_info(
     return TokenizerInfo(
         name=name,
         revision=revision,
-        vocabulary_sha256=hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest(),
+        vocabulary_sha256=sha256_of_text(json.dumps(vocabulary)),
         # Ids may have gaps, so the largest one counts.
         vocabulary_size=1 + max(token_id for _, token_id in vocabulary),
         special_ids=sorted(set(tokenizer.all_special_ids)),

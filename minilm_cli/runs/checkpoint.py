@@ -7,7 +7,6 @@ checksums differ, is not a checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from minilm_cli import __version__
 from minilm_cli.base.atomic import discard, renewed
-from minilm_cli.base.checksums import sha256
+from minilm_cli.base.checksums import sha256, sha256_of_text
 from minilm_cli.base.errors import MinilmError, RunError, refuse_newer, remedy
 from minilm_cli.base.jsonio import first_wrong, read_json, write_json
 
@@ -127,7 +126,7 @@ def _read_manifest(file: Path) -> _Manifest:
 
 def _seal(manifest: Mapping[str, Any]) -> str:
     """A checksum of the manifest's content, independent of the order and spacing of its entries."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return sha256_of_text(json.dumps(manifest, sort_keys=True))
 
 
 def steps(folder: Path) -> list[int]:

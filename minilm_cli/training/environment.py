@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import secrets
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from transformers import __version__ as transformers_version
 
 from minilm_cli import __version__
+from minilm_cli.base.checksums import sha256_of_text
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.runs.folder import FORMAT_VERSION, RunFolder
 from minilm_cli.runs.lookup import find_run
@@ -51,4 +51,4 @@ def begun_by_this_launch(settings: DistillSettings) -> RunFolder | None:
 
 
 def _digest(settings: DistillSettings) -> str:
-    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
+    return sha256_of_text(settings.model_dump_json())
