@@ -121,23 +121,21 @@ def _lock_new_folder(path: Path) -> Lock:
         if lock := _claim(folder):
             return lock
         shutil.rmtree(folder, ignore_errors=True)
-    raise _no_lock(path)
-
-
-def _claim(folder: Path) -> Lock | None:
-    """The lock on a new folder, or `None` if a sweep in another process has just locked or removed it."""
-    with suppress(Held):
-        return Lock.claim(folder / _LOCK)
-    return None
-
-
-def _no_lock(path: Path) -> RunError:
-    """The error where files next to `path` cannot be locked, because a file seems to be another one after locking."""
-    return RunError(
+    raise RunError(
         "file locks do not work on this file system",
         where=str(path.parent),
         hint="Choose another place, preferably a local disk.",
     )
+
+
+def _claim(folder: Path) -> Lock | None:
+    """The lock on a new folder, or `None` if a sweep in another process has just locked or removed it."""
+    with suppress(Held, FileNotFoundError):
+        lock = Lock(folder / _LOCK)
+        if lock.in_place():
+            return lock
+        lock.close()
+    return None
 
 
 def sweep(folder: Path, *, own: bool = False) -> None:

@@ -52,16 +52,6 @@ class Lock:
             self._file.write(f"{os.getpid()}\n{socket.gethostname()}\n")
             self._file.flush()
 
-    @classmethod
-    def claim(cls, path: Path, *, patience: float = 0.0) -> Lock | None:
-        """Take the lock, or return `None` if another process removes or moves the folder at that moment."""
-        with suppress(FileNotFoundError):
-            lock = cls(path, patience=patience)
-            if lock.in_place():
-                return lock
-            lock.close()
-        return None
-
     def in_place(self) -> bool:
         """Whether the locked file is still at `path`: not if it was moved or its file system was unmounted."""
         try:
