@@ -104,11 +104,8 @@ def train(distiller: Distiller, stream: BatchStream, last: int, first: int = 1) 
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], rtol=0, atol=0, equal_nan=True, msg=name)
+    torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def assert_close(one: dict[str, Tensor], other: dict[str, Tensor], atol: float) -> None:
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], rtol=0, atol=atol, msg=name)
+    torch.testing.assert_close(one, {name: other[name] for name in one}, rtol=0, atol=atol)

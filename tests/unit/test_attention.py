@@ -167,6 +167,14 @@ def gradients(output: Tensor, tensors: Sequence[Tensor], gradient: Tensor) -> tu
     return torch.autograd.grad(output, tensors, gradient.to(output.dtype))
 
 
+def assert_same_gradients(
+    result: Tensor, expected: Tensor, tensors: Sequence[Tensor], gradient: Tensor, **tolerance: float
+) -> None:
+    torch.testing.assert_close(
+        gradients(result, tensors, gradient), gradients(expected, tensors, gradient), **tolerance
+    )
+
+
 def output_gradient(lengths: Sequence[int], heads: int = 3) -> Tensor:
     """A gradient of the output."""
     return torch.randn(1, sum(lengths), heads, WIDTH, generator=torch.Generator().manual_seed(9))
@@ -215,8 +223,8 @@ def test_gradients_of_each_path_match_the_reference(
 ) -> None:
     tensors, gradient = projections(lengths, trained=True), output_gradient(lengths)
     result = gradients(attend(lengths, *tensors, **masking), tensors, gradient)
-    for ours, theirs in zip(result, gradients(reference(lengths, *tensors, **masking), tensors, gradient), strict=True):
-        assert_near(ours, theirs)
+    expected = gradients(reference(lengths, *tensors, **masking), tensors, gradient)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 @each_path
@@ -239,6 +247,7 @@ def test_packing_has_runs_groups_and_offsets() -> None:
     assert result.offsets.dtype == torch.int32
     starts = [start for group in result.groups for start in group.rows[:, 0].tolist()]
     assert sorted(starts) == result.offsets[:-1].tolist()
+    assert all(getattr(result, name) is getattr(result, name) for name in ("runs", "offsets", "groups"))  # cached
 
 
 @pytest.mark.parametrize(
@@ -273,8 +282,7 @@ def test_dropout_matches_the_reference_with_the_same_masks(
     expected = reference(RAGGED, *tensors, factors=factors, scaling=0.4, **masking)
     result = with_dropout(RAGGED, *tensors, scaling=0.4, **masking)
     assert_near(result, expected)
-    for ours, theirs in zip(gradients(result, tensors, gradient), gradients(expected, tensors, gradient), strict=True):
-        assert_near(ours, theirs)
+    assert_same_gradients(result, expected, tensors, gradient, rtol=1e-5, atol=1e-5)
 
 
 @each_masking
@@ -307,10 +315,7 @@ def test_dropout_matches_the_reference_for_any_lengths_and_probability(
         expected = reference(lengths, *tensors, factors=drawn_factors(lengths, heads, dropout), **masking)
         result = with_dropout(lengths, *tensors, dropout=dropout, **masking)
         torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
-        for ours, theirs in zip(
-            gradients(result, tensors, gradient), gradients(expected, tensors, gradient), strict=True
-        ):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert_same_gradients(result, expected, tensors, gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("fixed_seed")
@@ -322,10 +327,7 @@ def test_tensors_may_be_contiguous_or_not() -> None:
     torch.testing.assert_close(result, expected)
     gradient = output_gradient(RAGGED)
     transposed = gradient.transpose(1, 3).contiguous().transpose(1, 3)
-    for ours, theirs in zip(
-        gradients(result, noncontiguous, transposed), gradients(expected, contiguous, gradient), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradients(result, noncontiguous, transposed), gradients(expected, contiguous, gradient))
 
 
 @each_chunk
@@ -339,20 +341,18 @@ def test_backward_changes_neither_inputs_nor_outputs(
         leaves = tuple(tensor.requires_grad_() for tensor in layout)
         gradient = output_gradient(RAGGED).to(dtype)
         output = with_dropout(RAGGED, *leaves)
-        tensors_used = (*leaves, output, gradient)
-        before = [tensor.detach().clone() for tensor in tensors_used]
+        before = [tensor.detach().clone() for tensor in (*leaves, output, gradient)]
         first = torch.autograd.grad(output, leaves, gradient, retain_graph=True)
         second = torch.autograd.grad(output, leaves, gradient, retain_graph=True)
-        assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors_used, before, strict=True))
-        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+        torch.testing.assert_close([*leaves, output, gradient], before, rtol=0, atol=0)
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 def test_gradient_may_be_an_expanded_number() -> None:
     tensors = projections(RAGGED, trained=True)
     output = with_dropout(RAGGED, *tensors)
     summed = torch.autograd.grad(output.sum(), tensors, retain_graph=True)
-    for ours, theirs in zip(summed, gradients(output, tensors, torch.ones_like(output)), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(summed, gradients(output, tensors, torch.ones_like(output)))
 
 
 @pytest.mark.usefixtures("fixed_seed")
@@ -444,8 +444,7 @@ def test_scores_are_fp32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         result = with_dropout(RAGGED, *tensors, scaling=1.0)
     assert torch.equal(result, expected)
-    for ours, theirs in zip(gradients(result, tensors, gradient), gradients(expected, tensors, gradient), strict=True):
-        assert torch.equal(ours, theirs)
+    assert_same_gradients(result, expected, tensors, gradient, rtol=0, atol=0)
 
 
 @each_path
@@ -636,8 +635,7 @@ def test_padded_batch_with_dropout_matches_torch(monkeypatch: pytest.MonkeyPatch
     for number, length in enumerate(PADDED):
         torch.testing.assert_close(result[number, :length], expected[number, :length], rtol=1e-4, atol=1e-4)
     theirs = torch.autograd.grad(sum(expected[n, :length].square().sum() for n, length in enumerate(PADDED)), tensors)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.usefixtures("fixed_seed")

@@ -48,22 +48,22 @@ def plain_sequences(
 def calls(draw: st.DrawFn) -> tuple[list[list[int]], list[Units]]:
     """Lines, and the same lines cut into calls at random; long lines come in parts."""
     lines = draw(st.lists(st.lists(st.integers(200, 900), max_size=25), max_size=25))
-    packed: list[Units] = []
+    cut: list[Units] = []
     waiting: list[list[int]] = []
     for line in lines:
         if line and draw(st.booleans()):
             cuts = sorted(draw(st.lists(st.integers(0, len(line)), min_size=1, max_size=4)))
-            packed += [units(*waiting)] if waiting else []
+            cut += [units(*waiting)] if waiting else []
             waiting = []
             for begin, end in itertools.pairwise([0, *cuts, len(line)]):
-                packed.append(units(line[begin:end], continues=True))
-            packed[-1] = units(line[cuts[-1] :])
+                cut.append(units(line[begin:end], continues=True))
+            cut[-1] = units(line[cuts[-1] :])
         else:
             waiting.append(line)
             if draw(st.booleans()):
-                packed.append(units(*waiting))
+                cut.append(units(*waiting))
                 waiting = []
-    return lines, [*packed, units(*waiting)]
+    return lines, [*cut, units(*waiting)]
 
 
 sequencer_settings = {
@@ -87,7 +87,7 @@ def test_sequences_match_a_plain_implementation(
     expected, counts = plain_sequences(lines, special, room, overflow, pack)
     sequencer = Sequencer(special, room + len(special), overflow, pack)
     actual = []
-    for number, some in enumerate(given_units):
+    for number, part in enumerate(given_units):
         if number == restored_after:
             state, before = sequencer.snapshot(), vars(sequencer.snapshot()())
             sequencer.add(Units(np.array([3, 4], dtype=np.uint16), np.array([2])))
@@ -95,7 +95,7 @@ def test_sequences_match_a_plain_implementation(
             assert vars(state()) == before
             sequencer = Sequencer(special, room + len(special), overflow, pack)
             sequencer.restore(state())
-        actual += sequences(*sequencer.add(some))
+        actual += sequences(*sequencer.add(part))
     actual += sequences(*sequencer.end())
     assert (actual, sequencer.counts) == (expected, counts)
 
@@ -113,8 +113,8 @@ def test_packed_sequences_end_at_blank_lines_and_ends_of_inputs() -> None:
 @pytest.mark.parametrize("overflow", ["split", "truncate", "drop"])
 def test_memory_for_an_endless_line_is_bounded(overflow: Overflow) -> None:
     sequencer = Sequencer(BERT, 12, overflow)
-    packed = 0
+    count = 0
     for _ in range(50):
-        packed += len(sequencer.add(units([5] * 1000, continues=True))[1])
+        count += len(sequencer.add(units([5] * 1000, continues=True))[1])
         assert len(sequencer.snapshot()().line or ()) <= 11
-    assert packed == (4999 if overflow == "split" else 0)
+    assert count == (4999 if overflow == "split" else 0)

@@ -204,6 +204,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "count is text": set_at("sequences", value="5"),
     "count of sequences": set_at("sequences", value=4),
     "count of tokens": set_at("tokens", value=13),
+    "histogram too short": set_at("length_histogram", value=[]),
     "histogram of other lengths": set_at("length_histogram", value=[0, 5]),
     # The numbers of sequences and tokens and the longest length are right, but not the counts of 3 and 4 tokens.
     "histogram of the same counts": set_at("length_histogram", value=[0, 1, 0, 3, 1]),

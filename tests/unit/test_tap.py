@@ -111,8 +111,7 @@ def test_padding_does_not_change_the_real_positions(family: Family) -> None:
     tap = RegistryTap(family.model(), 3).eval()
     padded = tap(batch())
     alone = tap(Inputs.padded(SEQUENCES[1:]))
-    for together, single in zip(padded, alone, strict=True):
-        torch.testing.assert_close(together[9:14], single, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close([tensor[9:14] for tensor in padded], [*alone], rtol=1e-4, atol=1e-4)
 
 
 @each_family
@@ -125,8 +124,8 @@ def test_packed_sequences_give_the_same_as_single_ones(family: Family) -> None:
     sequences = [torch.randint(5, VOCABULARY, (length,), generator=generator).numpy() for length in lengths]
     packed = tap(Inputs.packed(sequences))
     alone = [tap(Inputs.padded([sequence])) for sequence in sequences]
-    for together, apart in zip(packed, zip(*alone, strict=True), strict=True):
-        torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-4)
+    expected = [torch.cat(tensors) for tensors in zip(*alone, strict=True)]
+    torch.testing.assert_close([*packed], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_esm_with_token_dropout_is_not_packed() -> None:
@@ -140,8 +139,7 @@ def test_packed_row_may_be_longer_than_the_position_table() -> None:
         sequence = torch.arange(5, 13).numpy()
         packed = tap(Inputs.packed([sequence] * 4))
         alone = tap(Inputs.padded([sequence]))
-        for together, apart in zip(packed, alone, strict=True):
-            torch.testing.assert_close(together, apart.repeat(4, 1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close([*packed], [tensor.repeat(4, 1) for tensor in alone], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("was_training", [True, False])

@@ -43,9 +43,9 @@ def batches(*numbers: int) -> Iterator[tuple[int, Batch]]:
     return ((tag, batch(number)) for tag, number in enumerate(numbers))
 
 
-def misbehave(_plan: Recipe, tagged: Batch) -> Units:
+def misbehave(_recipe: Recipe, batch: Batch) -> Units:
     """Takes longer for some batches, and fails for negative numbers."""
-    match tagged.place.number:
+    match batch.place.number:
         case -1:
             raise MinilmError("a mistake", where="here")
         case -2:
@@ -54,8 +54,8 @@ def misbehave(_plan: Recipe, tagged: Batch) -> Units:
             os.kill(os.getpid(), signal.SIGKILL)
         case -4:
             raise MemoryError
-    time.sleep(0.005 * (tagged.place.number % 3))
-    return Units(np.arange(tagged.place.number, dtype=np.uint16), np.array([tagged.place.number]))
+    time.sleep(0.005 * (batch.place.number % 3))
+    return Units(np.arange(batch.place.number, dtype=np.uint16), np.array([batch.place.number]))
 
 
 @pytest.fixture(autouse=True)
@@ -198,12 +198,12 @@ def raising() -> Iterator[None]:
 @pytest.mark.parametrize("seed", range(4))
 def test_workers_end_if_a_signal_raises(seed: int, tmp_path: Path) -> None:
     timer = threading.Timer(random.Random(seed).uniform(0, 0.6), os.kill, (os.getpid(), signal.SIGTERM))
-    tagged = ((None, batch(1, b"the man")) for _ in itertools.count())
+    batches = ((None, batch(1, b"the man")) for _ in itertools.count())
 
     def work() -> None:
         timer.start()
         with encoders(recipe(), 2, tmp_path) as encode:
-            for _ in encode(tagged):
+            for _ in encode(batches):
                 pass
 
     with pytest.raises(SignalReceived):
