@@ -44,13 +44,15 @@ def rows(text: str) -> dict[str, str]:
     return dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, flags=re.MULTILINE))
 
 
-def test_yaml_header_names_the_teacher_as_base_model() -> None:
+def test_yaml_header_names_a_teacher_on_the_hub_as_base_model() -> None:
     _, header, _ = card().split("---\n", 2)
     assert yaml.safe_load(header) == {
         "base_model": "big/teacher",
         "library_name": "transformers",
         "tags": ["minilm", "distillation", "roberta"],
     }
+    _, header, _ = card(changed("teacher", on_hub=False)).split("---\n", 2)
+    assert "base_model" not in yaml.safe_load(header)
 
 
 def test_changed_settings_are_listed() -> None:
@@ -65,11 +67,6 @@ def test_changed_settings_are_listed() -> None:
     )
 
 
-def test_local_teacher_is_not_a_base_model() -> None:
-    _, header, _ = card(changed("teacher", on_hub=False)).split("---\n", 2)
-    assert "base_model" not in yaml.safe_load(header)
-
-
 def test_teacher_data_and_settings_are_listed() -> None:
     text = card(PLAN, "optimizer.lr=0.003", "training.seed=7", "training.batch_size=64")
     table = rows(text)
@@ -80,6 +77,7 @@ def test_teacher_data_and_settings_are_listed() -> None:
     assert table["relation heads"] == "48 (16 wide in the teacher, 8 in the student)"
     assert table["tokens"] == "tokens (99,000 sequences, 3,000,000 tokens)"
     assert table["tokenizer"] == "big/tokenizer"
+    assert rows(card(changed("data", tokenizer=None)))["tokenizer"] == "unknown: the data was token ids"
     assert table["held out"] == "99 sequences"
     assert table["longest sequence"] == "77 tokens"
     assert table["steps"] == "100 of 5,000, 64 sequences each"
@@ -115,10 +113,6 @@ def test_initialisation_of_the_student_is_described() -> None:
     started = changed("student", init_from_teacher_layers=[4, 8, 12])
     assert rows(card(started))["student started from"] == "the teacher's layers 4, 8, 12"
     assert "copied from the teacher where it has them" in card(started)
-
-
-def test_unknown_tokenizer_is_described() -> None:
-    assert rows(card(changed("data", tokenizer=None)))["tokenizer"] == "unknown: the data was token ids"
 
 
 def test_losses_are_those_up_to_the_exported_step() -> None:

@@ -70,11 +70,6 @@ def test_force_replaces_only_links_files_and_folders_of_minilm(tmp_path: Path, k
         refuse_existing(tmp_path / "output", force=True, folder=folder)
 
 
-@pytest.mark.parametrize("force", [False, True])
-def test_new_output_is_accepted(tmp_path: Path, force: bool) -> None:
-    refuse_existing(tmp_path / "nothing", tmp_path / "nothing", force=force, folder=True)
-
-
 @pytest.mark.parametrize("name", [".", "..", "a/..", ""])
 def test_output_without_a_name_is_refused(name: str) -> None:
     with pytest.raises(MinilmError, match="a name of its own"):

@@ -104,14 +104,6 @@ def test_all_sinks_are_closed_if_one_fails(caplog: pytest.LogCaptureFixture) -> 
     assert [record.message for record in caplog.records] == ["Failing could not be closed: still down"]
 
 
-def test_sinks_are_opened_by_name(tmp_path: Path) -> None:
-    options = {"run_id": "x", "first_step": 0, "settings": {}, "needed": True}
-    assert open_sinks([], tmp_path, **options) == []
-    [sink] = open_sinks(["tensorboard"], tmp_path, **options)
-    assert isinstance(sink, TensorBoardSink)
-    sink.close()
-
-
 def test_sink_that_does_not_start_is_dropped_unless_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

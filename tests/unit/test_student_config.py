@@ -123,7 +123,6 @@ def test_size_is_checked_before_weights_are_created(tmp_path: Path, monkeypatch:
         ("", "cannot be read as JSON"),
         ("[]", "a student config is a JSON object"),
         ("{}", "there is no family None"),
-        ('{"model_type": "brt"}', "there is no family 'brt'"),
         ('{"model_type": "bert", "hidden_size": "24"}', "not valid for bert: .*hidden_size"),
         ('{"model_type": "bert", "num_hidden_layers": 1000000000}', "must be at most 1000"),
         ('{"model_type": "bert", "layer_norm_eps": NaN}', "layer_norm_eps must be a finite number"),
