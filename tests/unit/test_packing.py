@@ -36,34 +36,34 @@ def plain_sequences(
             counts.dropped += overflow == "drop"
             cut = {"split": cut, "truncate": cut[:1], "drop": []}[overflow]
         pieces += cut if line else [[]]
-    packed: list[list[int]] = [[]]
+    bodies: list[list[int]] = [[]]
     for piece in pieces:
-        if not pack or not piece or len(packed[-1]) + len(piece) > room:
-            packed.append([])
-        packed[-1] += piece
-    return [[*special.before, *body, *special.after] for body in packed if body], counts
+        if not pack or not piece or len(bodies[-1]) + len(piece) > room:
+            bodies.append([])
+        bodies[-1] += piece
+    return [[*special.before, *body, *special.after] for body in bodies if body], counts
 
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[list[list[int]], list[Units]]:
     """Lines, and the same lines cut into calls at random; long lines come in parts."""
     lines = draw(st.lists(st.lists(st.integers(200, 900), max_size=25), max_size=25))
-    cut: list[Units] = []
+    parts: list[Units] = []
     waiting: list[list[int]] = []
     for line in lines:
         if line and draw(st.booleans()):
             cuts = sorted(draw(st.lists(st.integers(0, len(line)), min_size=1, max_size=4)))
-            cut += [units(*waiting)] if waiting else []
+            parts += [units(*waiting)] if waiting else []
             waiting = []
             for begin, end in itertools.pairwise([0, *cuts, len(line)]):
-                cut.append(units(line[begin:end], continues=True))
-            cut[-1] = units(line[cuts[-1] :])
+                parts.append(units(line[begin:end], continues=True))
+            parts[-1] = units(line[cuts[-1] :])
         else:
             waiting.append(line)
             if draw(st.booleans()):
-                cut.append(units(*waiting))
+                parts.append(units(*waiting))
                 waiting = []
-    return lines, [*cut, units(*waiting)]
+    return lines, [*parts, units(*waiting)]
 
 
 sequencer_settings = {

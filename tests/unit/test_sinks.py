@@ -73,9 +73,9 @@ def test_resumed_run_drops_later_lines(tmp_path: Path, keep: int, remaining: lis
     "damaged",
     [b'{"step": 2, "lo', b'{"step": 2}', b"null\n", b'{"loss": 1}\n', b'{"step": "2"}\n', b"\x00\x00", b"\xff\n"],
 )
-def test_damaged_line_is_dropped(tmp_path: Path, damaged: bytes) -> None:
+def test_damaged_lines_are_dropped(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1, "loss": 1.5}\n' + damaged)
+    path.write_bytes(b'\xff\xfe\n{"step": 1, "loss": 1.5}\n' + damaged)
     sink = JsonlSink(path, lambda record: record["step"] <= 5)
     sink.write({"step": 6})
     sink.close()

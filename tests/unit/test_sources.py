@@ -326,7 +326,7 @@ def test_pattern_gives_its_files_in_order() -> None:
         put(name, b"")
 
     def names(*inputs: str) -> list[str]:
-        return [result.name for result in find_sources(inputs, None)]
+        return [found.name for found in find_sources(inputs, None)]
 
     assert names("*.txt") == ["a.txt", "b.txt", "x[1].txt"]
     assert names("**/*.txt") == ["a.txt", "b.txt", "c/d/e.txt", "x[1].txt"]
@@ -386,9 +386,9 @@ class Trickle(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        some = self._content.read(min(len(buffer), 2))
-        buffer[: len(some)] = some
-        return len(some)
+        content = self._content.read(min(len(buffer), 2))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 class Broken(Trickle):

@@ -45,11 +45,7 @@ def source(name: str, field: str | None = None) -> Source:
 
 def read(name: str, field: str | None = None, count: int = 100) -> list[bytes]:
     """All samples of an input; the parts of a sample are joined."""
-    return joined(source(name, field).batches(count))
-
-
-def joined(batches: Iterator[Batch]) -> list[bytes]:
-    return [text for _, text in numbered(batches)]
+    return [text for _, text in numbered(source(name, field).batches(count))]
 
 
 def numbered(batches: Iterator[Batch]) -> list[tuple[int, bytes]]:
