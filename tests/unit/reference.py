@@ -1,6 +1,6 @@
-"""The loss of MiniLMv2, written down as the paper says it: slow, plain, in float64.
+"""The loss of MiniLMv2, as written in the paper: slow, plain, in float64.
 
-Section 3 of arXiv 2012.15828. It shares no code with `minilm_cli.ops.relation_loss`, and is what that is held against.
+Section 3 of arXiv 2012.15828. It shares no code with `minilm_cli.ops.relation_loss`, which is compared with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def kl_divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def relation_head(vectors: Tensor, head: int, heads: int) -> Tensor:
-    """The part of (tokens, width) that relation head number `head` sees: the concatenated heads, split anew."""
+    """The columns of (tokens, width) that belong to relation head number `head`."""
     width = vectors.shape[1] // heads
     return vectors[:, head * width : (head + 1) * width]
 
@@ -36,7 +36,7 @@ def relation_head(vectors: Tensor, head: int, heads: int) -> Tensor:
 def sequence_loss(
     teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], *, heads: int, weights: Mapping[str, float]
 ) -> Tensor:
-    """Equations 2 to 4 for one sequence: queries, keys and values by their letters, each (tokens, width)."""
+    """Equations 2 to 4 for one sequence; `teacher` and `student` have `q`, `k` and `v`, each (tokens, width)."""
     loss = torch.zeros((), dtype=torch.float64)
     for (left, right), weight in weights.items():
         for head in range(heads):
@@ -57,7 +57,7 @@ def relation_loss(
     heads: int,
     weights: Mapping[str, float],
 ) -> Tensor:
-    """The sum over the sequences, which stand at `spans` (start, length) among the positions of the tensors."""
+    """The sum over the sequences; `spans` are their start and length among the positions of the tensors."""
     loss = torch.zeros((), dtype=torch.float64)
     for start, length in spans:
         of_teacher, of_student = (

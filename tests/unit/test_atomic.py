@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from safetensors import SafetensorError
@@ -21,7 +22,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_output_gets_its_name_when_the_block_ends(tmp_path: Path) -> None:
+def test_output_gets_its_name_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "output"
     with staged(path) as built:
         built.write_text("complete")
@@ -32,7 +33,7 @@ def test_the_output_gets_its_name_when_the_block_ends(tmp_path: Path) -> None:
     assert names(path.parent) == ["output"]
 
 
-def test_a_folder_is_moved_with_its_subfolders_and_links(tmp_path: Path) -> None:
+def test_folder_is_moved_with_subfolders_and_links(tmp_path: Path) -> None:
     with staged(tmp_path / "output") as built:
         (built / "inner").mkdir(parents=True)
         (built / "inner" / "file").write_text("x")
@@ -41,7 +42,7 @@ def test_a_folder_is_moved_with_its_subfolders_and_links(tmp_path: Path) -> None
     assert (tmp_path / "output" / "link" / "file").read_text() == "x"
 
 
-def test_files_get_the_mode_of_any_new_file(tmp_path: Path) -> None:
+def test_files_get_the_mode_of_new_files(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         with staged(tmp_path / "output") as built:
@@ -57,7 +58,7 @@ def test_files_get_the_mode_of_any_new_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_failing_block_leaves_nothing_but_folders_that_existed(tmp_path: Path, error: type[BaseException]) -> None:
+def test_failed_block_leaves_no_output(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a").mkdir()
     with pytest.raises(error), staged(tmp_path / "a" / "b" / "output") as built:  # noqa: PT012
         built.mkdir()
@@ -68,7 +69,7 @@ def test_a_failing_block_leaves_nothing_but_folders_that_existed(tmp_path: Path,
 
 
 @pytest.mark.parametrize("old", ["file", "folder", "link to a folder", "link to a file"])
-def test_with_force_a_folder_replaces_any_output(tmp_path: Path, old: str) -> None:
+def test_force_replaces_any_output(tmp_path: Path, old: str) -> None:
     path, elsewhere = tmp_path / "output", tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("kept")
@@ -91,18 +92,8 @@ def test_with_force_a_folder_replaces_any_output(tmp_path: Path, old: str) -> No
     assert names(tmp_path) == ["elsewhere", "output"]
 
 
-def test_with_force_a_failing_block_keeps_the_old_output(tmp_path: Path) -> None:
-    path = tmp_path / "output"
-    path.write_text("old")
-    with pytest.raises(ValueError, match="no"), staged(path, force=True) as built:  # noqa: PT012
-        built.write_text("new")
-        raise ValueError("no")
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["output"]
-
-
 @pytest.mark.parametrize("force", [False, True])
-def test_an_output_that_must_not_be_replaced_is_refused_before_and_after_the_block(tmp_path: Path, force: bool) -> None:
+def test_protected_output_is_refused_before_and_after_the_block(tmp_path: Path, force: bool) -> None:
     path, refused = tmp_path / "output", "this is a file" if force else "exists already"
     with pytest.raises(MinilmError, match=refused), staged(path, force=force, folder=True) as built:  # noqa: PT012
         built.mkdir()
@@ -113,7 +104,7 @@ def test_an_output_that_must_not_be_replaced_is_refused_before_and_after_the_blo
     assert names(tmp_path) == ["output"]
 
 
-def test_renewed_replaces_whatever_exists(tmp_path: Path) -> None:
+def test_renewed_replaces_an_existing_folder(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "step"
     for content in ("old", "new"):
         with renewed(path) as built:
@@ -123,21 +114,21 @@ def test_renewed_replaces_whatever_exists(tmp_path: Path) -> None:
     assert names(path.parent) == ["step"]
 
 
-def old_folder(path: Path) -> None:
+def make_old_folder(path: Path) -> None:
     path.mkdir()
     (path / "checkpoint.json").write_text("old")
 
 
-def test_if_the_last_rename_fails_the_old_folder_moves_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old_folder(path := tmp_path / "output")
+def test_old_folder_is_restored_if_the_last_rename_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_old_folder(path := tmp_path / "output")
     rename = Path.rename
 
-    def fail_for_the_new(self: Path, target: Path) -> Path:
+    def fail_for_new_folder(self: Path, target: Path) -> Path:
         if Path(target) == path and (self / "new").exists():
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    monkeypatch.setattr(Path, "rename", fail_for_new_folder)
     with pytest.raises(RunError, match="Input/output"), staged(path, force=True) as built:  # noqa: PT012
         built.mkdir()
         (built / "new").touch()
@@ -145,10 +136,10 @@ def test_if_the_last_rename_fails_the_old_folder_moves_back(tmp_path: Path, monk
     assert names(tmp_path) == ["output"]
 
 
-def test_if_the_old_folder_cannot_move_back_it_is_kept_for_the_next_process(
+def test_old_folder_is_restored_by_the_next_process_if_it_cannot_be_moved_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old_folder(path := tmp_path / "output")
+    make_old_folder(path := tmp_path / "output")
     rename = Path.rename
 
     def fail(self: Path, target: Path) -> Path:
@@ -165,9 +156,7 @@ def test_if_the_old_folder_cannot_move_back_it_is_kept_for_the_next_process(
     assert names(tmp_path) == ["output"]
 
 
-# --- Killed processes --------------------------------------------------------------------------------------------
-
-#: Replaces an output in processes that are killed just before their first file operation, their second and so on.
+#: Replaces an output in processes; the n-th is killed just before its n-th file operation.
 KILLS = """
 import itertools, os, signal, sys
 from pathlib import Path
@@ -212,38 +201,32 @@ for calls in itertools.count():
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_a_process_killed_at_any_moment_leaves_the_old_output_or_the_new_and_nothing_else(
-    tmp_path: Path, kind: str
-) -> None:
+def test_killed_process_leaves_the_old_or_the_new_output(tmp_path: Path, kind: str) -> None:
     done = subprocess.run([sys.executable, "-c", KILLS, kind], cwd=tmp_path, check=True, capture_output=True, text=True)
     *killed, last = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert last == ["new", "0", "output"]
-    assert {(status, left) for _, status, left in killed} == {("9", "output")}
+    assert {(status, remaining) for _, status, remaining in killed} == {("9", "output")}
     contents = [content for content, *_ in killed]
-    assert contents == sorted(contents, reverse=True)  # the old one until some moment, then the new one
+    assert contents == sorted(contents, reverse=True)  # first the old one, later the new one
     assert contents.count("old") > 3
     assert contents.count("new") > 3
 
 
-@pytest.mark.parametrize(("found", "kept"), [(None, "old"), ("new", "new")])
-def test_what_was_being_replaced_moves_back_unless_something_has_its_name(
-    tmp_path: Path, found: str | None, kept: str
-) -> None:
-    if found:
-        (tmp_path / "output").write_text(found)
-    left = tmp_path / ".tmp-minilm-output-abc"
-    (left / ".replaced").mkdir(parents=True)
-    (left / ".replaced" / "output").write_text("old")
-    (left / ".minilm-lock").touch()
+@pytest.mark.parametrize(("existing", "kept"), [(None, "old"), ("new", "new")])
+def test_replaced_output_is_restored_unless_its_name_is_taken(tmp_path: Path, existing: str | None, kept: str) -> None:
+    if existing:
+        (tmp_path / "output").write_text(existing)
+    remaining = tmp_path / ".tmp-minilm-output-abc"
+    (remaining / ".replaced").mkdir(parents=True)
+    (remaining / ".replaced" / "output").write_text("old")
+    (remaining / ".minilm-lock").touch()
     sweep(tmp_path)
     assert names(tmp_path) == ["output"]
     assert (tmp_path / "output").read_text() == kept
 
 
-def test_what_was_replaced_does_not_move_back_once_it_may_be_incomplete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old_folder(path := tmp_path / "output")
+def test_partly_deleted_output_is_not_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_old_folder(path := tmp_path / "output")
     with monkeypatch.context() as patch, staged(path, force=True) as built:
         built.mkdir()
         patch.setattr("shutil.rmtree", lambda *_, **__: None)  # as if the process were killed there
@@ -253,7 +236,7 @@ def test_what_was_replaced_does_not_move_back_once_it_may_be_incomplete(
     assert names(tmp_path) == []
 
 
-def test_what_another_process_builds_stays(tmp_path: Path) -> None:
+def test_sweep_keeps_outputs_in_progress(tmp_path: Path) -> None:
     with staged(tmp_path / "output") as built:
         built.write_text("half")
         sweep(tmp_path, own=True)
@@ -263,7 +246,7 @@ def test_what_another_process_builds_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == ["other", "output"]
 
 
-def test_only_temporary_folders_of_outputs_are_removed_unless_the_folder_is_minilms_own(tmp_path: Path) -> None:
+def test_sweep_removes_other_temporary_files_only_in_own_folders(tmp_path: Path) -> None:
     for name in (".tmp-minilm-output-abc", ".tmp-mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
@@ -276,11 +259,8 @@ def test_only_temporary_folders_of_outputs_are_removed_unless_the_folder_is_mini
     sweep(tmp_path / "nowhere")
 
 
-def test_where_locks_do_not_work_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
+def test_sweep_removes_nothing_without_file_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
     with staged(tmp_path / "output") as built:
         built.write_text("x")
         sweep(tmp_path)
@@ -289,7 +269,7 @@ def test_where_locks_do_not_work_nothing_is_removed(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("moment", ["locked", "removed"])
-def test_a_new_folder_that_another_process_sweeps_is_created_again(
+def test_temporary_folder_swept_by_another_process_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     claim, folders, locks = atomic._claim, [], []
@@ -312,7 +292,7 @@ def test_a_new_folder_that_another_process_sweeps_is_created_again(
     assert names(tmp_path) == ["output"]
 
 
-def test_a_file_system_whose_files_seem_to_change_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_with_unreliable_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lock, "in_place", lambda _: False)
     with pytest.raises(RunError, match="file locks do not work on this file system") as caught:  # noqa: SIM117
         with staged(tmp_path / "output"):
@@ -321,7 +301,7 @@ def test_a_file_system_whose_files_seem_to_change_is_refused(tmp_path: Path, mon
     assert names(tmp_path) == []
 
 
-def test_a_discarded_folder_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_discarded_folder_is_renamed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "file").write_text("x")
     with monkeypatch.context() as patch:
@@ -332,11 +312,8 @@ def test_a_discarded_folder_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.
     assert names(tmp_path) == []
 
 
-# --- Errors of writing -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
-def test_an_error_of_writing_gives_the_reason_and_keeps_the_old_output(tmp_path: Path, number: int) -> None:
+def test_write_error_is_reported_and_keeps_the_old_output(tmp_path: Path, number: int) -> None:
     (tmp_path / "output").write_text("old")
     with pytest.raises(RunError, match=os.strerror(number)) as caught, staged(tmp_path / "output", force=True) as built:
         raise OSError(number, os.strerror(number), str(built / "part"))
@@ -345,17 +322,17 @@ def test_an_error_of_writing_gives_the_reason_and_keeps_the_old_output(tmp_path:
     assert (tmp_path / "output").read_text() == "old"
 
 
-def test_an_error_of_safetensors_gives_the_reason(tmp_path: Path) -> None:
+def test_safetensors_error_is_reported(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="No space left"), staged(tmp_path / "output"):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
-def test_an_error_about_another_file_is_not_changed(tmp_path: Path) -> None:
+def test_errors_about_other_files_are_unchanged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), staged(tmp_path / "output"):
         (tmp_path / "nowhere").read_text()
 
 
-def test_little_free_space_is_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_free_space_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3e6))
     with pytest.raises(RunError) as caught, staged(tmp_path / "output"):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -366,13 +343,10 @@ def test_little_free_space_is_mentioned(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("number", "kind"), [(errno.EROFS, MinilmError), (errno.EACCES, MinilmError), (errno.ENOSPC, RunError)]
 )
-def test_a_folder_that_cannot_be_written_is_the_users_mistake_and_a_full_disk_is_not(
+def test_unwritable_folder_is_a_usage_error_and_a_full_disk_a_run_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[MinilmError], function: str
 ) -> None:
-    def refuse(*_: object, **__: object) -> str:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(function, refuse)
+    monkeypatch.setattr(function, Mock(side_effect=OSError(number, os.strerror(number))))
     path = tmp_path / "output"
     with pytest.raises(kind, match=os.strerror(number)) as caught, staged(path):
         pytest.fail("the block was entered")

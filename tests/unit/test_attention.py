@@ -35,7 +35,7 @@ WIDTH = 8
 SEED = 5
 RAGGED = (7, 7, 7, 1, 1, 12, 3, 5, 5, 7)
 ROWS = [RAGGED, (1,), (6, 6), (4, 9)]
-#: The last is padded to ten times its length: most of its padded queries see no key at all through a window of 3.
+#: The last is padded to ten times its length: with a window of 3, most of its padded queries see no key.
 UNLIKE = (20,) * 9 + (2,)
 FULL = {"is_causal": False}
 MASKINGS = [
@@ -49,12 +49,12 @@ MASKINGS = [
 each_masking = pytest.mark.parametrize("masking", MASKINGS, ids=str)
 #: A chunk of 3 heads' sequences of length 7: one head, two heads, two sequences, everything.
 each_chunk = pytest.mark.parametrize("chunk_scores", [1, 110, 330, 2**18])
-#: What bf16 rounds off: the output alone, where scores are computed in fp32; more where torch's kernels do.
+#: bf16 rounds only the output if scores are computed in fp32; the kernels of torch round more.
 TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (2**-7, 2**-6)}
 
 
 @pytest.fixture
-def one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def fixed_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "drawn_seed", lambda: SEED)
 
 
@@ -67,7 +67,7 @@ def projections(
     seed: int = 0,
     trained: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values as transformers gives them: (1, heads, positions, width), the heads side by side."""
+    """Queries, keys and values as transformers gives them: (1, heads, positions, width), a view of adjacent heads."""
     generator = torch.Generator().manual_seed(seed)
     query, key, value = (
         torch.randn(1, sum(lengths), count, WIDTH, generator=generator).to(dtype).requires_grad_(trained)
@@ -77,9 +77,9 @@ def projections(
 
 
 def module(groups: int = 1) -> nn.Module:
-    found = nn.Module()
-    found.num_key_value_groups = groups
-    return found
+    result = nn.Module()
+    result.num_key_value_groups = groups
+    return result
 
 
 def packing(lengths: Sequence[int], device: torch.device = CPU) -> Packing:
@@ -101,11 +101,11 @@ def with_dropout(lengths: Sequence[int], *tensors: Tensor, dropout: float = 0.3,
     return _attend_with_dropout(packing(lengths).runs, visible, *tensors, dropout=dropout, **options)
 
 
-def with_no_dropout_to_speak_of(lengths: Sequence[int], *tensors: Tensor, **options: Any) -> Tensor:
+def with_tiny_dropout(lengths: Sequence[int], *tensors: Tensor, **options: Any) -> Tensor:
     return with_dropout(lengths, *tensors, dropout=1e-9, **options)
 
 
-each_path = pytest.mark.parametrize("attend", [in_runs, in_groups, with_no_dropout_to_speak_of])
+each_path = pytest.mark.parametrize("attend", [in_runs, in_groups, with_tiny_dropout])
 each_grouped_path = pytest.mark.parametrize("attend", [in_runs, in_groups])
 
 
@@ -128,10 +128,10 @@ def reference(
     scaling: float | None = None,
     **masking: Any,
 ) -> Tensor:
-    """softmax(Q Kᵀ · scale) V of one sequence after the other in float64; `factors` are those of dropout."""
-    several = query.shape[1] // key.shape[1]
+    """softmax(Q Kᵀ · scale) V of each sequence in float64; `factors` are those of dropout."""
+    repeats = query.shape[1] // key.shape[1]
     q, k, v = (tensor[0].double() for tensor in (query, key, value))
-    k, v = k.repeat_interleave(several, 0), v.repeat_interleave(several, 0)
+    k, v = k.repeat_interleave(repeats, 0), v.repeat_interleave(repeats, 0)
     outputs = []
     for number, here in enumerate(slices(lengths)):
         places = range(lengths[number])
@@ -149,7 +149,7 @@ def chunks(lengths: Sequence[int], heads: int) -> list[_Chunk]:
 
 
 def drawn_factors(lengths: Sequence[int], heads: int, dropout: float) -> list[Tensor]:
-    """What the probabilities of each sequence are multiplied with, (heads, length, length), drawn chunk by chunk."""
+    """The dropout factors of each sequence, (heads, length, length), drawn chunk by chunk."""
     numbers = {here.start: number for number, here in enumerate(slices(lengths))}
     factors = [torch.full((heads, length, length), torch.nan, dtype=torch.float64) for length in lengths]
     masks = Masks(SEED, dropout)
@@ -163,34 +163,44 @@ def drawn_factors(lengths: Sequence[int], heads: int, dropout: float) -> list[Te
     return factors
 
 
-def gradients(output: Tensor, tensors: Sequence[Tensor], outer: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(output, tensors, outer.to(output.dtype))
+def gradients(output: Tensor, tensors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(output, tensors, gradient.to(output.dtype))
 
 
-def outer_of(lengths: Sequence[int], heads: int = 3) -> Tensor:
+def assert_same_gradients(
+    result: Tensor, expected: Tensor, tensors: Sequence[Tensor], gradient: Tensor, **tolerance: float
+) -> None:
+    torch.testing.assert_close(
+        gradients(result, tensors, gradient), gradients(expected, tensors, gradient), **tolerance
+    )
+
+
+def output_gradient(lengths: Sequence[int], heads: int = 3) -> Tensor:
     """A gradient of the output."""
     return torch.randn(1, sum(lengths), heads, WIDTH, generator=torch.Generator().manual_seed(9))
 
 
-def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    assert found.dtype == dtype
+def assert_near(result: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    assert result.dtype == dtype
     rtol, atol = TOLERANCE[dtype]
-    torch.testing.assert_close(found.double(), expected.double(), rtol=rtol, atol=atol)
+    torch.testing.assert_close(result.double(), expected.double(), rtol=rtol, atol=atol)
 
 
 @each_path
 @each_masking
 @pytest.mark.parametrize("lengths", ROWS, ids=str)
-def test_each_path_is_the_reference(attend: Callable[..., Tensor], masking: dict[str, Any], lengths: list[int]) -> None:
+def test_each_path_matches_the_reference(
+    attend: Callable[..., Tensor], masking: dict[str, Any], lengths: list[int]
+) -> None:
     tensors = projections(lengths)
-    found = attend(lengths, *tensors, scaling=0.3, **masking)
-    assert found.shape == (1, sum(lengths), 3, WIDTH)
-    assert_near(found, reference(lengths, *tensors, scaling=0.3, **masking))
+    result = attend(lengths, *tensors, scaling=0.3, **masking)
+    assert result.shape == (1, sum(lengths), 3, WIDTH)
+    assert_near(result, reference(lengths, *tensors, scaling=0.3, **masking))
 
 
 @each_path
 @each_masking
-def test_each_path_is_near_the_reference_in_bf16(attend: Callable[..., Tensor], masking: dict[str, Any]) -> None:
+def test_each_path_is_close_to_the_reference_in_bf16(attend: Callable[..., Tensor], masking: dict[str, Any]) -> None:
     tensors = projections(RAGGED, dtype=torch.bfloat16)
     assert_near(attend(RAGGED, *tensors, **masking), reference(RAGGED, *tensors, **masking), torch.bfloat16)
 
@@ -206,37 +216,15 @@ def test_keys_and_values_may_have_fewer_heads(
 
 
 @each_path
-def test_without_a_scale_it_is_that_of_the_width(attend: Callable[..., Tensor]) -> None:
-    tensors = projections(RAGGED)
-    found = attend(RAGGED, *tensors, is_causal=False)
-    assert torch.equal(found, attend(RAGGED, *tensors, scaling=None, is_causal=False))
-    assert_near(found, reference(RAGGED, *tensors, scaling=WIDTH**-0.5, is_causal=False))
-
-
-@each_path
 @each_masking
 @pytest.mark.parametrize("lengths", [RAGGED, UNLIKE], ids=str)
-def test_the_gradients_of_each_path_are_the_references(
+def test_gradients_of_each_path_match_the_reference(
     attend: Callable[..., Tensor], masking: dict[str, Any], lengths: list[int]
 ) -> None:
-    tensors, outer = projections(lengths, trained=True), outer_of(lengths)
-    found = gradients(attend(lengths, *tensors, **masking), tensors, outer)
-    for ours, theirs in zip(found, gradients(reference(lengths, *tensors, **masking), tensors, outer), strict=True):
-        assert_near(ours, theirs)
-
-
-@each_path
-def test_a_sequence_knows_nothing_of_the_others(attend: Callable[..., Tensor]) -> None:
-    tensors = projections(RAGGED)
-    before = attend(RAGGED, *tensors, **FULL)
-    changed = list(slices(RAGGED))[4]
-    for tensor in tensors:
-        tensor[:, :, changed] = 1e3
-    after = attend(RAGGED, *tensors, **FULL)
-    same = torch.ones(sum(RAGGED), dtype=torch.bool)
-    same[changed] = False
-    assert torch.equal(after[:, same], before[:, same])
-    assert not torch.equal(after[:, changed], before[:, changed])
+    tensors, gradient = projections(lengths, trained=True), output_gradient(lengths)
+    result = gradients(attend(lengths, *tensors, **masking), tensors, gradient)
+    expected = gradients(reference(lengths, *tensors, **masking), tensors, gradient)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 @each_path
@@ -244,46 +232,22 @@ def test_large_scores_stay_finite(attend: Callable[..., Tensor]) -> None:
     tensors = tuple(tensor * 100 for tensor in projections(RAGGED, trained=True))
     output = attend(RAGGED, *tensors, **FULL)
     assert output.isfinite().all()
-    assert all(gradient.isfinite().all() for gradient in gradients(output, tensors, outer_of(RAGGED)))
+    assert all(gradient.isfinite().all() for gradient in gradients(output, tensors, output_gradient(RAGGED)))
 
 
-def test_in_groups_sequences_of_unlike_lengths_go_together() -> None:
+def test_groups_hold_sequences_of_different_lengths() -> None:
     assert any(group.real is not None for group in packing(RAGGED).groups)
     assert [len(group.lengths) for group in packing(UNLIKE).groups] == [len(UNLIKE)]
 
 
-def test_a_packing_knows_its_runs_and_where_each_sequence_begins() -> None:
-    found = packing(RAGGED)
-    assert found.runs == [(3, 7), (2, 1), (1, 12), (1, 3), (2, 5), (1, 7)]
-    assert found.offsets.tolist() == [0, 7, 14, 21, 22, 23, 35, 38, 43, 48, 55]
-    assert found.offsets.dtype == torch.int32
-    starts = [start for group in found.groups for start in group.rows[:, 0].tolist()]
-    assert sorted(starts) == found.offsets[:-1].tolist()
-
-
-def test_what_follows_from_a_packing_is_found_once() -> None:
-    found = packing(RAGGED)
-    assert found.runs is found.runs
-    assert found.offsets is found.offsets
-    assert found.groups is found.groups
-
-
-@each_chunk
-@pytest.mark.parametrize("heads", [1, 3, 4])
-def test_chunks_hold_every_head_of_every_sequence_once(
-    monkeypatch: pytest.MonkeyPatch, chunk_scores: int, heads: int
-) -> None:
-    monkeypatch.setattr(attention, "CHUNK_SCORES", chunk_scores)
-    seen = torch.zeros(heads, sum(RAGGED))
-    lengths = {here.start: here.stop - here.start for here in slices(RAGGED)}
-    for chunk in chunks(RAGGED, heads):
-        part = seen[chunk.heads, chunk.positions]
-        part += 1
-        starts = range(chunk.positions.start, chunk.positions.stop, chunk.length)
-        assert [lengths[start] for start in starts] == [chunk.length] * len(starts)
-        pairs = part.shape[0] * len(starts)
-        assert pairs == 1 or pairs * chunk.length**2 <= chunk_scores
-    assert (seen == 1).all()
+def test_packing_has_runs_groups_and_offsets() -> None:
+    result = packing(RAGGED)
+    assert result.runs == [(3, 7), (2, 1), (1, 12), (1, 3), (2, 5), (1, 7)]
+    assert result.offsets.tolist() == [0, 7, 14, 21, 22, 23, 35, 38, 43, 48, 55]
+    assert result.offsets.dtype == torch.int32
+    starts = [start for group in result.groups for start in group.rows[:, 0].tolist()]
+    assert sorted(starts) == result.offsets[:-1].tolist()
+    assert all(getattr(result, name) is getattr(result, name) for name in ("runs", "offsets", "groups"))  # cached
 
 
 @pytest.mark.parametrize(
@@ -296,54 +260,42 @@ def test_chunks_hold_every_head_of_every_sequence_once(
         (9 * 7**2, [(0, 3, 0, 21)]),
     ],
 )
-def test_a_chunk_holds_as_many_sequences_as_fit_and_else_as_many_heads(
+def test_chunk_holds_as_many_sequences_or_heads_as_fit(
     monkeypatch: pytest.MonkeyPatch, chunk_scores: int, expected: list[tuple[int, ...]]
 ) -> None:
     monkeypatch.setattr(attention, "CHUNK_SCORES", chunk_scores)
-    found = [(c.heads.start, c.heads.stop, c.positions.start, c.positions.stop) for c in chunks((7, 7, 7), 3)]
-    assert found[: len(expected)] == expected
-    assert len(found) == len(expected) or chunk_scores == 1
+    result = [(c.heads.start, c.heads.stop, c.positions.start, c.positions.stop) for c in chunks((7, 7, 7), 3)]
+    assert result[: len(expected)] == expected
+    assert len(result) == len(expected) or chunk_scores == 1
 
 
 @each_masking
 @each_chunk
-@pytest.mark.usefixtures("one_seed")
-def test_with_dropout_output_and_gradients_are_those_of_the_same_masks(
+@pytest.mark.usefixtures("fixed_seed")
+def test_dropout_matches_the_reference_with_the_same_masks(
     monkeypatch: pytest.MonkeyPatch, masking: dict[str, Any], chunk_scores: int
 ) -> None:
     monkeypatch.setattr(attention, "CHUNK_SCORES", chunk_scores)
-    tensors, outer = projections(RAGGED, trained=True), outer_of(RAGGED)
+    tensors, gradient = projections(RAGGED, trained=True), output_gradient(RAGGED)
     factors = drawn_factors(RAGGED, 3, 0.3)
     assert all(factor.isfinite().all() for factor in factors)
     expected = reference(RAGGED, *tensors, factors=factors, scaling=0.4, **masking)
-    found = with_dropout(RAGGED, *tensors, scaling=0.4, **masking)
-    assert_near(found, expected)
-    for ours, theirs in zip(gradients(found, tensors, outer), gradients(expected, tensors, outer), strict=True):
-        assert_near(ours, theirs)
-
-
-@pytest.mark.parametrize("dropout", [0.01, 0.5, 0.9])
-@pytest.mark.usefixtures("one_seed")
-def test_any_share_may_be_dropped(dropout: float) -> None:
-    tensors, outer = projections(RAGGED, trained=True), outer_of(RAGGED)
-    expected = reference(RAGGED, *tensors, factors=drawn_factors(RAGGED, 3, dropout), **FULL)
-    found = with_dropout(RAGGED, *tensors, dropout=dropout)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(gradients(found, tensors, outer), gradients(expected, tensors, outer), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    result = with_dropout(RAGGED, *tensors, scaling=0.4, **masking)
+    assert_near(result, expected)
+    assert_same_gradients(result, expected, tensors, gradient, rtol=1e-5, atol=1e-5)
 
 
 @each_masking
-@pytest.mark.usefixtures("one_seed")
-def test_with_dropout_bf16_is_rounded_in_what_goes_in_and_out_alone(masking: dict[str, Any]) -> None:
-    tensors, outer = projections(RAGGED, dtype=torch.bfloat16, trained=True), outer_of(RAGGED).bfloat16()
+@pytest.mark.usefixtures("fixed_seed")
+def test_dropout_in_bf16_rounds_only_inputs_and_outputs(masking: dict[str, Any]) -> None:
+    tensors, gradient = projections(RAGGED, dtype=torch.bfloat16, trained=True), output_gradient(RAGGED).bfloat16()
     wide = tuple(tensor.detach().double().requires_grad_() for tensor in tensors)
     expected = reference(RAGGED, *wide, factors=drawn_factors(RAGGED, 3, 0.3), **masking)
-    found = with_dropout(RAGGED, *tensors, **masking)
-    torch.testing.assert_close(found, expected.bfloat16(), rtol=2**-7, atol=0)
-    for ours, theirs in zip(gradients(found, tensors, outer), gradients(expected, wide, outer), strict=True):
+    result = with_dropout(RAGGED, *tensors, **masking)
+    torch.testing.assert_close(result, expected.bfloat16(), rtol=2**-7, atol=0)
+    for ours, theirs in zip(gradients(result, tensors, gradient), gradients(expected, wide, gradient), strict=True):
         assert ours.dtype == torch.bfloat16
-        assert (ours - theirs).norm() < 2**-8 * outer.norm()
+        assert (ours - theirs).norm() < 2**-8 * gradient.norm()
 
 
 @given(
@@ -351,115 +303,99 @@ def test_with_dropout_bf16_is_rounded_in_what_goes_in_and_out_alone(masking: dic
     heads=st.integers(1, 4),
     chunk_scores=st.integers(1, 300),
     masking=st.sampled_from(MASKINGS),
+    dropout=st.sampled_from([0.01, 0.3, 0.5, 0.9]),
 )
-def test_any_row_with_dropout_is_the_references(
-    lengths: list[int], heads: int, chunk_scores: int, masking: dict[str, Any]
+def test_dropout_matches_the_reference_for_any_lengths_and_probability(
+    lengths: list[int], heads: int, chunk_scores: int, masking: dict[str, Any], dropout: float
 ) -> None:
-    tensors, outer = projections(lengths, heads=heads, trained=True), outer_of(lengths, heads)
+    tensors, gradient = projections(lengths, heads=heads, trained=True), output_gradient(lengths, heads)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "CHUNK_SCORES", chunk_scores)
         patch.setattr(attention, "drawn_seed", lambda: SEED)
-        expected = reference(lengths, *tensors, factors=drawn_factors(lengths, heads, 0.3), **masking)
-        found = with_dropout(lengths, *tensors, **masking)
-        assert_near(found, expected)
-        for ours, theirs in zip(gradients(found, tensors, outer), gradients(expected, tensors, outer), strict=True):
-            assert_near(ours, theirs)
+        expected = reference(lengths, *tensors, factors=drawn_factors(lengths, heads, dropout), **masking)
+        result = with_dropout(lengths, *tensors, dropout=dropout, **masking)
+        torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
+        assert_same_gradients(result, expected, tensors, gradient, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.usefixtures("one_seed")
-def test_the_tensors_may_be_contiguous_or_not() -> None:
-    bent = projections(RAGGED, trained=True)
-    straight = tuple(tensor.contiguous() for tensor in bent)
-    assert not bent[0].is_contiguous()
-    found, expected = with_dropout(RAGGED, *bent), with_dropout(RAGGED, *straight)
-    torch.testing.assert_close(found, expected)
-    outer = outer_of(RAGGED)
-    turned = outer.transpose(1, 3).contiguous().transpose(1, 3)
-    for ours, theirs in zip(gradients(found, bent, turned), gradients(expected, straight, outer), strict=True):
-        torch.testing.assert_close(ours, theirs)
+@pytest.mark.usefixtures("fixed_seed")
+def test_tensors_may_be_contiguous_or_not() -> None:
+    noncontiguous = projections(RAGGED, trained=True)
+    contiguous = tuple(tensor.contiguous() for tensor in noncontiguous)
+    assert not noncontiguous[0].is_contiguous()
+    result, expected = with_dropout(RAGGED, *noncontiguous), with_dropout(RAGGED, *contiguous)
+    torch.testing.assert_close(result, expected)
+    gradient = output_gradient(RAGGED)
+    transposed = gradient.transpose(1, 3).contiguous().transpose(1, 3)
+    torch.testing.assert_close(gradients(result, noncontiguous, transposed), gradients(expected, contiguous, gradient))
 
 
 @each_chunk
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_backward_changes_neither_what_went_in_nor_what_came_out(
+def test_backward_changes_neither_inputs_nor_outputs(
     monkeypatch: pytest.MonkeyPatch, chunk_scores: int, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(attention, "CHUNK_SCORES", chunk_scores)
     tensors = tuple(tensor.contiguous().detach() for tensor in projections(RAGGED, dtype=dtype))
     for layout in (tensors, projections(RAGGED, dtype=dtype)):
         leaves = tuple(tensor.requires_grad_() for tensor in layout)
-        outer = outer_of(RAGGED).to(dtype)
+        gradient = output_gradient(RAGGED).to(dtype)
         output = with_dropout(RAGGED, *leaves)
-        everything = (*leaves, output, outer)
-        before = [tensor.detach().clone() for tensor in everything]
-        first = torch.autograd.grad(output, leaves, outer, retain_graph=True)
-        second = torch.autograd.grad(output, leaves, outer, retain_graph=True)
-        assert all(torch.equal(tensor, copy) for tensor, copy in zip(everything, before, strict=True))
-        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+        before = [tensor.detach().clone() for tensor in (*leaves, output, gradient)]
+        first = torch.autograd.grad(output, leaves, gradient, retain_graph=True)
+        second = torch.autograd.grad(output, leaves, gradient, retain_graph=True)
+        torch.testing.assert_close([*leaves, output, gradient], before, rtol=0, atol=0)
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
-def test_the_gradient_may_be_one_number_seen_many_times() -> None:
+def test_gradient_may_be_an_expanded_number() -> None:
     tensors = projections(RAGGED, trained=True)
     output = with_dropout(RAGGED, *tensors)
     summed = torch.autograd.grad(output.sum(), tensors, retain_graph=True)
-    for ours, theirs in zip(summed, gradients(output, tensors, torch.ones_like(output)), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(summed, gradients(output, tensors, torch.ones_like(output)))
 
 
-@pytest.mark.usefixtures("one_seed")
-def test_without_a_gradient_asked_for_the_output_is_the_same() -> None:
+@pytest.mark.usefixtures("fixed_seed")
+def test_output_is_the_same_without_gradients() -> None:
     trained = with_dropout(RAGGED, *projections(RAGGED, trained=True))
     plain = with_dropout(RAGGED, *projections(RAGGED))
     with torch.no_grad():
-        forbidden = with_dropout(RAGGED, *projections(RAGGED, trained=True))
+        under_no_grad = with_dropout(RAGGED, *projections(RAGGED, trained=True))
     assert trained.requires_grad
     assert not plain.requires_grad
-    assert not forbidden.requires_grad
+    assert not under_no_grad.requires_grad
     assert torch.equal(trained, plain)
-    assert torch.equal(trained, forbidden)
+    assert torch.equal(trained, under_no_grad)
 
 
-@pytest.mark.usefixtures("one_seed")
-def test_one_of_the_three_may_be_trained_alone() -> None:
-    everything = projections(RAGGED, trained=True)
-    outer = outer_of(RAGGED)
-    expected = gradients(with_dropout(RAGGED, *everything), everything, outer)
+@pytest.mark.usefixtures("fixed_seed")
+def test_one_projection_may_be_trained_alone() -> None:
+    tensors_used = projections(RAGGED, trained=True)
+    gradient = output_gradient(RAGGED)
+    expected = gradients(with_dropout(RAGGED, *tensors_used), tensors_used, gradient)
     for number in range(3):
         alone = projections(RAGGED)
         alone[number].requires_grad_()
-        (found,) = gradients(with_dropout(RAGGED, *alone), [alone[number]], outer)
-        torch.testing.assert_close(found, expected[number])
+        (result,) = gradients(with_dropout(RAGGED, *alone), [alone[number]], gradient)
+        torch.testing.assert_close(result, expected[number])
 
 
-@pytest.mark.parametrize("masking", [FULL, {"is_causal": True, "sliding_window": 3}], ids=str)
-def test_the_mean_over_many_seeds_is_attention_without_dropout(
-    monkeypatch: pytest.MonkeyPatch, masking: dict[str, Any]
-) -> None:
-    lengths, draws = (6, 6, 2), 500
-    tensors, seeds = projections(lengths, heads=2), iter(range(draws))
-    monkeypatch.setattr(attention, "drawn_seed", lambda: next(seeds))
-    found = torch.stack([with_dropout(lengths, *tensors, **masking) for _ in range(draws)]).double()
-    error = (found.mean(0) - reference(lengths, *tensors, **masking)).abs()
-    assert found.std(0).max() > 0.1
-    assert (error < 5 * found.std(0) / draws**0.5 + 1e-6).all()
-
-
-class _Made(TorchDispatchMode):
-    """How many numbers the largest of all tensors has that are made meanwhile."""
+class TensorSizes(TorchDispatchMode):
+    """Records the size of the largest tensor that is created."""
 
     largest = 0
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
-        if isinstance(found, Tensor):
-            self.largest = max(self.largest, found.numel())
-        return found
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
 
 
 @each_masking
-def test_no_scores_are_kept_for_backward(masking: dict[str, Any]) -> None:
+def test_no_scores_are_saved_for_backward(masking: dict[str, Any]) -> None:
     lengths = (40, 40, 40)
     tensors = projections(lengths, trained=True)
     saved: list[Tensor] = []
@@ -476,20 +412,20 @@ def test_no_scores_are_kept_for_backward(masking: dict[str, Any]) -> None:
         node = node.next_functions[0][0]
     assert node is not None
     assert list(vars(node)) == ["plan"]
-    assert not any(isinstance(found, Tensor) for found in vars(node.plan).values())
+    assert not any(isinstance(result, Tensor) for result in vars(node.plan).values())
 
 
-def test_no_more_scores_than_a_chunk_are_there_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_scores_of_one_chunk_exist_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths, most = (40, 40, 40), 2 * 40**2
     monkeypatch.setattr(attention, "CHUNK_SCORES", most)
     tensors = projections(lengths, trained=True)
-    with _Made() as made:
+    with TensorSizes() as sizes:
         output = with_dropout(lengths, *tensors, **FULL)
         torch.autograd.grad(output.sum(), tensors)
-    assert made.largest == most
+    assert sizes.largest == most
 
 
-def test_torchs_seed_decides_what_is_dropped() -> None:
+def test_dropout_depends_on_the_seed_of_torch() -> None:
     tensors = projections(RAGGED)
     torch.manual_seed(1)
     first, second = with_dropout(RAGGED, *tensors), with_dropout(RAGGED, *tensors)
@@ -501,27 +437,24 @@ def test_torchs_seed_decides_what_is_dropped() -> None:
     assert not torch.equal(first, second)
 
 
-@pytest.mark.usefixtures("one_seed")
-def test_scores_are_fp32_under_autocast_too() -> None:
-    tensors, outer = projections(RAGGED, dtype=torch.bfloat16, trained=True), outer_of(RAGGED)
+@pytest.mark.usefixtures("fixed_seed")
+def test_scores_are_fp32_under_autocast() -> None:
+    tensors, gradient = projections(RAGGED, dtype=torch.bfloat16, trained=True), output_gradient(RAGGED)
     expected = with_dropout(RAGGED, *tensors, scaling=1.0)
     with torch.autocast("cpu", torch.bfloat16):
-        found = with_dropout(RAGGED, *tensors, scaling=1.0)
-    assert torch.equal(found, expected)
-    for ours, theirs in zip(gradients(found, tensors, outer), gradients(expected, tensors, outer), strict=True):
-        assert torch.equal(ours, theirs)
+        result = with_dropout(RAGGED, *tensors, scaling=1.0)
+    assert torch.equal(result, expected)
+    assert_same_gradients(result, expected, tensors, gradient, rtol=0, atol=0)
 
 
 @each_path
 @pytest.mark.parametrize("narrow", [(False, False, True), (True, True, False)])
-def test_under_autocast_queries_and_keys_may_be_of_another_type_than_values(
-    attend: Callable[..., Tensor], narrow: tuple[bool, ...]
-) -> None:
+def test_values_may_have_another_dtype_under_autocast(attend: Callable[..., Tensor], narrow: tuple[bool, ...]) -> None:
     types = [torch.bfloat16 if is_narrow else torch.float32 for is_narrow in narrow]
     tensors = [tensor.to(dtype) for tensor, dtype in zip(projections(RAGGED), types, strict=True)]
     with torch.autocast("cpu", torch.bfloat16):
-        found = attend(RAGGED, *tensors, **FULL)
-    torch.testing.assert_close(found.double(), reference(RAGGED, *tensors, **FULL), rtol=0.03, atol=0.03)
+        result = attend(RAGGED, *tensors, **FULL)
+    torch.testing.assert_close(result.double(), reference(RAGGED, *tensors, **FULL), rtol=0.03, atol=0.03)
 
 
 def plain_varlen(
@@ -537,49 +470,49 @@ def plain_varlen(
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> Tensor:
-    """What torch's documentation says of `varlen_attn`; tensors are (positions, heads, width)."""
+    """`varlen_attn` as the documentation of torch describes it; tensors are (positions, heads, width)."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert max_q == cu_seq_q.diff().max()
     assert max_k == cu_seq_k.diff().max()
     assert enable_gqa or query.shape[1] == key.shape[1]
-    several = query.shape[1] // key.shape[1]
+    repeats = query.shape[1] // key.shape[1]
     left, right = (torch.inf if size < 0 else size for size in window_size)
     output = torch.full_like(query, torch.nan)
     for begin, end in itertools.pairwise(cu_seq_q.tolist()):
         q, k, v = (tensor[begin:end].transpose(0, 1) for tensor in (query, key, value))
         places = torch.arange(end - begin)
         ahead = places[None, :] - places[:, None]
-        scores = q @ k.repeat_interleave(several, 0).transpose(1, 2) * (q.shape[2] ** -0.5 if scale is None else scale)
+        scores = q @ k.repeat_interleave(repeats, 0).transpose(1, 2) * (q.shape[2] ** -0.5 if scale is None else scale)
         hidden = (ahead < -left) | (ahead > right)
-        found = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v.repeat_interleave(several, 0)
-        output[begin:end] = found.transpose(0, 1)
+        result = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v.repeat_interleave(repeats, 0)
+        output[begin:end] = result.transpose(0, 1)
     return output
 
 
 @each_masking
 @pytest.mark.parametrize("kv_heads", [2, 4])
-def test_flash_attention_is_asked_for_what_the_others_compute(
+def test_flash_attention_computes_the_same_as_other_paths(
     monkeypatch: pytest.MonkeyPatch, masking: dict[str, Any], kv_heads: int
 ) -> None:
     monkeypatch.setattr(attention, "varlen_attn", plain_varlen)
     for lengths, scaling in itertools.product(ROWS, (None, 0.3)):
         tensors = projections(lengths, heads=4, kv_heads=kv_heads)
-        found = _attend_by_flash(packing(lengths), *tensors, scaling=scaling, **masking)
-        torch.testing.assert_close(found, in_runs(lengths, *tensors, scaling=scaling, **masking))
+        result = _attend_by_flash(packing(lengths), *tensors, scaling=scaling, **masking)
+        torch.testing.assert_close(result, in_runs(lengths, *tensors, scaling=scaling, **masking))
 
 
 @pytest.mark.parametrize("kv_heads", [2, 4])
-def test_torchs_flash_attention_takes_what_it_is_given(monkeypatch: pytest.MonkeyPatch, kv_heads: int) -> None:
+def test_arguments_fit_the_flash_attention_of_torch(monkeypatch: pytest.MonkeyPatch, kv_heads: int) -> None:
     calls = []
 
-    def noted(*arguments: Any, **options: Any) -> Any:
+    def record(*arguments: Any, **options: Any) -> Any:
         calls.append(inspect.signature(varlen_attn).bind(*arguments, **options).arguments)
         return varlen_attn(*arguments, **options)
 
-    monkeypatch.setattr(attention, "varlen_attn", noted)
+    monkeypatch.setattr(attention, "varlen_attn", record)
     tensors = (tensor.to("meta") for tensor in projections(RAGGED, heads=4, kv_heads=kv_heads, dtype=torch.bfloat16))
-    found = _attend_by_flash(packing(RAGGED), *tensors, scaling=0.3, is_causal=True, sliding_window=4)
-    assert found.shape == (1, sum(RAGGED), 4, WIDTH)
+    result = _attend_by_flash(packing(RAGGED), *tensors, scaling=0.3, is_causal=True, sliding_window=4)
+    assert result.shape == (1, sum(RAGGED), 4, WIDTH)
     (call,) = calls
     assert call["window_size"] == (3, 0)
     assert call["max_q"] == call["max_k"] == max(RAGGED)
@@ -597,42 +530,37 @@ def flash(
 ) -> bool:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 4, 10, width))
-    return _has_flash(query, options)  # type: ignore[arg-type]  # a GPU's tensor, on a machine that has none
+    return _has_flash(query, options)  # type: ignore[arg-type]  # stands for a tensor on a GPU
 
 
 @pytest.mark.parametrize(
-    "usual",
-    [{}, {"dropout": 0.0}, {"dtype": torch.float16}, {"width": 256}, {"width": 8}, {"capability": (9, 0)}],
-    ids=str,
-)
-def test_flash_attention_serves_16_bits_on_a_new_gpu(monkeypatch: pytest.MonkeyPatch, usual: dict[str, Any]) -> None:
-    assert flash(monkeypatch, **usual)
-
-
-@pytest.mark.parametrize(
-    "unusual",
+    ("options", "supported"),
     [
-        {"device": "cpu"},
-        {"device": "mps"},
-        {"dtype": torch.float32},
-        {"dropout": 0.1},
-        {"width": 264},
-        {"width": 20},
-        {"capability": (7, 5)},
+        ({}, True),
+        ({"dropout": 0.0}, True),
+        ({"dtype": torch.float16}, True),
+        ({"width": 256}, True),
+        ({"width": 8}, True),
+        ({"capability": (9, 0)}, True),
+        ({"device": "cpu"}, False),
+        ({"device": "mps"}, False),
+        ({"dtype": torch.float32}, False),
+        ({"dropout": 0.1}, False),
+        ({"width": 264}, False),
+        ({"width": 20}, False),
+        ({"capability": (7, 5)}, False),
     ],
     ids=str,
 )
-def test_flash_attention_serves_nothing_else(monkeypatch: pytest.MonkeyPatch, unusual: dict[str, Any]) -> None:
-    assert not flash(monkeypatch, **unusual)
-
-
-def test_a_cpu_is_not_asked_for_its_capability() -> None:
-    assert not _has_flash(projections((4,), dtype=torch.bfloat16)[0], {})
+def test_flash_attention_needs_16_bits_and_a_recent_gpu(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], supported: bool
+) -> None:
+    assert flash(monkeypatch, **options) == supported
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the paths that are taken."""
+def paths_taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the functions that are called."""
     names: list[str] = []
     for name in ("_attend_in_runs", "_attend_in_groups", "_attend_with_dropout", "_attend_by_flash"):
         monkeypatch.setattr(attention, name, lambda *_, name=name, **__: names.append(name))
@@ -650,44 +578,42 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ({"dropout": 0.1}, 2, "_attend_in_runs"),
     ],
 )
-def test_a_cpu_has_a_path_of_its_own_for_dropout_alone(
-    taken: list[str], options: dict[str, float], kv_heads: int, path: str
+def test_cpu_path_depends_on_dropout(
+    paths_taken: list[str], options: dict[str, float], kv_heads: int, path: str
 ) -> None:
     attend_packed(packing(RAGGED), module(), *projections(RAGGED, heads=4, kv_heads=kv_heads), **options)
-    assert taken == [path]
+    assert paths_taken == [path]
 
 
 @pytest.mark.parametrize(("has_flash", "path"), [(True, "_attend_by_flash"), (False, "_attend_in_groups")])
-def test_other_devices_take_flash_attention_or_groups(
-    monkeypatch: pytest.MonkeyPatch, taken: list[str], has_flash: bool, path: str
+def test_other_devices_use_flash_attention_or_groups(
+    monkeypatch: pytest.MonkeyPatch, paths_taken: list[str], has_flash: bool, path: str
 ) -> None:
     monkeypatch.setattr(attention, "_has_flash", lambda *_: has_flash)
     tensors = (tensor.to("meta") for tensor in projections(RAGGED))
     attend_packed(packing(RAGGED, torch.device("meta")), module(), *tensors, dropout=0.1)
-    assert taken == [path]
+    assert paths_taken == [path]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.usefixtures("one_seed")
-def test_a_packed_row_on_a_cpu_is_the_references(dropout: float) -> None:
+@pytest.mark.usefixtures("fixed_seed")
+def test_packed_row_on_a_cpu_matches_the_reference(dropout: float) -> None:
     tensors = projections(RAGGED)
-    found = attend_packed(packing(RAGGED), module(), *tensors, dropout=dropout, scaling=0.3, is_causal=False)
+    result = attend_packed(packing(RAGGED), module(), *tensors, dropout=dropout, scaling=0.3, is_causal=False)
     factors = drawn_factors(RAGGED, 3, dropout)
-    assert_near(found, reference(RAGGED, *tensors, factors=factors, scaling=0.3, is_causal=False))
+    assert_near(result, reference(RAGGED, *tensors, factors=factors, scaling=0.3, is_causal=False))
 
 
-def test_a_packed_row_of_which_everything_is_dropped_is_zero() -> None:
-    found = attend_packed(packing(RAGGED), module(), *projections(RAGGED), dropout=1.0, is_causal=False)
-    assert torch.equal(found, torch.zeros(1, sum(RAGGED), 3, WIDTH))
+def test_dropout_of_1_gives_zeros() -> None:
+    result = attend_packed(packing(RAGGED), module(), *projections(RAGGED), dropout=1.0, is_causal=False)
+    assert torch.equal(result, torch.zeros(1, sum(RAGGED), 3, WIDTH))
 
-
-# --- Padded batches ----------------------------------------------------------------------------------------------
 
 PADDED = (5, 5, 3, 1)
 
 
 def padded(*, trained: bool = False, heads: int = 3) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Queries, keys and values, (sequences, heads, longest, width), and which keys are no padding, as SDPA wants it."""
+    """Queries, keys and values, (sequences, longest, heads, width), and the mask of real keys as SDPA takes it."""
     generator = torch.Generator().manual_seed(1)
     shape = (len(PADDED), max(PADDED), heads, WIDTH)
     tensors = tuple(torch.randn(shape, generator=generator).requires_grad_(trained) for _ in range(3))
@@ -695,33 +621,30 @@ def padded(*, trained: bool = False, heads: int = 3) -> tuple[tuple[Tensor, ...]
     return tensors, real[:, None, None, :].expand(-1, 1, max(PADDED), -1)
 
 
-@pytest.mark.usefixtures("one_seed")
+@pytest.mark.usefixtures("fixed_seed")
 @pytest.mark.parametrize("chunk_scores", [1, 60, 2**18])
-def test_a_padded_batch_with_dropout_is_what_each_sequence_is_by_itself(
-    monkeypatch: pytest.MonkeyPatch, chunk_scores: int
-) -> None:
+def test_padded_batch_with_dropout_matches_torch(monkeypatch: pytest.MonkeyPatch, chunk_scores: int) -> None:
     monkeypatch.setattr(attention, "CHUNK_SCORES", chunk_scores)
-    dropout = 2.0**-16  # 16 bits a place: all but surely nothing is dropped
+    dropout = 2.0**-16  # dropout has 16 bits: almost surely nothing is dropped
     tensors, mask = padded(trained=True)
     transposed = [tensor.transpose(1, 2) for tensor in tensors]
-    found, _ = attend_padded(module(), *transposed, mask, dropout=dropout, is_causal=False)
-    loss = sum(found[number, :length].square().sum() for number, length in enumerate(PADDED))
+    result, _ = attend_padded(module(), *transposed, mask, dropout=dropout, is_causal=False)
+    loss = sum(result[number, :length].square().sum() for number, length in enumerate(PADDED))
     ours = torch.autograd.grad(loss, tensors)
     expected = torch.nn.functional.scaled_dot_product_attention(*transposed, attn_mask=mask).transpose(1, 2)
     for number, length in enumerate(PADDED):
-        torch.testing.assert_close(found[number, :length], expected[number, :length], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(result[number, :length], expected[number, :length], rtol=1e-4, atol=1e-4)
     theirs = torch.autograd.grad(sum(expected[n, :length].square().sum() for n, length in enumerate(PADDED)), tensors)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.usefixtures("one_seed")
-def test_a_full_batch_is_what_it_is_in_a_packed_row() -> None:
+@pytest.mark.usefixtures("fixed_seed")
+def test_batch_without_padding_equals_a_packed_row() -> None:
     tensors, _ = padded()
     count, length = len(PADDED), max(PADDED)
-    found, _ = attend_padded(module(), *(t.transpose(1, 2) for t in tensors), None, dropout=0.3, is_causal=False)
+    result, _ = attend_padded(module(), *(t.transpose(1, 2) for t in tensors), None, dropout=0.3, is_causal=False)
     row = [t.reshape(1, count * length, 3, WIDTH).transpose(1, 2) for t in tensors]
-    assert torch.equal(found.flatten(0, 1)[None], with_dropout((length,) * count, *row, dropout=0.3, is_causal=False))
+    assert torch.equal(result.flatten(0, 1)[None], with_dropout((length,) * count, *row, dropout=0.3, is_causal=False))
 
 
 @pytest.mark.parametrize(
@@ -729,9 +652,7 @@ def test_a_full_batch_is_what_it_is_in_a_packed_row() -> None:
     [({}, False), ({"dropout": 0.1, "sliding_window": 2}, False), ({"dropout": 0.1, "is_causal": True}, False),
      ({"dropout": 0.1}, True)],
 )  # fmt: skip
-def test_what_ours_does_not_serve_is_left_to_torch(
-    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], bias: bool
-) -> None:
+def test_unsupported_cases_use_torch(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], bias: bool) -> None:
     called = []
     monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *_, **__: called.append(True) or (None, None))
     tensors, mask = padded()

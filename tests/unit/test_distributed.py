@@ -9,32 +9,29 @@ import torch
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.training.distributed import TIMEOUT, World, launch, same_launch
 
-TOLD = {"WORLD_SIZE": "4", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+ENVIRONMENT = {"WORLD_SIZE": "4", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
 
-def test_a_process_that_nobody_launched_is_alone() -> None:
+def test_process_without_a_launcher_is_alone() -> None:
     world = World.from_environment({})
     assert (world.rank, world.size, world.leads) == (0, 1, True)
 
 
-def test_torchrun_says_who_is_who() -> None:
-    more = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MINILM_TIMEOUT": "20"}
-    world = World.from_environment(TOLD | more)
+def test_ranks_come_from_torchrun() -> None:
+    world = World.from_environment(ENVIRONMENT)
     assert (world.rank, world.size, world.leads) == (2, 4, False)
+    assert (world.local_rank, world.local_size, world.timeout) == (2, 4, TIMEOUT)
+    optional = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MINILM_TIMEOUT": "20"}
+    world = World.from_environment(ENVIRONMENT | optional)
     assert (world.local_rank, world.local_size, world.timeout) == (1, 2, 20)
 
 
-def test_a_launcher_that_says_less_has_all_on_one_machine() -> None:
-    world = World.from_environment(TOLD)
-    assert (world.local_rank, world.local_size, world.timeout) == (2, 4, TIMEOUT)
-
-
-def test_a_world_of_one_needs_no_rank() -> None:
+def test_world_of_one_needs_no_rank() -> None:
     assert World.from_environment({"WORLD_SIZE": "1", "RANK": "x"}).size == 1
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"RANK": "4"}, "RANK is 4, but WORLD_SIZE is 4"),
         ({"RANK": "-1"}, "RANK is '-1'"),
@@ -52,13 +49,13 @@ def test_a_world_of_one_needs_no_rank() -> None:
         ({"MINILM_TIMEOUT": "99999999"}, "MINILM_TIMEOUT is '99999999'"),
     ],
 )
-def test_nonsense_is_named(wrong: dict[str, str], said: str) -> None:
-    with pytest.raises(MinilmError, match=said) as raised:
-        World.from_environment(TOLD | wrong)
+def test_invalid_variable_is_named(wrong: dict[str, str], message: str) -> None:
+    with pytest.raises(MinilmError, match=message) as raised:
+        World.from_environment(ENVIRONMENT | wrong)
     assert raised.value.exit_status == 2
 
 
-def test_one_process_adds_up_and_gathers_what_it_has() -> None:
+def test_collectives_of_one_process_do_nothing() -> None:
     world, tensor = World(), torch.ones(3)
     world.meet(torch.device("cpu"))
     world.tell({"run": "somewhere"})
@@ -70,13 +67,15 @@ def test_one_process_adds_up_and_gathers_what_it_has() -> None:
     world.part(1, told_why=True)
 
 
-def test_processes_that_torchrun_starts_anew_are_of_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_restarted_by_torchrun_are_of_the_same_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     ours = launch()
     assert ours is not None
     assert ours["job"] is None
     assert str(os.getppid()) in str(ours["launcher"])
     assert same_launch(ours, launch())
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert launch() is None
 
 
 def of(job: str | None, launcher: str) -> dict[str, Any]:
@@ -94,15 +93,6 @@ def of(job: str | None, launcher: str) -> dict[str, Any]:
         (None, None, False),
     ],
 )
-def test_launches_are_told_apart(one: Any, other: Any, same: bool) -> None:
+def test_launches_are_distinguished(one: Any, other: Any, same: bool) -> None:
     assert same_launch(one, other) is same
-
-
-def test_the_id_of_a_finished_job_may_be_used_again() -> None:
-    assert not same_launch(of("a", "x"), of("a", "y"), finished=True)
-    assert same_launch(of("a", "x"), of("a", "x"), finished=True)
-
-
-def test_without_torchrun_there_is_no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert launch() is None
+    assert same_launch(one, other, finished=True) is (same and one == other)  # a job's id may be used again

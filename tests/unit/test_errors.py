@@ -17,7 +17,7 @@ from minilm_cli.base.errors import Interrupted, MinilmError, RunError
         (MinilmError("it is wrong", where="a.txt", hint="Fix it."), "a.txt: it is wrong\nFix it."),
     ],
 )
-def test_an_error_says_where_what_and_how_to_fix_it(error: MinilmError, text: str) -> None:
+def test_message_has_place_reason_and_hint(error: MinilmError, text: str) -> None:
     assert str(error) == text
 
 
@@ -30,13 +30,13 @@ def test_an_error_says_where_what_and_how_to_fix_it(error: MinilmError, text: st
         (Interrupted("x", signal.SIGTERM), 143),
     ],
 )
-def test_an_errors_kind_is_its_exit_status(error: MinilmError, status: int) -> None:
+def test_exit_status_depends_on_the_class(error: MinilmError, status: int) -> None:
     assert error.exit_status == status
     assert isinstance(error, MinilmError)
 
 
 @pytest.mark.parametrize("kind", [MinilmError, RunError])
-def test_an_error_can_be_pickled_by_a_worker_process(kind: type[MinilmError]) -> None:
+def test_errors_can_be_pickled(kind: type[MinilmError]) -> None:
     sent = kind("it is wrong", where="a.txt, line 3", hint="Fix it.")
     arrived = pickle.loads(pickle.dumps(sent))
     assert type(arrived) is kind

@@ -15,13 +15,13 @@ from minilm_cli.models.hub import load_tokenizer, loading, quiet, reason, tokeni
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b")
 
 
-def test_a_tokenizer_is_known_by_its_vocabulary_wherever_it_lies(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_tokenizer_info_does_not_depend_on_the_folder(tiny_teacher: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(tiny_teacher, tmp_path / "copied")
     one, other = (tokenizer_info(load_tokenizer(str(folder))) for folder in (tiny_teacher, copied))
     assert one == other
 
 
-def test_another_vocabulary_of_the_same_size_is_another() -> None:
+def test_checksum_depends_on_the_vocabulary() -> None:
     one, other = (
         tokenizer_info(BertTokenizer(vocab={word: number for number, word in enumerate(words)}))
         for words in (WORDS, (*WORDS[:5], "b", "a"))
@@ -30,17 +30,17 @@ def test_another_vocabulary_of_the_same_size_is_another() -> None:
     assert one.vocabulary_sha256 != other.vocabulary_sha256
 
 
-def test_the_largest_id_counts_where_ids_have_gaps() -> None:
+def test_vocabulary_size_follows_from_the_largest_id() -> None:
     vocabulary = {word: number for number, word in enumerate(WORDS)} | {"c": 100}
     assert tokenizer_info(BertTokenizer(vocab=vocabulary)).vocabulary_size == 101
 
 
-def test_a_tokenizer_says_its_name_revision_and_special_ids(tiny_teacher: Path) -> None:
+def test_tokenizer_info_has_name_revision_and_special_ids(tiny_teacher: Path) -> None:
     info = tokenizer_info(AutoTokenizer.from_pretrained(tiny_teacher), "some/name", "main")
     assert (info.name, info.revision, info.special_ids) == ("some/name", "main", [0, 1, 2, 3, 4])
 
 
-def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+def test_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MinilmError, match="the tokenizer cannot be loaded") as caught:
         load_tokenizer(str(tmp_path))
     assert caught.value.where == str(tmp_path)
@@ -50,7 +50,7 @@ def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path: Path) -> None
     "error",
     [OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, EOFError, AssertionError, ZeroDivisionError],
 )
-def test_a_failure_to_load_is_told_in_one_line_with_a_hint(error: type[Exception]) -> None:
+def test_loading_error_is_one_line_with_a_hint(error: type[Exception]) -> None:
     with pytest.raises(MinilmError) as caught, loading("teacher", "some/name"):
         raise error("\n  it is broken  \nand so on")
     assert "\n" not in caught.value.message
@@ -59,14 +59,14 @@ def test_a_failure_to_load_is_told_in_one_line_with_a_hint(error: type[Exception
     assert caught.value.hint is not None
 
 
-def test_an_error_that_is_told_already_is_left_as_it_is() -> None:
-    told = MinilmError("told", where="here")
+def test_own_errors_are_unchanged() -> None:
+    error = MinilmError("it failed", where="here")
     with pytest.raises(MinilmError) as caught, loading("teacher", "some/name"):
-        raise told
-    assert caught.value is told
+        raise error
+    assert caught.value is error
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(MinilmError, match="there is no such teacher folder"),
@@ -76,7 +76,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ValueError("it is broken"), "it is broken"),
         (ValueError("\n it is broken \n\n and so on"), "it is broken"),
@@ -87,14 +87,14 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         (ValueError(" \n"), "ValueError"),
     ],
 )
-def test_what_a_library_says_is_told_in_a_line(error: Exception, said: str) -> None:
-    assert reason(error) == said
+def test_library_message_becomes_one_line(error: Exception, message: str) -> None:
+    assert reason(error) == message
 
 
 @pytest.mark.parametrize("kind", ["teacher", "tokenizer"])
 @pytest.mark.parametrize("bits", [0o000, 0o300, 0o600])
 @pytest.mark.usefixtures("ordinary_user")
-def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path: Path, kind: str, bits: int) -> None:
+def test_unreadable_folder_is_refused(tmp_path: Path, kind: str, bits: int) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "config.json").touch()
@@ -103,12 +103,12 @@ def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path: Path, kind: s
         pytest.raises(MinilmError, match=f"the {kind} folder cannot be read: Permission denied") as caught,
         loading(kind, str(folder)),
     ):
-        pytest.fail("it was looked into")
+        pytest.fail("the block was entered")
     assert caught.value.where == str(folder)
 
 
 @pytest.mark.usefixtures("ordinary_user")
-def test_a_file_that_may_not_be_read_is_named_whatever_the_library_says(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch(mode=0)
     (tmp_path / "config.json").touch()
     with (
@@ -119,13 +119,13 @@ def test_a_file_that_may_not_be_read_is_named_whatever_the_library_says(tmp_path
     assert caught.value.hint == "Check its permissions."
 
 
-def test_a_name_too_long_for_a_file_is_refused() -> None:
+def test_too_long_name_is_refused() -> None:
     with pytest.raises(MinilmError, match="the teacher folder cannot be read"), loading("teacher", "x" * 5000):
-        pytest.fail("it was loaded")
+        pytest.fail("the block was entered")
 
 
 @pytest.mark.parametrize("error", [None, ValueError])
-def test_transformers_is_quiet_within_and_as_it_was_after(error: type[Exception] | None) -> None:
+def test_transformers_is_quiet_only_within_the_block(error: type[Exception] | None) -> None:
     def state() -> tuple[int, bool]:
         return transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
 

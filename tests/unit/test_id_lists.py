@@ -15,16 +15,12 @@ from hypothesis import strategies as st
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.tokens import id_lists
 from minilm_cli.tokens.id_lists import IdListWriter, convert_token_lists
-from minilm_cli.tokens.store import TokenizerInfo, TokenStore
+from minilm_cli.tokens.store import TokenizerInfo
+
+from .stores import sequences
 
 
-def sequences(path: Path) -> list[list[int]]:
-    store = TokenStore(path)
-    store.verify()
-    return [store[index].tolist() for index in range(len(store))]
-
-
-def test_the_file_does_not_depend_on_the_calls(tmp_path: Path) -> None:
+def test_file_does_not_depend_on_the_calls(tmp_path: Path) -> None:
     for name, cuts in (("one", [[1, 2]]), ("two", [[1], [], [2]])):
         writer = IdListWriter(tmp_path / name)
         begin = 0
@@ -51,7 +47,7 @@ def test_token_lists_are_compressed_at_level_6(tmp_path: Path) -> None:
 INFO = TokenizerInfo(vocabulary_size=180, special_ids=[3])
 
 
-def converted(folder: Path, content: bytes, info: TokenizerInfo = INFO) -> Path:
+def convert(folder: Path, content: bytes, info: TokenizerInfo = INFO) -> Path:
     file = folder / "ids.jsonl.gz"
     file.write_bytes(gzip.compress(content))
     convert_token_lists(file, folder / "store", info)
@@ -62,7 +58,7 @@ def converted(folder: Path, content: bytes, info: TokenizerInfo = INFO) -> Path:
 def test_token_lists_become_a_store_of_the_same_sequences(lists: list[list[int]]) -> None:
     content = "".join(json.dumps(ids) + "\n" for ids in lists).encode()
     with tempfile.TemporaryDirectory() as folder:
-        assert sequences(converted(Path(folder), content)) == lists
+        assert sequences(convert(Path(folder), content)) == lists
 
 
 @pytest.mark.parametrize(
@@ -82,25 +78,26 @@ def test_token_lists_become_a_store_of_the_same_sequences(lists: list[list[int]]
         pytest.param(f"[{'9' * 5000}]", "cannot be read as JSON", id="a number of thousands of digits"),
         ("[NaN]", "this line is not a list of token ids"),
         ("", "cannot be read as JSON"),
+        pytest.param("\udcff", "cannot be read as JSON", id="invalid UTF-8"),
         pytest.param("[" * 100_000, "cannot be read as JSON", id="nested too deeply"),
     ],
 )
-def test_a_line_that_is_not_a_list_of_ids_is_refused_with_its_number(tmp_path: Path, line: str, message: str) -> None:
+def test_invalid_line_is_refused_with_its_number(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(MinilmError, match=message) as caught:
-        converted(tmp_path, b"[1]\n" * 1500 + line.encode() + b"\n[2]\n")
+        convert(tmp_path, b"[1]\n" * 1500 + line.encode(errors="surrogateescape") + b"\n[2]\n")
     assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 1501"
 
 
-def test_a_line_that_is_too_long_is_refused_with_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_line_is_refused_with_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(id_lists, "LONGEST_LIST", 19)
     fits = b"[1, 2, 3, 4, 5, 66]\n"
-    assert sequences(converted(tmp_path, fits)) == [[1, 2, 3, 4, 5, 66]]
+    assert sequences(convert(tmp_path, fits)) == [[1, 2, 3, 4, 5, 66]]
     with pytest.raises(MinilmError, match="this line is longer than") as caught:
-        converted(tmp_path, b"[1]\n" + b"[1, 2, 3, 4, 5, 666]\n")
+        convert(tmp_path, b"[1]\n" + b"[1, 2, 3, 4, 5, 666]\n")
     assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 2"
 
 
-def test_a_line_of_gigabytes_in_a_small_file_is_not_decompressed(tmp_path: Path) -> None:
+def test_huge_line_in_a_small_file_is_not_decompressed(tmp_path: Path) -> None:
     file = tmp_path / "ids.jsonl.gz"
     file.write_bytes(gzip.compress(b"[1]\n[") + gzip.compress(b"1," * 2**20) * 1000)
     tracemalloc.start()
@@ -113,29 +110,23 @@ def test_a_line_of_gigabytes_in_a_small_file_is_not_decompressed(tmp_path: Path)
     assert caught.value.where == f"{file}, line 2"
 
 
-def test_the_name_of_a_file_of_lists_is_not_a_pattern(tmp_path: Path) -> None:
-    converted(tmp_path, b"[1]\n")
+def test_file_name_is_not_a_pattern(tmp_path: Path) -> None:
+    convert(tmp_path, b"[1]\n")
     with pytest.raises(MinilmError, match="there is no such file") as caught:
         convert_token_lists(tmp_path / "*.jsonl.gz", tmp_path / "another", INFO)
     assert caught.value.where == str(tmp_path / "*.jsonl.gz")
 
 
-def test_lists_of_more_than_a_batch_are_all_read(tmp_path: Path) -> None:
+def test_lists_of_several_batches_are_read(tmp_path: Path) -> None:
     lists = [[n % 180] * 100 for n in range(5000)]
     content = "".join(json.dumps(ids) + "\n" for ids in lists).encode()
     assert len(content) > 2**20
-    assert sequences(converted(tmp_path, content)) == lists
+    assert sequences(convert(tmp_path, content)) == lists
 
 
-def test_bytes_that_are_not_text_are_refused_with_their_line(tmp_path: Path) -> None:
-    with pytest.raises(MinilmError) as caught:
-        converted(tmp_path, b"[1]\n\xff\xfe\n")
-    assert caught.value.where == f"{tmp_path / 'ids.jsonl.gz'}, line 2"
-
-
-def test_a_file_without_lists_is_refused(tmp_path: Path) -> None:
+def test_empty_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MinilmError, match="the file has no sequence"):
-        converted(tmp_path, b"")
+        convert(tmp_path, b"")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +140,7 @@ def test_a_file_without_lists_is_refused(tmp_path: Path) -> None:
         pytest.param(b"", "", id="empty"),
     ],
 )
-def test_a_damaged_file_of_lists_is_refused_with_its_line(tmp_path: Path, content: bytes, line: str) -> None:
+def test_damaged_file_is_refused_with_its_line(tmp_path: Path, content: bytes, line: str) -> None:
     file = tmp_path / "ids.jsonl.gz"
     file.write_bytes(content)
     with pytest.raises(MinilmError) as caught:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,14 +12,14 @@ from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.jsonio import parse_json, read_json, write_json
 
 
-def test_json_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+def test_json_round_trip(tmp_path: Path) -> None:
     value = {"ж": [1, 2.5, None, True, "\u2028"], "nested": {"a": {}}}
     write_json(tmp_path / "file", value)
     assert read_json(tmp_path / "file", kind="settings") == value
     assert "ж" in (tmp_path / "file").read_text(encoding="utf-8")
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MinilmError, match="there is no such manifest") as caught:
         read_json(tmp_path / "nothing", kind="manifest")
     assert caught.value.where == str(tmp_path / "nothing")
@@ -29,7 +30,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"{'a': 1}", b'{"a": "\\ud800"}'],
     ids=["empty", "cut short", "not text", "nested too deeply", "python", "lone surrogate"],
 )
-def test_a_file_that_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
+def test_invalid_json_is_refused_by_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(MinilmError, match="this manifest cannot be read as JSON") as caught:
         read_json(tmp_path / "file", kind="manifest")
@@ -37,14 +38,14 @@ def test_a_file_that_is_not_json_is_named(tmp_path: Path, content: bytes) -> Non
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
-def test_what_is_not_a_file_is_not_read(tmp_path: Path, make: object) -> None:
+def test_folders_and_pipes_are_refused(tmp_path: Path, make: object) -> None:
     assert callable(make)
     make(tmp_path / "file")
     with pytest.raises(MinilmError, match="this manifest cannot be read as JSON: it is not a file"):
         read_json(tmp_path / "file", kind="manifest")
 
 
-def test_a_file_larger_than_any_of_ours_is_not_read(tmp_path: Path) -> None:
+def test_too_large_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb") as file:
         file.truncate(2**40)  # takes no space
     with pytest.raises(MinilmError, match="larger than any"):
@@ -52,7 +53,7 @@ def test_a_file_larger_than_any_of_ours_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ordinary_user")
-def test_the_folder_that_prevents_reading_is_named(tmp_path: Path) -> None:
+def test_unreadable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "a folder" / "inner").mkdir(parents=True)
     (tmp_path / "a folder").chmod(0)
     with pytest.raises(MinilmError, match="this manifest cannot be read: Permission denied") as caught:
@@ -70,19 +71,15 @@ def test_the_folder_that_prevents_reading_is_named(tmp_path: Path) -> None:
     ],
     ids=["text", "bytes", "lines", "nested"],
 )
-def test_an_error_has_a_line_number_only_in_text_of_several_lines(text: str | bytes, reason: str) -> None:
+def test_parse_error_has_a_line_number_only_for_several_lines(text: str | bytes, reason: str) -> None:
     with pytest.raises(MinilmError) as caught:
         parse_json(text, kind="line", where="x.jsonl, line 7")
     assert str(caught.value) == f"x.jsonl, line 7: this line cannot be read as JSON: {reason}"
 
 
-def test_a_file_that_cannot_be_written_keeps_its_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_json(tmp_path / "file", 1)
-
-    def fail(_: Path) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(jsonio, "sync", fail)
+    monkeypatch.setattr(jsonio, "sync", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
     with pytest.raises(RunError, match="Input/output error"):
         write_json(tmp_path / "file", 2)
     assert read_json(tmp_path / "file", kind="number") == 1

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,7 +24,7 @@ time.sleep(600)
 """
 
 
-def test_a_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
+def test_lock_is_held_until_released(tmp_path: Path) -> None:
     with Lock(tmp_path / "lock") as lock:
         assert lock.holds
         assert (tmp_path / "lock").read_text().splitlines()[0] == str(os.getpid())
@@ -36,7 +37,7 @@ def test_a_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+def test_lock_ends_with_its_process(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDS], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -49,7 +50,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
         assert lock.holds
 
 
-def test_patience_waits_for_a_process_that_only_looks(tmp_path: Path) -> None:
+def test_patience_waits_for_a_shared_lock(tmp_path: Path) -> None:
     (tmp_path / "lock").touch()
     with (tmp_path / "lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_SH)
@@ -62,13 +63,13 @@ def test_patience_waits_for_a_process_that_only_looks(tmp_path: Path) -> None:
     assert (tmp_path / "lock").read_text() == ""
 
 
-def test_a_missing_file_has_no_holder(tmp_path: Path) -> None:
+def test_missing_file_has_no_holder(tmp_path: Path) -> None:
     assert holder(tmp_path / "nothing") is None
     assert holder(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_was_moved_away_or_replaced_is_not_in_place(tmp_path: Path) -> None:
+def test_moved_or_replaced_lock_is_not_in_place(tmp_path: Path) -> None:
     with Lock(tmp_path / "lock") as lock:
         assert lock.in_place()
         (tmp_path / "lock").rename(tmp_path / "moved")
@@ -77,18 +78,15 @@ def test_a_lock_that_was_moved_away_or_replaced_is_not_in_place(tmp_path: Path) 
         assert not lock.in_place()
 
 
-def test_on_a_file_system_without_locks_a_lock_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
+def test_lock_does_not_hold_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(37, "No locks available")))
     with Lock(tmp_path / "lock") as lock, Lock(tmp_path / "lock") as other:
         assert not lock.holds
         assert not other.holds
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"x" * 10_000], ids=["empty", "no text", "long"])
-def test_a_lock_whose_holder_is_unknown_is_held(tmp_path: Path, content: bytes) -> None:
+def test_lock_with_unreadable_content_is_held(tmp_path: Path, content: bytes) -> None:
     with Lock(tmp_path / "lock"):
         (tmp_path / "lock").write_bytes(content)
         with pytest.raises(Held) as caught:
@@ -97,6 +95,6 @@ def test_a_lock_whose_holder_is_unknown_is_held(tmp_path: Path, content: bytes) 
         assert len(str(caught.value)) < 300
 
 
-def test_a_lock_needs_a_folder(tmp_path: Path) -> None:
+def test_lock_needs_an_existing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Lock(tmp_path / "nowhere" / "lock")

@@ -23,13 +23,15 @@ def plan(**sections: Any) -> Plan:
             config_sha256="1", weights_sha256="2",
         ),
         student=StudentFacts(
-            name="l3-h384", family="bert", layers=3, layer=3, width=384, parameters=17_000_000,
-            init_from_teacher_layers=[], tensors=55, untrained=["a", "b"], untrained_parameters=12,
+            name="l3-h384", family="roberta", layers=3, layer=3, width=384, parameters=17_000_000,
+            init_from_teacher_layers=[], tensors=55,
+            untrained=["encoder.layer.2.output.dense.weight", "pooler.dense.bias"], untrained_parameters=1_234_567,
             config_sha256="3",
         ),
         relations=RelationFacts(weights={"qk": 2.0, "vv": 0.5}, heads=48, teacher_head_width=16, student_head_width=8),
         data=DataFacts(
-            name="tokens", tokenizer=None, sequences=99_000, tokens=3, manifest_sha256="0", held_out=99, max_length=77
+            name="tokens", tokenizer="big/tokenizer", sequences=99_000, tokens=3_000_000, manifest_sha256="0",
+            held_out=99, max_length=77,
         ),
         training=TrainingFacts(
             steps=5000, epochs=1.23456, batch_size=256, tokens_per_step=7700, micro_batch_tokens=4096,
@@ -39,24 +41,25 @@ def plan(**sections: Any) -> Plan:
     )  # fmt: skip
 
 
-def test_a_plan_survives_being_written_as_json() -> None:
+def test_json_round_trip() -> None:
     assert Plan.model_validate_json(plan().model_dump_json()) == plan()
 
 
-def test_a_plan_is_shown_in_tables_without_what_is_not_known() -> None:
+def test_tables_leave_out_unknown_values() -> None:
     tables = {name: dict(rows) for name, rows in plan().tables().items()}
     assert list(tables) == ["teacher", "student", "relations", "data", "training"]
     assert tables["teacher"]["parameters"] == "85,054,464"
     assert tables["teacher"]["on hub"] == "yes"
     assert tables["relations"]["weights"] == "qk=2, vv=0.5"
-    assert tables["student"]["untrained"] == "a, b"
+    assert tables["student"]["untrained"] == "encoder.layer.2.output.dense.weight, pooler.dense.bias"
     assert tables["training"]["epochs"] == "1.235"
-    assert "tokenizer" not in tables["data"]
     assert "init from teacher layers" not in tables["student"]
+    without_tokenizer = plan().data.model_copy(update={"tokenizer": None})
+    assert "tokenizer" not in dict(plan().model_copy(update={"data": without_tokenizer}).tables()["data"])
     assert not [name for rows in tables.values() for name in rows if "sha256" in name]
 
 
-def test_each_of_several_stores_is_shown_with_its_share() -> None:
+def test_each_token_store_is_shown_with_its_share() -> None:
     stores = [
         StoreFacts(name="a", sequences=90_000, tokens=2, share=0.7, weight=7.0, manifest_sha256="1"),
         StoreFacts(name="b", sequences=9_000, tokens=1, share=0.3, weight=3.0, manifest_sha256="2"),
@@ -74,7 +77,7 @@ def test_each_of_several_stores_is_shown_with_its_share() -> None:
 @pytest.mark.parametrize(
     ("hours", "shown"), [(2.0, "2.00"), (0.012, "0.01"), (0.0003, "less than 0.01"), (1234.5, "1,234.50")]
 )
-def test_what_was_measured_is_shown_if_it_was(hours: float, shown: str) -> None:
+def test_measurements_are_shown(hours: float, shown: str) -> None:
     measured = Measured(
         seconds_per_step=1.5, sequences_per_second=20.0, tokens_per_second=1e3, peak_memory_gib=0.5, hours_in_all=hours
     )

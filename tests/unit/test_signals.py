@@ -13,8 +13,8 @@ ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """Handlers are put back by the block; whatever a test set itself is put back here."""
+def restore_handlers() -> Iterator[None]:
+    """Restore handlers that a test has set."""
     before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
@@ -22,7 +22,7 @@ def as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_the_first_is_kept_for_later_and_the_second_ends_at_once(number: signal.Signals) -> None:
+def test_second_signal_ends_at_once(number: signal.Signals) -> None:
     signals = Signals()
     with signals.caught():
         assert signals.pending() == 0
@@ -33,7 +33,7 @@ def test_the_first_is_kept_for_later_and_the_second_ends_at_once(number: signal.
     assert caught.value.exit_status == 143
 
 
-def test_in_the_end_one_is_enough() -> None:
+def test_one_signal_ends_after_the_run_is_saved() -> None:
     signals = Signals()
     with signals.caught():
         signals.end_at_once("It is saved.", hint="Go on.")
@@ -42,7 +42,7 @@ def test_in_the_end_one_is_enough() -> None:
     assert (caught.value.exit_status, caught.value.hint) == (143, "Go on.")
 
 
-def test_in_the_end_one_that_came_before_is_enough() -> None:
+def test_earlier_signal_ends_once_the_run_is_saved() -> None:
     signals = Signals()
     with signals.caught():
         os.kill(os.getpid(), signal.SIGINT)
@@ -51,7 +51,7 @@ def test_in_the_end_one_that_came_before_is_enough() -> None:
     assert caught.value.exit_status == 130
 
 
-def test_to_save_is_asked_for_once_at_a_time_and_ends_nothing() -> None:
+def test_save_signal_is_handled_once_and_ends_nothing() -> None:
     signals = Signals()
     with signals.caught():
         assert not signals.take_save()
@@ -62,14 +62,14 @@ def test_to_save_is_asked_for_once_at_a_time_and_ends_nothing() -> None:
         assert not signals.take_save()
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)]
     with Signals().caught():
         assert [signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)] != before
     assert [signal.getsignal(number) for number in (*ENDING, signal.SIGUSR1)] == before
 
 
-def test_a_signal_that_is_ignored_stays_so_as_nohup_wants() -> None:
+def test_ignored_signal_stays_ignored() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signals = Signals()
     with signals.caught():

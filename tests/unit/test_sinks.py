@@ -5,8 +5,8 @@ import logging
 import sys
 from io import FileIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -47,7 +47,7 @@ class Failing(Collecting):
         raise ConnectionError("still down")
 
 
-def test_each_record_is_written_as_a_line_at_once(tmp_path: Path) -> None:
+def test_each_record_is_written_immediately(tmp_path: Path) -> None:
     sink = JsonlSink(tmp_path / "metrics.jsonl")
     sink.write({"step": 1, "loss": 0.5})
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
@@ -56,48 +56,33 @@ def test_each_record_is_written_as_a_line_at_once(tmp_path: Path) -> None:
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
 
 
-@pytest.mark.parametrize(("keep", "left"), [(-1, []), (0, [0]), (2, [0, 1, 2]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3])])
-def test_a_resumed_run_drops_the_lines_of_later_steps(tmp_path: Path, keep: int, left: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("keep", "remaining"), [(-1, []), (0, [0]), (2, [0, 1, 2]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3])]
+)
+def test_resumed_run_drops_later_lines(tmp_path: Path, keep: int, remaining: list[int]) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}, "loss": 1.5}}\n' for step in range(4)))
     sink = JsonlSink(path, lambda record: record["step"] <= keep)
     sink.write({"step": 7})
     sink.close()
-    assert [record["step"] for record in lines(path)] == [*left, 7]
+    assert [record["step"] for record in lines(path)] == [*remaining, 7]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize(
-    "torn", ['{"step": 2, "lo', '{"step": 2}', "\n", "null\n", '{"loss": 1}\n', '{"step": "2"}\n', "\x00\x00", "[2]\n"]
+    "damaged",
+    [b'{"step": 2, "lo', b'{"step": 2}', b"null\n", b'{"loss": 1}\n', b'{"step": "2"}\n', b"\x00\x00", b"\xff\n"],
 )
-def test_a_line_cut_short_by_a_crash_is_dropped(tmp_path: Path, torn: str) -> None:
+def test_damaged_lines_are_dropped(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 1.5}\n' + torn)
+    path.write_bytes(b'\xff\xfe\n{"step": 1, "loss": 1.5}\n' + damaged)
     sink = JsonlSink(path, lambda record: record["step"] <= 5)
     sink.write({"step": 6})
     sink.close()
     assert lines(path) == [{"step": 1, "loss": 1.5}, {"step": 6}]
 
 
-def test_bytes_that_are_not_text_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n\xff\xfe\x80\n{"step": 2}\n')
-    JsonlSink(path).close()
-    assert lines(path) == [{"step": 1}, {"step": 2}]
-
-
-def test_a_fanout_gives_each_record_to_every_sink_and_closes_all(caplog: pytest.LogCaptureFixture) -> None:
-    one, other = Collecting(), Collecting()
-    fanout = Fanout([one, other])
-    fanout.write({"step": 1})
-    fanout.close()
-    assert one.records == other.records == [{"step": 1}]
-    assert one.closed
-    assert other.closed
-    assert not caplog.records
-
-
-def test_a_failing_sink_is_left_out_with_one_warning_and_the_others_continue(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_sink_is_dropped_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     failing, first, last = Failing(step=2), Collecting(), Collecting()
     fanout = Fanout([first, failing, last])
     with caplog.at_level(logging.WARNING, logger="minilm_cli"):
@@ -111,7 +96,7 @@ def test_a_failing_sink_is_left_out_with_one_warning_and_the_others_continue(cap
     ]
 
 
-def test_a_sink_that_cannot_be_closed_is_reported_and_the_others_are_closed(caplog: pytest.LogCaptureFixture) -> None:
+def test_all_sinks_are_closed_if_one_fails(caplog: pytest.LogCaptureFixture) -> None:
     last = Collecting()
     with caplog.at_level(logging.WARNING, logger="minilm_cli"):
         Fanout([Failing(step=2), last]).close()
@@ -119,43 +104,20 @@ def test_a_sink_that_cannot_be_closed_is_reported_and_the_others_are_closed(capl
     assert [record.message for record in caplog.records] == ["Failing could not be closed: still down"]
 
 
-def test_tensorboard_gets_every_number_but_the_step(tmp_path: Path) -> None:
-    sink = TensorBoardSink(tmp_path, 0)
-    sink.write({"step": 3, "loss": 0.5, "lr": 0.25})
-    sink.write({"step": 4, "loss": 0.75})
-    sink.close()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert sorted(events.Tags()["scalars"]) == ["loss", "lr"]
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5), (4, 0.75)]
-
-
-def test_sinks_are_opened_by_name(tmp_path: Path) -> None:
-    about = {"run_id": "x", "first_step": 0, "settings": {}, "needed": True}
-    assert open_sinks([], tmp_path, **about) == []
-    [sink] = open_sinks(["tensorboard"], tmp_path, **about)
-    assert isinstance(sink, TensorBoardSink)
-    sink.close()
-
-
-def test_a_sink_that_does_not_start_is_left_out_unless_it_is_needed(
+def test_sink_that_does_not_start_is_dropped_unless_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def init(**_: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    about = {"run_id": "x", "first_step": 0, "settings": {}}
+    monkeypatch.setitem(sys.modules, "wandb", Mock(**{"init.side_effect": OSError("no network")}))
+    options = {"run_id": "x", "first_step": 0, "settings": {}}
     with pytest.raises(MinilmError, match=r"reporting\.sinks: wandb cannot be started: no network"):
-        open_sinks(["wandb", "tensorboard"], tmp_path, **about, needed=True)
-    [sink] = open_sinks(["wandb", "tensorboard"], tmp_path, **about, needed=False)
+        open_sinks(["wandb", "tensorboard"], tmp_path, **options, needed=True)
+    [sink] = open_sinks(["wandb", "tensorboard"], tmp_path, **options, needed=False)
     assert isinstance(sink, TensorBoardSink)
     sink.close()
     assert caplog.messages == ["wandb cannot be started and is left out: no network"]
 
 
-def test_an_optional_package_that_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     check_sinks(["tensorboard"])
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MinilmError, match="--report-to wandb needs the package wandb") as caught:
@@ -163,7 +125,7 @@ def test_an_optional_package_that_is_missing_is_named_with_how_to_install_it(mon
     assert caught.value.hint == "pip install 'minilm-cli[wandb]'"
 
 
-def test_a_sink_whose_package_cannot_be_imported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sink_whose_package_cannot_be_imported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MinilmError, match="needs the package tensorboard"):
@@ -172,7 +134,7 @@ def test_a_sink_whose_package_cannot_be_imported_is_refused(tmp_path: Path, monk
         WandbSink(tmp_path, "x", {})
 
 
-def test_wandb_gets_the_runs_name_settings_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_name_settings_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, Any]] = []
 
     class Run:
@@ -203,13 +165,13 @@ def test_wandb_gets_the_runs_name_settings_and_numbers(tmp_path: Path, monkeypat
     ]
 
 
-class Full:
+class FullDisk:
     """A file that accepts a few bytes and then no more."""
 
     def __init__(self, file: FileIO, room: int, error: Exception) -> None:
         self.file, self.room, self.error = file, room, error
 
-    def __enter__(self) -> Full:
+    def __enter__(self) -> FullDisk:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -225,7 +187,7 @@ class Full:
         return self.file.write(taken)
 
 
-def test_lines_that_cannot_be_written_are_reported_once_and_written_later(
+def test_unwritten_lines_are_reported_once_and_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -235,20 +197,20 @@ def test_lines_that_cannot_be_written_are_reported_once_and_written_later(
         before = path.read_text()
         with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, logger="minilm_cli"):
             error = OSError(28, "No space left on device")
-            patched.setattr(Path, "open", lambda self, *_, error=error, **__: Full(FileIO(self, "r+"), 5, error))
+            patched.setattr(Path, "open", lambda self, *_, error=error, **__: FullDisk(FileIO(self, "r+"), 5, error))
             sink.write({"step": first})
             sink.write({"step": first + 1})
             with pytest.raises(RunError, match="could not be written: No space left on device") as caught:
                 sink.flush()
         assert caught.value.where == str(path)
-        assert path.read_text() == before  # and no part of a line
+        assert path.read_text() == before  # not even a part of a line
         sink.write({"step": first + 2})
     sink.close()
     assert lines(path) == [{"step": step} for step in range(1, 8)]
     assert caplog.messages == 2 * [f"{path} cannot be written for now: No space left on device"]
 
 
-def test_flush_writes_the_lines_that_wait(tmp_path: Path) -> None:
+def test_flush_writes_pending_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     sink = JsonlSink(path)
     path.rename(tmp_path / "elsewhere")
@@ -259,22 +221,20 @@ def test_flush_writes_the_lines_that_wait(tmp_path: Path) -> None:
     assert lines(path) == [{"step": 1}]
 
 
-def test_a_second_signal_in_the_middle_of_a_line_leaves_complete_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_write_leaves_only_complete_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
     fanout = Fanout([JsonlSink(path), Collecting()])
     fanout.write({"step": 1})
     error = Interrupted("at once", 15)
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", lambda self, *_, **__: Full(FileIO(self, "r+"), 5, error))
+        patched.setattr(Path, "open", lambda self, *_, **__: FullDisk(FileIO(self, "r+"), 5, error))
         with pytest.raises(Interrupted):
             fanout.write({"step": 2})
     fanout.close()
     assert lines(path) == [{"step": 1}]
 
 
-def test_a_file_that_is_gone_is_not_created_elsewhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_removed_file_is_not_created_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "folder" / "metrics.jsonl"
     path.parent.mkdir()
     sink = JsonlSink(path)
@@ -289,13 +249,14 @@ def test_a_file_that_is_gone_is_not_created_elsewhere(tmp_path: Path, caplog: py
     assert list(path.parent.iterdir()) == []
 
 
-def test_tensorboard_discards_the_steps_that_a_resumed_run_does_again(tmp_path: Path) -> None:
+def test_tensorboard_gets_all_numbers_and_drops_repeated_steps(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for first, steps in ((0, (1, 2, 3)), (2, (2, 3, 4))):
         sink = TensorBoardSink(tmp_path, first)
         for step in steps:
-            sink.write({"step": step, "loss": float(step)})
+            sink.write({"step": step, "loss": float(step), "lr": 0.25})
         sink.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert sorted(events.Tags()["scalars"]) == ["loss", "lr"]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 4)]

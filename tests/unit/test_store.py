@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from minilm_cli import __version__
 from minilm_cli.base.checksums import sha256
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter, id_dtype
+
+from .stores import contents
 
 INFO = TokenizerInfo(name="words", vocabulary_size=300, special_ids=[0, 7])
 SEQUENCES = [[1, 2, 3], [299], [4, 5, 6, 7], [8, 9], [0, 10, 11, 7]]
@@ -42,10 +43,6 @@ def write(
         writer.add(np.array(flat, dtype=np.int64), np.array([len(s) for s in part], dtype=np.int64))
     writer.close()
     return TokenStore(path)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 sequences_of_ids = st.lists(st.lists(st.integers(0, 299), min_size=1, max_size=12), min_size=1, max_size=15)
@@ -72,7 +69,7 @@ def test_sequences_are_read_back_and_files_do_not_depend_on_the_calls(
         assert contents(store.path) == contents(at_once.path)
 
 
-def test_a_store_may_have_more_shards_than_a_process_may_have_files(tmp_path: Path) -> None:
+def test_store_may_have_more_shards_than_open_files_allowed(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     write(tmp_path, SEQUENCES * 20, shard_tokens=1)
     resource.setrlimit(resource.RLIMIT_NOFILE, (150, before[1]))
@@ -81,14 +78,14 @@ def test_a_store_may_have_more_shards_than_a_process_may_have_files(tmp_path: Pa
         assert len(store.manifest.shards) == len(store) == 20 * len(SEQUENCES) > 75
         assert [store[n].tolist() for n in range(len(store))] == SEQUENCES * 20
         store.verify()
-        (tmp_path / "there is room for more").open("w").close()
+        (tmp_path / "one more file").open("w").close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_the_limit_on_open_files_is_reported_with_how_to_raise_it(tmp_path: Path) -> None:
+def test_limit_on_open_files_is_reported_with_a_hint(tmp_path: Path) -> None:
     write(tmp_path, SEQUENCES * 20, shard_tokens=1)
-    # Of a process of its own, for what may be had less of cannot be had back.
+    # In a process of its own: a lowered hard limit cannot be raised again.
     code = f"""
 import pathlib, resource
 from minilm_cli.tokens.store import TokenStore
@@ -99,7 +96,7 @@ TokenStore(pathlib.Path({str(tmp_path)!r}))"""
     assert "ulimit -n" in done.stderr
 
 
-def test_a_shard_closes_with_the_sequence_that_fills_it(tmp_path: Path) -> None:
+def test_shard_ends_with_the_sequence_that_fills_it(tmp_path: Path) -> None:
     shards = write(tmp_path, SEQUENCES, shard_tokens=5).manifest.shards
     assert [(shard.file, shard.sequences, shard.tokens) for shard in shards] == [
         ("shard-00000.npy", 3, 8),
@@ -111,14 +108,14 @@ def test_a_shard_closes_with_the_sequence_that_fills_it(tmp_path: Path) -> None:
     ("size", "dtype"),
     [(1, "u1"), (256, "u1"), (257, "u2"), (30522, "u2"), (65536, "u2"), (65537, "u4"), (250002, "u4"), (2**32, "u4")],
 )
-def test_ids_take_the_smallest_type_that_holds_the_vocabulary(tmp_path: Path, size: int, dtype: str) -> None:
+def test_ids_have_the_smallest_fitting_dtype(tmp_path: Path, size: int, dtype: str) -> None:
     assert id_dtype(size) == np.dtype(dtype)
     store = write(tmp_path, [[0, size - 1]], info=TokenizerInfo(vocabulary_size=size))
     assert store[0].dtype == np.dtype(dtype)
     assert store[0].tolist() == [0, size - 1]
 
 
-def test_a_longer_sequence_is_cut_and_its_last_special_token_kept(tmp_path: Path) -> None:
+def test_cut_sequence_keeps_its_last_special_token(tmp_path: Path) -> None:
     store = write(tmp_path, SEQUENCES)
     assert store.sequence(4, 4).tolist() == [0, 10, 11, 7]
     assert store.sequence(4, 3).tolist() == [0, 10, 7]
@@ -131,13 +128,13 @@ def test_a_longer_sequence_is_cut_and_its_last_special_token_kept(tmp_path: Path
 
 
 @pytest.mark.parametrize("index", [-1, 5, 10**9])
-def test_an_index_beyond_the_store_is_an_error(tmp_path: Path, index: int) -> None:
+def test_index_beyond_the_store_is_an_error(tmp_path: Path, index: int) -> None:
     store = write(tmp_path, SEQUENCES)
     with pytest.raises(IndexError):
         store[index]
 
 
-def test_a_store_that_was_not_closed_cannot_be_opened(tmp_path: Path) -> None:
+def test_unfinished_store_cannot_be_opened(tmp_path: Path) -> None:
     writer = TokenStoreWriter(tmp_path, INFO, 512, shard_tokens=2)
     writer.add(np.array([1, 2, 3]), np.array([3]))
     assert any(tmp_path.iterdir())
@@ -145,13 +142,10 @@ def test_a_store_that_was_not_closed_cannot_be_opened(tmp_path: Path) -> None:
         TokenStore(tmp_path)
 
 
-def test_a_missing_store_is_refused_with_how_to_make_one(tmp_path: Path) -> None:
+def test_missing_store_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(MinilmError, match="there is no such token store") as caught:
         TokenStore(tmp_path / "tokens")
     assert "minilm tokenize" in (caught.value.hint or "")
-
-
-# --- Damage ------------------------------------------------------------------------------------------------------
 
 
 def change_manifest(folder: Path, change: Callable[[Any], None]) -> None:
@@ -177,7 +171,7 @@ def replace(name: str, array: Any) -> Callable[[Path], None]:
 
 
 def archive(name: str) -> Callable[[Path], None]:
-    """What NumPy takes for several arrays, whatever its name."""
+    """Replaces a file by an archive of several arrays, which NumPy accepts under any name."""
 
     def write_archive(folder: Path) -> None:
         with (folder / name).open("wb") as file:
@@ -199,11 +193,9 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "empty manifest": text(""),
     "manifest cut short": cut("manifest.json", 100),
     "manifest is a list": text("[]"),
-    "manifest is null": text("null"),
     "manifest is not text": lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\x00"),
     "manifest nested too deeply": text("[" * 100_000),
     "newer format": set_at("format_version", value=2),
-    "format is no number": set_at("format_version", value="1"),
     "format of no version": set_at("format_version", value=0),
     "entry missing": lambda folder: change_manifest(folder, lambda manifest: manifest.pop("sequences")),
     "entry unknown": set_at("more", value=1),
@@ -213,7 +205,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "count of tokens": set_at("tokens", value=13),
     "histogram too short": set_at("length_histogram", value=[]),
     "histogram of other lengths": set_at("length_histogram", value=[0, 5]),
-    # Of as many sequences and tokens as there are, and as long, but of 4 and 3 tokens not the numbers there are.
+    # The numbers of sequences and tokens and the longest length are right, but not the counts of 3 and 4 tokens.
     "histogram of the same counts": set_at("length_histogram", value=[0, 1, 0, 3, 1]),
     "histogram of shorter sequences": set_at("length_histogram", value=[0, 0, 1, 4]),
     "count beyond all machine words": set_at("length_histogram", 2, value=10**4299),
@@ -223,16 +215,12 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "vocabulary of another type": set_at("tokenizer", "vocabulary_size", value=70_000),
     "shard left out": lambda folder: change_manifest(folder, lambda manifest: manifest["shards"].pop()),
     "shard twice": lambda folder: change_manifest(folder, lambda m: m["shards"].append(m["shards"][0])),
-    "no shards": set_at("shards", value=[]),
     "shards in another order": lambda folder: change_manifest(folder, lambda m: m["shards"].reverse()),
     "shard of no sequence": lambda folder: change_manifest(
         folder, lambda m: m["shards"].append({**m["shards"][0], "file": "shard-00002.npy", "sequences": 0, "tokens": 0})
     ),
     "path upwards": set_at("shards", 0, "file", value="../shard-00000.npy"),
-    "path absolute": set_at("shards", 0, "file", value="/etc/shard-00000.npy"),
     "path with a line break": set_at("shards", 0, "file", value="shard-00000.npy\n"),
-    "path with a null": set_at("shards", 0, "file", value="shard-00000.npy\0"),
-    "another name": set_at("shards", 0, "file", value="x.npy"),
     "digits of another script": set_at("shards", 0, "file", value="shard-٠٠٠٠٠.npy"),
     "a surrogate": set_at("shards", 0, "sha256", value="\ud800"),
     "ids missing": lambda folder: (folder / "shard-00001.npy").unlink(),
@@ -262,7 +250,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_store_is_refused_when_it_is_opened(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
+def test_damaged_store_is_refused(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
     folder = tmp_path / "tokens"
     write(folder, SEQUENCES)
     damage(folder)
@@ -273,7 +261,7 @@ def test_a_damaged_store_is_refused_when_it_is_opened(tmp_path: Path, damage: Ca
     assert caught.value.exit_status == 2
 
 
-def test_a_store_of_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
+def test_newer_format_is_refused(tmp_path: Path) -> None:
     write(tmp_path, SEQUENCES)
     set_at("format_version", value=2)(tmp_path)
     set_at("entry_of_the_future", value={})(tmp_path)
@@ -283,7 +271,7 @@ def test_a_store_of_a_newer_format_says_to_upgrade(tmp_path: Path) -> None:
         TokenStore(tmp_path)
 
 
-def test_a_store_names_the_version_that_wrote_it_but_need_not(tmp_path: Path) -> None:
+def test_manifest_may_name_the_version_that_wrote_it(tmp_path: Path) -> None:
     assert write(tmp_path, SEQUENCES).manifest.written_by == __version__
     change_manifest(tmp_path, lambda manifest: manifest.pop("written_by"))
     assert TokenStore(tmp_path).manifest.written_by is None
@@ -315,7 +303,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
-def test_a_header_that_is_not_the_expected_one_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_unexpected_npy_header_is_refused(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, SEQUENCES)
     for version in (1, 2):
         (tmp_path / "shard-00000.npy").write_bytes(npy(HEADER + " " * 70 + "\n", version=version))
@@ -328,11 +316,11 @@ def test_a_header_that_is_not_the_expected_one_is_refused(tmp_path: Path, conten
 
 
 @pytest.mark.parametrize("name", ["shard-00000.npy", "shard-00001.npy", "shard-00001.offsets.npy"])
-def test_every_flipped_bit_is_found_by_its_checksum(tmp_path: Path, name: str) -> None:
+def test_verify_detects_a_flipped_bit(tmp_path: Path, name: str) -> None:
     store = write(tmp_path, SEQUENCES)
-    whole = (tmp_path / name).read_bytes()
-    # The last byte is data that opening does not look at, but for the offsets, which are compared at once.
-    (tmp_path / name).write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])
+    content = (tmp_path / name).read_bytes()
+    # Opening the store does not read this byte, except in the offsets.
+    (tmp_path / name).write_bytes(content[:-8] + bytes([content[-8] ^ 1]) + content[-7:])
     with pytest.raises(MinilmError, match="checksum") as caught:
         store.verify()
     assert caught.value.where == str(tmp_path / name)
@@ -351,14 +339,7 @@ def test_verify_reports_ids_outside_the_vocabulary(tmp_path: Path) -> None:
     ids = np.load(tmp_path / "shard-00000.npy")
     ids[0] = 300
     np.save(tmp_path / "shard-00000.npy", ids)
-    # With a checksum that fits, as a writer of another program may leave it.
+    # With a valid checksum, as another program may write it.
     set_at("shards", 0, "sha256", value=sha256(tmp_path / "shard-00000.npy"))(tmp_path)
     with pytest.raises(MinilmError, match="vocabulary"):
         TokenStore(tmp_path).verify()
-
-
-def test_a_sound_store_verifies_wherever_it_is_moved(tmp_path: Path) -> None:
-    write(tmp_path / "here", SEQUENCES)
-    store = TokenStore(Path(shutil.move(tmp_path / "here", tmp_path / "there")))
-    store.verify()
-    assert store[2].tolist() == SEQUENCES[2]

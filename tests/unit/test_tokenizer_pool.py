@@ -43,9 +43,9 @@ def batches(*numbers: int) -> Iterator[tuple[int, Batch]]:
     return ((tag, batch(number)) for tag, number in enumerate(numbers))
 
 
-def misbehave(_plan: Recipe, given: Batch) -> Units:
+def misbehave(_recipe: Recipe, batch: Batch) -> Units:
     """Takes longer for some batches, and fails for negative numbers."""
-    match given.place.number:
+    match batch.place.number:
         case -1:
             raise MinilmError("a mistake", where="here")
         case -2:
@@ -54,12 +54,12 @@ def misbehave(_plan: Recipe, given: Batch) -> Units:
             os.kill(os.getpid(), signal.SIGKILL)
         case -4:
             raise MemoryError
-    time.sleep(0.005 * (given.place.number % 3))
-    return Units(np.arange(given.place.number, dtype=np.uint16), np.array([given.place.number]))
+    time.sleep(0.005 * (batch.place.number % 3))
+    return Units(np.arange(batch.place.number, dtype=np.uint16), np.array([batch.place.number]))
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(tmp_path: Path) -> Iterator[None]:
+def no_process_or_file_is_left(tmp_path: Path) -> Iterator[None]:
     yield
     assert multiprocessing.active_children() == []
     assert list(tmp_path.iterdir()) == []
@@ -72,17 +72,17 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_results_come_in_order_with_their_tags(count: int, tmp_path: Path) -> None:
-    given = [(f"tag {number}", batch(number, *[b"the man"] * number, b"man ?")) for number in range(20)]
+    tagged = [(f"tag {number}", batch(number, *[b"the man"] * number, b"man ?")) for number in range(20)]
     with encoders(recipe(), count, tmp_path) as encode:
-        found = [(tag, units.ids.tolist(), units.lengths.tolist()) for tag, units in encode(given)]
+        results = [(tag, units.ids.tolist(), units.lengths.tolist()) for tag, units in encode(tagged)]
         assert list(encode([])) == []
-    assert found == [(tag, [1, 2] * n + [2, 0], [2] * (n + 1)) for n, (tag, _) in enumerate(given)]
+    assert results == [(tag, [1, 2] * n + [2, 0], [2] * (n + 1)) for n, (tag, _) in enumerate(tagged)]
 
 
-def test_batches_and_results_may_be_larger_than_a_pipe_holds(tmp_path: Path) -> None:
+def test_batches_may_be_larger_than_a_pipe_buffer(tmp_path: Path) -> None:
     with encoders(recipe(), 2, tmp_path) as encode:
-        found = [units.ids.sum() for _, units in encode((None, batch(1, b"the man " * 2**17)) for _ in range(6))]
-    assert found == [3 * 2**17] * 6
+        results = [units.ids.sum() for _, units in encode((None, batch(1, b"the man " * 2**17)) for _ in range(6))]
+    assert results == [3 * 2**17] * 6
 
 
 @pytest.mark.usefixtures("misbehaving")
@@ -103,7 +103,7 @@ def test_few_batches_are_read_ahead(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "message"), [(-1, MinilmError, "a mistake"), (-2, ZeroDivisionError, "a bug")]
 )
-def test_an_error_is_raised_after_the_results_before_it(
+def test_worker_error_is_raised_after_earlier_results(
     number: int, kind: type[Exception], message: str, tmp_path: Path
 ) -> None:
     done = []
@@ -115,7 +115,7 @@ def test_an_error_is_raised_after_the_results_before_it(
 
 
 @pytest.mark.usefixtures("misbehaving")
-def test_an_error_of_the_input_is_raised_after_the_results_before_it(tmp_path: Path) -> None:
+def test_input_error_is_raised_after_earlier_results(tmp_path: Path) -> None:
     def give() -> Iterator[tuple[int, Batch]]:
         yield from batches(*range(9))
         raise MinilmError("it ends too early")
@@ -128,7 +128,7 @@ def test_an_error_of_the_input_is_raised_after_the_results_before_it(tmp_path: P
 
 @pytest.mark.usefixtures("misbehaving")
 @pytest.mark.parametrize("number", [-3, -4])
-def test_a_worker_that_dies_or_has_no_memory_is_reported(
+def test_killed_worker_or_memory_error_is_reported(
     number: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     done = []
@@ -140,7 +140,7 @@ def test_a_worker_that_dies_or_has_no_memory_is_reported(
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_worker_that_is_killed_while_large_batches_wait_is_reported(victim: int, tmp_path: Path) -> None:
+def test_worker_killed_while_large_batches_wait_is_reported(victim: int, tmp_path: Path) -> None:
     def give() -> Iterator[tuple[int, Batch]]:
         for number in itertools.count():
             if number == 9:
@@ -152,12 +152,12 @@ def test_a_worker_that_is_killed_while_large_batches_wait_is_reported(victim: in
             pass
 
 
-def test_a_tokenizer_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
+def test_invalid_tokenizer_is_reported(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="expected ident"), encoders(Recipe("no JSON", "uint8"), 2, tmp_path) as encode:
         list(encode(batches(*range(9))))
 
 
-def test_workers_do_not_receive_the_signals_of_a_terminal(tmp_path: Path) -> None:
+def test_workers_ignore_signals_of_the_terminal(tmp_path: Path) -> None:
     # In a process of its own, which has not started the resource tracker: starting that changes the signal mask.
     code = """
 import multiprocessing, pathlib, sys
@@ -177,18 +177,18 @@ if __name__ == "__main__":
     assert [mask & terminal for mask in masks] == [terminal] * len(masks) != []
 
 
-class Came(BaseException):
-    """A signal."""
+class SignalReceived(BaseException):
+    """Raised by a signal handler."""
 
 
 @pytest.fixture
 def raising() -> Iterator[None]:
-    """SIGTERM raises `Came`."""
+    """SIGTERM raises `SignalReceived`."""
 
-    def come(_number: int, _frame: FrameType | None) -> None:
-        raise Came
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise SignalReceived
 
-    before = signal.signal(signal.SIGTERM, come)
+    before = signal.signal(signal.SIGTERM, handle)
     yield
     signal.signal(signal.SIGTERM, before)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
@@ -196,16 +196,16 @@ def raising() -> Iterator[None]:
 
 @pytest.mark.usefixtures("raising")
 @pytest.mark.parametrize("seed", range(4))
-def test_a_signal_may_raise_at_any_moment(seed: int, tmp_path: Path) -> None:
+def test_workers_end_if_a_signal_raises(seed: int, tmp_path: Path) -> None:
     timer = threading.Timer(random.Random(seed).uniform(0, 0.6), os.kill, (os.getpid(), signal.SIGTERM))
-    given = ((None, batch(1, b"the man")) for _ in itertools.count())
+    batches = ((None, batch(1, b"the man")) for _ in itertools.count())
 
     def work() -> None:
         timer.start()
         with encoders(recipe(), 2, tmp_path) as encode:
-            for _ in encode(given):
+            for _ in encode(batches):
                 pass
 
-    with pytest.raises(Came):
+    with pytest.raises(SignalReceived):
         work()
     timer.join()

@@ -8,7 +8,7 @@ import pytest
 from minilm_cli.export.hf import copy_files
 
 
-def test_the_files_of_a_folder_and_its_subfolders_are_copied(tmp_path: Path) -> None:
+def test_files_and_subfolders_are_copied(tmp_path: Path) -> None:
     (tmp_path / "from" / "inner").mkdir(parents=True)
     (tmp_path / "from" / "a").write_bytes(b"\x00\xff")
     (tmp_path / "from" / "inner" / "b").write_text("b")
@@ -21,7 +21,7 @@ def test_the_files_of_a_folder_and_its_subfolders_are_copied(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("ordinary_user")
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / "a").touch(mode=0)
     with pytest.raises(PermissionError) as caught:

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minilm_cli.models.families import family_of
+from minilm_cli.models.student import build_student
+
+from .model_configs import small
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "layer"),
+    [
+        ("bert", 12, 12),
+        ("bert", 24, 21),
+        ("bert", 6, 6),
+        ("roberta", 12, 12),
+        ("roberta", 24, 19),
+        ("xlm-roberta", 12, 12),
+        ("xlm-roberta", 24, 19),
+        ("electra", 24, 24),
+    ],
+)
+def test_best_layer_is_that_of_the_paper(family: str, layers: int, layer: int) -> None:
+    assert family_of(small(family)).best_layer(layers) == layer
+
+
+@pytest.mark.parametrize(
+    ("families", "longest"),
+    [
+        (["bert", "distilbert", "albert", "electra"], 40),
+        (["roberta", "xlm-roberta", "camembert"], 38),
+        (["modernbert", "eurobert", "nomic_bert"], None),
+    ],
+)
+def test_position_table_limits_the_input_length(families: list[str], longest: int | None) -> None:
+    for family in families:
+        model = build_student(small(family), seed=0)
+        assert family_of(model.config).longest_input(model) == longest
+        if longest is not None:
+            assert model(input_ids=torch.full((1, longest), 5)).last_hidden_state.shape[1] == longest
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=torch.full((1, longest + 1), 5))

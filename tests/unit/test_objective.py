@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.training.objective import relation_heads
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "heads"),
+    [
+        ({768}, {384}, 48),
+        ({768}, {768}, 48),
+        ({1024}, {384}, 64),
+        ({1024}, {1024}, 64),
+        ({48}, {24}, 24),
+        ({768}, {312}, 24),
+        ({768}, {100}, 4),
+        ({7}, {5}, 1),
+        ({768, 256}, {384, 128}, 64),
+        ({80}, {40}, 40),
+    ],
+)
+def test_auto_takes_the_heads_of_the_paper_or_the_nearest_divisor(
+    teacher: set[int], student: set[int], heads: int
+) -> None:
+    assert relation_heads("auto", teacher, student) == heads
+
+
+@pytest.mark.parametrize("heads", [1, 2, 12, 48, 384])
+def test_heads_that_divide_both_widths_are_accepted(heads: int) -> None:
+    assert relation_heads(heads, {768}, {384}) == heads
+
+
+@pytest.mark.parametrize(
+    ("heads", "teacher", "student", "message", "nearest"),
+    [
+        (50, {768}, {384}, "relations.heads: 50 does not divide the teacher's width of 768", 48),
+        (256, {768}, {384}, "relations.heads: 256 does not divide the student's width of 384", 192),
+        (1000, {768}, {384}, "relations.heads: 1000 does not divide the teacher's width of 768", 384),
+        (64, {1024, 512}, {96}, "relations.heads: 64 does not divide the student's width of 96", 32),
+    ],
+)
+def test_other_heads_are_refused_with_the_nearest_divisor(
+    heads: int, teacher: set[int], student: set[int], message: str, nearest: int
+) -> None:
+    with pytest.raises(MinilmError, match=message) as caught:
+        relation_heads(heads, teacher, student)
+    assert caught.value.hint == f"The nearest number that divides teacher and student is {nearest}."

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.models import student_config as student_configs
+from minilm_cli.models.student import build_student
+from minilm_cli.models.student_config import saved_config, student_config
+
+from .model_configs import small
+
+TEACHER = BertConfig(
+    vocab_size=180,
+    hidden_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=96,
+    max_position_embeddings=128,
+    pad_token_id=3,
+)
+
+
+def write(folder: Path, **values: Any) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return str(path)
+
+
+def test_config_comes_from_a_file_or_its_folder(tmp_path: Path) -> None:
+    file = write(tmp_path, model_type="bert", hidden_size=24, num_hidden_layers=2, num_attention_heads=4)
+    for source in (file, str(tmp_path)):
+        config = student_config(source, TEACHER)
+        assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (24, 2, 4)
+
+
+def test_family_vocabulary_and_positions_default_to_the_teachers(tmp_path: Path) -> None:
+    config = student_config(write(tmp_path, hidden_size=24, num_attention_heads=4), TEACHER)
+    assert (config.model_type, config.vocab_size, config.pad_token_id) == ("bert", 180, 3)
+    assert config.max_position_embeddings == 128
+    source = write(tmp_path, hidden_size=24, num_attention_heads=4, max_position_embeddings=64)
+    assert student_config(source, TEACHER).max_position_embeddings == 64
+
+
+def test_token_types_have_the_family_default_if_the_teacher_has_none(tmp_path: Path) -> None:
+    teacher = BertConfig(**TEACHER.to_dict() | {"type_vocab_size": 0})
+    source = write(tmp_path, model_type="bert", hidden_size=24, num_attention_heads=4)
+    assert student_config(source, teacher).type_vocab_size == 2
+
+
+@pytest.mark.parametrize("key", ["architectures", "_name_or_path", "transformers_version", "my_own_note"])
+def test_entries_without_a_meaning_are_ignored(tmp_path: Path, key: str) -> None:
+    value = ["BertModel"] if key == "architectures" else "x"
+    student_config(write(tmp_path, hidden_size=24, num_attention_heads=4, **{key: value}), TEACHER)
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("hiden_size", "hidden_size"), ("num_hidden_layer", "num_hidden_layers")])
+def test_misspelt_entry_is_refused_with_a_suggestion(tmp_path: Path, wrong: str, meant: str) -> None:
+    source = write(tmp_path, model_type="bert", num_attention_heads=4, **{wrong: 24})
+    with pytest.raises(MinilmError, match=f"there is no entry '{wrong}'") as caught:
+        student_config(source, TEACHER)
+    assert caught.value.hint == f"Did you mean '{meant}'?"
+    assert caught.value.where == source
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"vocab_size": 181}, "vocab_size is 181, and the teacher's is 180"),
+        ({"pad_token_id": 0}, "pad_token_id is 0, and the teacher's is 3"),
+        ({"type_vocab_size": 1}, "type_vocab_size is 1, and the teacher's is 2"),
+        ({"num_attention_heads": 5}, "5 attention heads do not divide a hidden size of 24"),
+        ({"hidden_size": "24"}, "hidden_size"),
+        ({"hidden_size": 24.0}, "hidden_size"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+        ({"num_hidden_layers": [1]}, "num_hidden_layers"),
+        ({"num_attention_heads": True}, "num_attention_heads"),
+        ({"model_type": "brt"}, "there is no family 'brt'"),
+        ({"model_type": 3}, "there is no family 3"),
+        ({"model_type": ["bert"]}, "there is no family"),
+        ({"model_type": "vit"}, "this is not a text encoder, but a vit model"),
+        ({"num_hidden_layers": 10**30}, "num_hidden_layers is 10*, and must be at most 1000"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000, and must be at most 100000"),
+        ({"model_type": "distilbert", "n_layers": 10**9}, "n_layers is 1000000000"),
+        ({"hidden_size": 24 * 10**5}, "the student would have .* parameters: .* GiB, and this machine has"),
+        ({"max_position_embeddings": 10**12}, "the student would have .* parameters: .* GiB"),
+        ({"hidden_size": 4 * 10**30}, r"the student \(bert\) cannot be built"),
+        ({"max_position_embeddings": 1}, "max_position_embeddings is 1, which leaves the student no room"),
+        ({"model_type": "roberta", "max_position_embeddings": 5}, "max_position_embeddings is 5, which leaves"),
+        ({"intermediate_size": 0}, "intermediate_size must be a whole number above 0, not 0"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps must be a finite number, not inf"),
+        ({"quantization_config": 3}, "this student config is not valid for bert"),
+    ],
+)
+def test_wrong_entry_is_refused_by_name(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    valid = {"model_type": "bert", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    source = write(tmp_path, **valid | values)
+    with pytest.raises(MinilmError, match=message) as caught:
+        student_config(source, TEACHER)
+    assert caught.value.where == source
+
+
+def test_size_is_checked_before_weights_are_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_machine = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}
+    monkeypatch.setattr(student_configs.os, "sysconf", small_machine.__getitem__)
+    source = write(tmp_path, model_type="bert", hidden_size=24, num_hidden_layers=2, num_attention_heads=4)
+    before = torch.get_rng_state()
+    with pytest.raises(MinilmError, match="the student would have 314,184 parameters") as caught:
+        student_config(source, TEACHER)
+    assert torch.equal(before, torch.get_rng_state())
+    assert caught.value.hint == "Lower its layers, its widths or its positions."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read as JSON"),
+        ("[]", "a student config is a JSON object"),
+        ("{}", "there is no family None"),
+        ('{"model_type": "bert", "hidden_size": "24"}', "not valid for bert: .*hidden_size"),
+        ('{"model_type": "bert", "num_hidden_layers": 1000000000}', "must be at most 1000"),
+        ('{"model_type": "bert", "layer_norm_eps": NaN}', "layer_norm_eps must be a finite number"),
+    ],
+)
+def test_saved_config_is_checked_when_it_is_read(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "student-config.json"
+    path.write_text(content)
+    with pytest.raises(MinilmError, match=message) as caught:
+        saved_config(path)
+    assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "null", "\ufeff{}"])
+def test_file_that_is_not_a_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(MinilmError) as caught:
+        student_config(str(path), TEACHER)
+    assert caught.value.where == str(path)
+
+
+def test_folder_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MinilmError, match="there is no such student config") as caught:
+        student_config(str(tmp_path), TEACHER)
+    assert caught.value.where == str(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "source", ["l6", "6-384", "l0-h384", "l6-h0", "l6-h384x", "L6-H384", "l1٣-h384", "l9999999999-h384"]
+)
+def test_unknown_preset_is_refused_with_an_example(source: str) -> None:
+    with pytest.raises(MinilmError, match="there is no such student config") as caught:
+        student_config(source, TEACHER)
+    assert "l6-h384" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape"),
+    [("l3-h384", (3, 384, 12, 1536)), ("l6-h768", (6, 768, 12, 3072)), ("l2-h128", (2, 128, 2, 512))],
+)
+def test_preset_gives_layers_and_width(preset: str, shape: tuple[int, ...]) -> None:
+    config = student_config(preset, TEACHER)
+    actual = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+    assert actual == shape
+    assert (config.vocab_size, config.pad_token_id, config.max_position_embeddings) == (180, 3, 128)
+
+
+@pytest.mark.parametrize("width", [7, 100, 130, 200])
+def test_preset_width_without_fitting_heads_is_refused(width: int) -> None:
+    with pytest.raises(MinilmError, match=f"a width of {width} divides neither into 12 heads nor into heads 64 wide"):
+        student_config(f"l2-h{width}", TEACHER)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "electra",
+        "distilbert",
+        "albert",
+        "modernbert",
+        "nomic_bert",
+        "eurobert",
+        "esm",
+    ],
+)
+def test_preset_builds_a_student_of_the_teachers_family(family: str) -> None:
+    config = student_config("l2-h48", small(family, num_hidden_layers=3))
+    student = build_student(config, seed=0)
+    assert config.model_type == family
+    assert config.num_hidden_layers == 2
+    assert student(input_ids=torch.tensor([[5, 6, 7]])).last_hidden_state.shape == (1, 3, 48)
