@@ -52,16 +52,16 @@ def main() -> None:
     """Run a command and exit with its status."""
     # Large tensors in huge pages: a fifth of the page faults, and 4% of a step's time, on CPUs. torch reads it once.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    world, status, told_why = World(), 1, True
+    world, status, reported = World(), 1, True
     try:
         with signals.raised():
             world = World.from_environment()
             status = _run(world)
     except BaseException as error:  # noqa: BLE001  # what is not an expected ending is raised again
-        told_why = not isinstance(error, (Dismissed, Lost))
+        reported = not isinstance(error, (Dismissed, Lost))
         status = _explain(error, world)
     finally:
-        world.part(status, told_why=told_why)
+        world.leave(status, reported=reported)
     sys.exit(status)
 
 

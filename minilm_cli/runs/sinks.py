@@ -45,11 +45,11 @@ class JsonlSink:
             replace_text(path, kept)
 
     def write(self, record: Record) -> None:
-        told, self._waiting = bool(self._waiting), self._waiting + json.dumps(record) + "\n"
+        warned, self._waiting = bool(self._waiting), self._waiting + json.dumps(record) + "\n"
         try:
             self._append()
         except OSError as error:
-            if not told:
+            if not warned:
                 logger.warning("%s cannot be written for now: %s", self._path, error.strerror)
 
     def flush(self) -> None:

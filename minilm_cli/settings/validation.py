@@ -14,6 +14,15 @@ from minilm_cli.settings.types import shortened
 
 Model = TypeVar("Model", bound=BaseModel)
 
+#: Reasons for kinds of pydantic errors whose own message says more about parsers than about the value.
+_REASONS = {
+    "model_type": "must be a mapping of names to values",
+    "bool_parsing": "must be true or false",
+    "float_parsing": "must be a number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+}
+
 
 class SettingError(MinilmError):
     """A setting given on the command line is wrong; `where` is its dotted path."""
@@ -60,10 +69,12 @@ def _explain(
     path = _path(first["loc"], known)
     where = None if path in overrides else where
     # One value may be wrong in several ways: a union has an error for each of its types.
-    reasons = [_reason(entry["type"], entry["msg"]) for entry in errors if _path(entry["loc"], known) == path]
+    about = (entry for entry in errors if _path(entry["loc"], known) == path)
+    first_reason, *others = dict.fromkeys(_reason(entry["type"], entry["msg"]) for entry in about)
+    reasons = [first_reason, *(other.removeprefix("must be ") for other in others)]
     given = first["input"]
     shown = f" (given: {shortened(given)})" if isinstance(given, str | int | float | bool) else ""
-    return setting_error(path, " or ".join(dict.fromkeys(reasons)) + shown, where)
+    return setting_error(path, " or ".join(reasons) + shown, where)
 
 
 def _path(location: tuple[int | str, ...], known: Sequence[str]) -> str:
@@ -78,7 +89,7 @@ def _path(location: tuple[int | str, ...], known: Sequence[str]) -> str:
 
 
 def _reason(kind: str, message: str) -> str:
-    if kind == "model_type":
-        return "must be a mapping of names to values"
+    if kind in _REASONS:
+        return _REASONS[kind]
     reason = message.removeprefix("Value error, ").replace("Input should be", "must be")
     return reason[0].lower() + reason[1:]

@@ -226,7 +226,7 @@ class Distiller:
         numbers = torch.zeros(self.world.size, dtype=torch.double)
         numbers[self.world.rank] = number
         total = torch.cat([losses, torch.tensor([float(sequences)]), numbers])
-        self.world.add_up(total)
+        self.world.all_reduce(total)
         *sums, seen = total[: -self.world.size].tolist()
         self.stopped_by = int(total[-self.world.size :].max())
         if self.stopped_by or not seen:
@@ -249,9 +249,9 @@ class Distiller:
 
     # --- State ---------------------------------------------------------------------------------------------------
 
-    def copy_from_first(self) -> None:
-        """Start with the student's weights of rank 0, in all processes."""
-        self.world.copy_from_first(tensor for tensor in unshared_state(self.student.model).values())
+    def broadcast_student(self) -> None:
+        """Give all processes rank 0's weights of the student."""
+        self.world.broadcast(tensor for tensor in unshared_state(self.student.model).values())
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """The student's weights and the optimiser's moments, by name."""

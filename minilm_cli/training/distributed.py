@@ -1,7 +1,8 @@
-"""The processes that train together: which of them this is, how they meet, and what they add up.
+"""The processes of a launch: their ranks, how they connect, and their collective operations.
 
-torchrun starts them and sets who is who in the environment. Rank 0 leads: it alone reads the command line, checks,
-writes and speaks; the others wait to be told of the run (`World.tell`, `World.hear`) and then compute their share.
+torchrun starts them and sets their ranks in the environment. Rank 0 leads: it alone reads the command line, checks
+everything, writes files and prints. The others wait for its announcement of the run (`World.announce`,
+`World.wait_for_announcement`) and then compute their share.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 #: Seconds that processes wait for one another, unless `MINILM_TIMEOUT` says otherwise.
 TIMEOUT = 600
 
-#: Seconds that rank 0, if there is nothing to do, stays until the others have heard so.
+#: Seconds that rank 0, if there is nothing to train, waits until the others have been dismissed.
 _STAY = 10.0
 
 
 class World:
-    """The processes that train together, and which of them this is."""
+    """The processes of a launch, seen from one of them."""
 
     def __init__(
         self,
@@ -47,15 +48,15 @@ class World:
         self.local_rank, self.local_size = local_rank, local_size
         self.timeout = timeout
         self.waited = 0.0
-        """Seconds spent adding up, which is mostly waiting for the others."""
+        """Seconds spent in all-reduces, mostly waiting for other processes."""
         self._rendezvous = Rendezvous(rank, size, timeout)
-        self._met = False
-        self._given_up: set[int] = set()  # ranks that did not come in time
+        self._connected = False
+        self._given_up: set[int] = set()  # ranks that were not ready in time
         self._collectives = 0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> World:
-        """As torchrun, or another launcher, sets it; one process without. Raises `MinilmError` for nonsense."""
+        """As torchrun or another launcher sets it, else one process; raises `MinilmError` for invalid values."""
         size = _number(environment, "WORLD_SIZE", 1)
         if size == 1:
             return cls()
@@ -82,27 +83,27 @@ class World:
 
     # --- Before training -----------------------------------------------------------------------------------------
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """As rank 0, tell the others what they need to start."""
+    def announce(self, message: Mapping[str, Any]) -> None:
+        """As rank 0, send the others what they need to start."""
         if self.size > 1:
-            self._rendezvous.store.set("told", json.dumps(message))
+            self._rendezvous.store.set("announcement", json.dumps(message))
 
-    def hear(self) -> dict[str, Any]:
-        """What rank 0 tells, once it has checked everything; raises `Dismissed` if there is nothing to do."""
+    def wait_for_announcement(self) -> dict[str, Any]:
+        """What rank 0 announces after all checks; raises `Dismissed` if there is nothing to train."""
         with losing_the_store():
-            while not self._rendezvous.store.check(["told"]):
-                self._rendezvous.leave_if_dismissed()
+            while not self._rendezvous.store.check(["announcement"]):
+                self._rendezvous.raise_if_dismissed()
                 time.sleep(POLL)
-            message: dict[str, Any] = json.loads(self._rendezvous.store.get("told"))
+            message: dict[str, Any] = json.loads(self._rendezvous.store.get("announcement"))
         return message
 
-    def meet(self, device: torch.device) -> None:
-        """Wait until all processes are ready, and connect them; raises `Lost` naming those that do not come."""
+    def connect(self, device: torch.device) -> None:
+        """Wait until all processes are ready, and connect them; raises `Lost` naming those that are not."""
         if self.size == 1:
             return
         self._wait_until_ready()
         self._rendezvous.start_heartbeat()
-        # A collective that is late raises here instead of ending the process from another thread.
+        # A collective that times out raises here instead of ending the process from another thread.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         distributed = torch_distributed()
         try:
@@ -115,17 +116,17 @@ class World:
             )
         except RuntimeError as error:
             raise self._rendezvous.lost(self._collectives) from error
-        self._met = True
+        self._connected = True
 
     def _wait_until_ready(self) -> None:
         with losing_the_store():
             for key, number in (("beats", 0), ("at", 0), ("ready", 1)):
                 self._rendezvous.mark(key, number)
-            # Rank 0 is the first to give up, and says so.
+            # Rank 0 gives up first, and reports it.
             deadline = time.monotonic() + self.timeout + (0 if self.leads else _STAY)
             while missing := self._rendezvous.behind("ready"):
-                self._rendezvous.welcome()
-                self._rendezvous.leave_if_dismissed()
+                self._rendezvous.answer()
+                self._rendezvous.raise_if_dismissed()
                 if time.monotonic() > deadline:
                     self._given_up = set(missing)
                     raise missing_ranks(missing, f"not ready after {self.timeout:.0f} s")
@@ -133,58 +134,58 @@ class World:
 
     # --- Training ------------------------------------------------------------------------------------------------
 
-    def add_up(self, tensor: Tensor) -> None:
-        """Replace the tensor by its sum over all processes; raises `Lost` if one does not come."""
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replace the tensor by its sum over all processes; raises `Lost` if one does not take part."""
         if self.size == 1:
             return
         started = time.monotonic()
-        self._together("all_reduce", tensor)
+        self._collective("all_reduce", tensor)
         self.waited += time.monotonic() - started
 
-    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Replace these tensors by rank 0's."""
         if self.size == 1:
             return
         for tensor in tensors:
-            self._together("broadcast", tensor, 0)
+            self._collective("broadcast", tensor, 0)
 
-    def gather(self, values: list[int]) -> list[int]:
-        """The values of all processes, one after the other."""
+    def all_gather(self, values: list[int]) -> list[int]:
+        """The values of all processes, concatenated."""
         if self.size == 1:
             return values
-        found: list[list[int]] = [[]] * self.size
-        self._together("all_gather_object", found, values)
-        return [value for some in found for value in some]
+        gathered: list[list[int]] = [[]] * self.size
+        self._collective("all_gather_object", gathered, values)
+        return [value for one in gathered for value in one]
 
-    def _together(self, collective: str, *arguments: object) -> None:
-        """Call a collective operation; each process first marks that it has come so far."""
+    def _collective(self, name: str, *arguments: object) -> None:
+        """Call a collective operation; each process first marks that it has reached it."""
         try:
             self._collectives += 1
             self._rendezvous.mark("at", self._collectives)
-            getattr(torch_distributed(), collective)(*arguments)
+            getattr(torch_distributed(), name)(*arguments)
         except RuntimeError as error:
             raise self._rendezvous.lost(self._collectives) from error
 
     # --- The end -------------------------------------------------------------------------------------------------
 
-    def part(self, status: int, *, told_why: bool) -> None:
-        """Leave the others, with this exit status; those that wait for something that will not come are told so.
+    def leave(self, status: int, *, reported: bool) -> None:
+        """Leave with this exit status, and dismiss the processes that would wait for this one.
 
-        told_why: this process has told the user why it ends.
+        reported: this process has told the user why it ends.
         """
         if self.size == 1:
             return
         with suppress(MinilmError, RuntimeError):  # the host of the store may be gone
-            if self.leads and not self._met:
+            if self.leads and not self._connected:
                 self._rendezvous.dismiss(status)
                 deadline = time.monotonic() + _STAY
                 while set(self._rendezvous.behind("left")) - {0} - self._given_up and time.monotonic() < deadline:
-                    self._rendezvous.welcome()
+                    self._rendezvous.answer()
                     time.sleep(POLL)
-            elif status and told_why:
+            elif status and reported:
                 self._rendezvous.dismiss(status)
         self._rendezvous.stop_heartbeat(_STAY)
-        if self._met and not status:
+        if self._connected and not status:
             torch_distributed().destroy_process_group()
 
 
@@ -192,13 +193,13 @@ class World:
 
 
 def launch() -> dict[str, str | None] | None:
-    """What tells this launch of torchrun from others: its job's id, if it has one, and the launching process."""
+    """What identifies this launch of torchrun: its job's id, if it has one, and the launching process."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
     if job is None:
         return None
     parent = os.getppid()
     began = ""
-    with suppress(OSError, IndexError):  # without /proc the number must do
+    with suppress(OSError, IndexError):  # without /proc the process id must do
         began = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     return {"job": None if job == "none" else job, "launcher": f"{socket.gethostname()}/{parent}/{began}"}
 
@@ -208,7 +209,7 @@ def same_launch(
 ) -> bool:
     """Whether both are the same launch, before and after torchrun restarted its processes.
 
-    A job's id says so when another machine leads by then; but not of a job that is `finished`: ids are used again.
+    The job's id shows it if rank 0 is now on another machine; not for a `finished` job, because ids are reused.
     """
     if one is None or other is None:
         return False
@@ -219,10 +220,10 @@ def same_launch(
 
 def _number(environment: Mapping[str, str], name: str, default: int, *, most: int = 10**6) -> int:
     text = environment.get(name, "") or str(default)
-    # Compared by its length first: Python does not read numbers of thousands of digits.
+    # The length first: Python refuses to read numbers of thousands of digits.
     if not (text.isascii() and text.isdecimal()) or len(text) > len(str(most)) or int(text) > most:
         raise MinilmError(
             f"the environment variable {name} is {text[:40]!r}, which is not a number up to {most:,}",
-            hint="Unset it if it is left from elsewhere; torchrun sets what it needs.",
+            hint="Unset it if another program left it; torchrun sets it.",
         )
     return int(text)

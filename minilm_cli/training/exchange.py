@@ -14,7 +14,7 @@ from minilm_cli.training.distributed import World
 
 @dataclass(frozen=True)
 class Shared:
-    """What all processes found in a step."""
+    """Results of a step, over all processes."""
 
     sums: Tensor
     """Loss and its parts, summed over all sequences."""
@@ -23,25 +23,25 @@ class Shared:
     stopped_by: int
     """The number of the signal that stops one of the processes, or 0."""
     budget: int
-    """The smallest budget of tokens that a process has come down to."""
+    """The smallest budget of tokens of any process."""
 
 
 class Exchange:
-    """Adds up what all processes found in a step, with one all-reduce.
+    """Sums the results of a step over all processes, with one all-reduce.
 
-    torch's DistributedDataParallel does more than is needed: it averages, takes several reductions for large models,
-    and waits for a backward pass of every process, where one may have nothing to do.
+    torch's DistributedDataParallel does not fit: it averages, splits large models into several reductions, and needs a
+    backward pass in every process, although a process may have no sequences in a step.
     """
 
     def __init__(self, world: World, parameters: Iterable[nn.Parameter]) -> None:
-        """`parameters`: those whose gradients are added up."""
+        """`parameters`: those whose gradients are summed."""
         self._world, self._parameters = world, list(parameters)
         self._buffer = torch.empty(0)
 
     def __call__(self, sums: Tensor, *, padded_tokens: int, stopped_by: int, budget: int) -> Shared:
-        """Replace each parameter's gradient by the sum over all processes; returns the rest of what they found.
+        """Replace each parameter's gradient by its sum over all processes; returns the other results.
 
-        Numbers go through fp32: they are exact up to 2^24.
+        Numbers are sent as fp32, so they are exact up to 2^24.
         """
         if self._world.size == 1:
             return Shared(sums, padded_tokens, stopped_by, budget)
@@ -58,7 +58,7 @@ class Exchange:
             else:
                 gradient.copy_(parameter.grad.flatten())
         tail.copy_(rest)
-        self._world.add_up(self._buffer)
+        self._world.all_reduce(self._buffer)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient.view_as(parameter)
         padded, stops, budgets = tail[len(sums) :].view_as(numbers).T.tolist()

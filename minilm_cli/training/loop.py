@@ -52,7 +52,7 @@ class TrainingLoop:
         if newest is not None:
             self._distiller.load_state({group: newest.tensors(group) for group in ("student", "optimizer")})
             logger.info("Resuming from step %d.", newest.step)
-        self._distiller.copy_from_first()
+        self._distiller.broadcast_student()
         self._saver: CheckpointSaver | None = None
         self._sinks = Fanout([])
         if lock is not None:

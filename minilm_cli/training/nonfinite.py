@@ -110,7 +110,7 @@ def examine(distiller: Distiller, step: int, batch: Batch) -> Finding:
             bad = micro_batch.indices.tolist() if wrong else []
         sequences += bad
     distiller.optimizer.zero_grad()
-    gather = distiller.world.gather
+    gather = distiller.world.all_gather
     return Finding(
         step=step,
         sequences=gather(sequences),

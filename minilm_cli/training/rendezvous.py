@@ -1,6 +1,6 @@
-"""The key-value store that processes of one launch meet at: who is there, who is ready, who has been lost.
+"""The key-value store that the processes of a launch share: which are ready, dismissed or lost.
 
-torch is imported where it is needed, so that a single process does not wait for it.
+torch is imported on use, so that a single process does not wait for it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 
 from minilm_cli.base.errors import Dismissed, MinilmError, RunError
 
-#: Seconds between two looks at the store.
+#: Seconds between two reads of the store.
 POLL = 0.1
 
-#: Seconds between two heartbeats, and without one until a process counts as lost.
+#: Seconds between two heartbeats, and seconds without one after which a process counts as lost.
 _BEAT, _STILL = 0.5, 5.0
 
 
 class Lost(RunError):
-    """A process did not arrive where the others add up: it has failed, was killed, or cannot be reached."""
+    """A process did not take part in a collective operation: it failed, was killed, or cannot be reached."""
 
 
 def torch_distributed() -> Any:
@@ -36,7 +36,7 @@ def torch_distributed() -> Any:
 
 
 class Rendezvous:
-    """What the processes of an attempt tell each other, other than tensors."""
+    """What the processes of an attempt exchange besides tensors; torchrun makes a new attempt after a crash."""
 
     def __init__(self, rank: int, size: int, timeout: float) -> None:
         """`timeout`: seconds to wait for the store."""
@@ -52,8 +52,8 @@ class Rendezvous:
         """The store of this attempt.
 
         torchrun keeps its store when it restarts processes, and the number of restarts differs between machines. So
-        rank 0 draws a name for the attempt and tells it to those that ask, each with a word of its own, since the
-        words of an earlier attempt are still there.
+        rank 0 chooses a random name for the attempt. The others ask for it, each with a random token, because the
+        questions of an earlier attempt are still in the store.
         """
         if self._rank:
             asked = secrets.token_hex(8)
@@ -63,8 +63,8 @@ class Rendezvous:
             self._attempt = self._launch_store.get(f"attempt/{asked}").decode()
         return torch_distributed().PrefixStore(self._attempt, self._launch_store)
 
-    def welcome(self) -> None:
-        """As rank 0, tell the name of the attempt to those that ask for it."""
+    def answer(self) -> None:
+        """As rank 0, answer the processes that ask for the name of the attempt."""
         for rank in range(1, self._size) if self._rank == 0 else ():
             if self._launch_store.check([f"asks/{rank}"]):
                 asked = self._launch_store.get(f"asks/{rank}").decode()
@@ -93,14 +93,14 @@ class Rendezvous:
             ) from None
         return distributed.PrefixStore("minilm", store)
 
-    # --- Who has come how far ------------------------------------------------------------------------------------
+    # --- Progress ------------------------------------------------------------------------------------------------
 
     def mark(self, key: str, number: int = 1) -> None:
-        """Say that this process has come to `number` of `key`."""
+        """Record that this process has reached `number` of `key`."""
         self.store.set(f"{key}/{self._rank}", str(number))
 
     def behind(self, key: str, number: int = 1) -> list[int]:
-        """The ranks that have not come to `number` of `key`."""
+        """The ranks that have not reached `number` of `key`."""
         keys = [f"{key}/{rank}" for rank in range(self._size)]
         if number == 1 and self.store.check(keys):
             return []
@@ -114,7 +114,7 @@ class Rendezvous:
         """Tell the others to end with this exit status."""
         self.store.set("dismissed", str(status))
 
-    def leave_if_dismissed(self) -> None:
+    def raise_if_dismissed(self) -> None:
         """Raise `Dismissed` if another process has told this one to end."""
         if self.store.check(["dismissed"]):
             status = int(self.store.get("dismissed"))
@@ -124,17 +124,17 @@ class Rendezvous:
     # --- Heartbeats ----------------------------------------------------------------------------------------------
 
     def start_heartbeat(self) -> None:
-        """Show the others, until this process ends, that it is there."""
+        """Show the others that this process is alive, until it ends."""
         self._heart.start()
 
     def stop_heartbeat(self, patience: float) -> None:
-        """End the heartbeat: at the end of Python, a thread within torch's code would abort the process."""
+        """End the heartbeat: when Python ends, a thread inside torch's code would abort the process."""
         if self._heart.is_alive():
             self._ends.set()
             self._heart.join(patience)
 
     def _beat(self) -> None:
-        with suppress(RuntimeError):  # the store is gone, as the process will find out
+        with suppress(RuntimeError):  # the store is gone; the next collective operation reports it
             for beats in itertools.count():
                 self.store.set(f"beats/{self._rank}", str(beats))
                 if self._ends.wait(_BEAT):
@@ -146,14 +146,14 @@ class Rendezvous:
     def lost(self, collective: int) -> MinilmError:
         """What to raise after a collective operation failed: `Lost` in the first process that sees it.
 
-        collective: its number, which the processes that took part have marked as `at`.
+        collective: its number, which the processes that took part have recorded as `at`.
         """
         with losing_the_store():
             before = self._beats()
             time.sleep(_STILL)
             still = [rank for rank, beats in enumerate(self._beats()) if beats == before[rank] and rank != self._rank]
             if self.store.check(["dismissed"]):
-                return Dismissed(1)  # the other has said why itself
+                return Dismissed(1)  # the other has reported why
             missing = still or self.behind("at", collective)
             if int(self.store.compare_set("lost", "", str(self._rank))) != self._rank:
                 return Dismissed(1)

@@ -117,18 +117,18 @@ def resume(
 def follow(world: World) -> None:
     """Do this process's share of the run that rank 0 announces, if it announces one.
 
-    Raises `Dismissed` if rank 0 reports what happened, and `RunError` for what went wrong here.
+    Raises `Dismissed` if rank 0 reports the error, and `RunError` for an error of this process.
     """
     silent = logging.getLogger("minilm_cli")
     silent.setLevel(logging.DEBUG)
     silent.propagate = False
     silent.addHandler(logging.NullHandler())
-    told = world.hear()
-    run = RunFolder(Path(told["run"]))
+    announced = world.wait_for_announcement()
+    run = RunFolder(Path(announced["run"]))
     _wait_for(run.settings_file, world)
-    settings, newest = DistillSettings.model_validate(told["settings"]), None
-    if told["step"] is not None:
-        _wait_for(path := checkpoint.path_of(run.checkpoints, told["step"]), world)
+    settings, newest = DistillSettings.model_validate(announced["settings"]), None
+    if announced["step"] is not None:
+        _wait_for(path := checkpoint.path_of(run.checkpoints, announced["step"]), world)
         newest = checkpoint.load(path)
     _train(prepare_again(run, settings, world), run, NoProgress(), newest, None)
 
@@ -205,8 +205,8 @@ def _train(
     if world.leads:
         settings = prepared.settings.model_dump(mode="json")
         step = None if newest is None else newest.step
-        world.tell({"run": str(run.path.absolute()), "step": step, "settings": settings})
-    world.meet(prepared.distiller.device)
+        world.announce({"run": str(run.path.absolute()), "step": step, "settings": settings})
+    world.connect(prepared.distiller.device)
     log = run.log_file if world.leads else run.rank_log_file(world.rank)
     logs = world.leads or prepared.settings.reporting.log_ranks
     with logging_to(log) if logs else nullcontext(), signals.caught():

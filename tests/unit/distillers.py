@@ -78,19 +78,19 @@ class Factory:
 
 
 class FakeWorld(World):
-    """One of two ranks. Rank 0 adds what rank 1, which ran before, has added: no second process is needed."""
+    """One of two ranks. Rank 0 adds what rank 1, which ran before, has contributed: no second process is needed."""
 
     def __init__(self, rank: int, other: FakeWorld | None = None) -> None:
         super().__init__(rank, 2)
         self.added: list[Tensor] = []
         self._other = other
 
-    def add_up(self, tensor: Tensor) -> None:
+    def all_reduce(self, tensor: Tensor) -> None:
         self.added.append(tensor.clone())
         if self._other is not None:
             tensor += self._other.added[len(self.added) - 1]
 
-    def gather(self, values: list[int]) -> list[int]:
+    def all_gather(self, values: list[int]) -> list[int]:
         return values
 
 

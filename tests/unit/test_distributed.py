@@ -57,14 +57,14 @@ def test_invalid_variable_is_named(wrong: dict[str, str], message: str) -> None:
 
 def test_collectives_of_one_process_do_nothing() -> None:
     world, tensor = World(), torch.ones(3)
-    world.meet(torch.device("cpu"))
-    world.tell({"run": "somewhere"})
-    world.add_up(tensor)
-    world.copy_from_first([tensor])
+    world.connect(torch.device("cpu"))
+    world.announce({"run": "somewhere"})
+    world.all_reduce(tensor)
+    world.broadcast([tensor])
     assert tensor.tolist() == [1, 1, 1]
-    assert world.gather([3, 4]) == [3, 4]
+    assert world.all_gather([3, 4]) == [3, 4]
     assert world.waited == 0
-    world.part(1, told_why=True)
+    world.leave(1, reported=True)
 
 
 def test_processes_restarted_by_torchrun_are_of_the_same_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,6 +201,22 @@ def test_wrong_value_is_refused_by_name(name: str, value: object) -> None:
     assert "literal[" not in message
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("optimizer.lr", "fast", "must be a number (given: 'fast')"),
+        ("training.steps", "many", "must be a whole number (given: 'many')"),
+        ("training.steps", 1.5, "must be a whole number (given: 1.5)"),
+        ("training.compile", "maybe", "must be true or false (given: 'maybe')"),
+        ("relations.heads", "many", "must be 'auto' or a whole number (given: 'many')"),
+    ],
+)
+def test_wrong_value_is_refused_with_what_it_must_be(name: str, value: object, reason: str) -> None:
+    with pytest.raises(MinilmError) as caught:
+        load(**{name: value})
+    assert (caught.value.where, caught.value.message) == (name, reason)
+
+
 @pytest.mark.parametrize("name", ["data.path", "output", "teacher.name", "student.config", "training.device"])
 @pytest.mark.parametrize("value", ["a\0b", "\udcff"], ids=["null", "not Unicode"])
 def test_invalid_path_or_name_is_refused(name: str, value: str) -> None:
