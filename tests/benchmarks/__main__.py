@@ -55,7 +55,7 @@ def losses(*, quick: bool) -> list[Row]:
     The plain ones come last: a virtual machine goes on giving their gigabytes back after they have ended, and what is
     measured meanwhile takes up to twice its time.
     """
-    lengths = (32, 128) if quick else (32, 64, 128, 256, 512, 1024)
+    lengths = (32,) if quick else (32, 64, 128, 256, 512, 1024)
     ours, theirs = (
         [measure("measure", "loss", which, str(n), str(4096 // n), "0" if quick else "2") for n in lengths]
         for which in ("ours", "plain")
@@ -76,7 +76,7 @@ def losses(*, quick: bool) -> list[Row]:
 
 def training(*, quick: bool) -> list[Row]:
     """(b) and (c) Whole training, batch 32 of median 40 tokens, and the share of the matrix-multiply rate."""
-    shape = ("32", "128", "1" if quick else "6")
+    shape = ("4", "32", "1") if quick else ("32", "128", "6")
     ways = {
         "plain fp32": ("measure", "training", "plain", "fp32", *shape),
         "minilm fp32": ("measure", "training", "ours", "fp32", *shape),
@@ -108,12 +108,12 @@ def tokenisation(*, quick: bool) -> list[Row]:
 
 def tokenisation_memory(*, quick: bool) -> list[Row]:
     """(f) The memory of tokenising over the size of the text, two workers."""
-    return [measure("tokenise", "memory", str(size)) for size in ((2, 4) if quick else (10, 50, 250))]
+    return [measure("tokenise", "memory", str(size)) for size in ((2,) if quick else (10, 50, 250))]
 
 
 def token_store(*, quick: bool) -> list[Row]:
     """(g) Opening a token store, and reading from it, over its size."""
-    return [measure("tokenise", "store", str(size)) for size in (10_000, 100_000 if quick else 10_000_000)]
+    return [measure("tokenise", "store", str(size)) for size in ((10_000,) if quick else (10_000, 10_000_000))]
 
 
 def machine() -> Row:
@@ -141,7 +141,7 @@ def show(section: str, rows: list[Row]) -> None:
 def main() -> None:
     """Run them all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute's worth, to see that they run")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that they run")
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
     figures = {

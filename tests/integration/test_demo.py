@@ -98,7 +98,7 @@ def test_a_command_that_fails_ends_the_demo(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_a_demo_that_is_stopped_saves_what_it_has(minilm: Commands) -> None:
-    process = minilm.start("demo", "--output", "demo")
+    process = minilm.start("demo", "--output", "demo", OMP_NUM_THREADS="1")
     written = minilm.folder / "demo" / "run" / "metrics.jsonl"
     wait_until(lambda: written.exists() and written.read_text(encoding="utf-8").count("\n") > 1, process)
     process.send_signal(signal.SIGTERM)

@@ -181,9 +181,9 @@ def measured(*words: str) -> Any:
 
 
 def test_more_text_takes_no_more_memory() -> None:
-    some, more = (measured("memory", megabytes, "a-token-a-line") for megabytes in ("5", "120"))
-    assert more["megabytes"] - some["megabytes"] > 100  # and the token ids take 50
-    assert more["tokens"] > 20 * some["tokens"]
+    some, more = (measured("memory", megabytes, "a-token-a-line") for megabytes in ("5", "65"))
+    assert more["megabytes"] - some["megabytes"] > 50  # and the token ids take 25
+    assert more["tokens"] > 10 * some["tokens"]
     assert more["peak_mb"] - some["peak_mb"] < 20
 
 
