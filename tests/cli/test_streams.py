@@ -125,9 +125,14 @@ def test_a_dry_run_prints_the_plan(minilm: Minilm) -> None:
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_dry_run_prints_one_json_object(minilm: Minilm) -> None:
+def test_a_dry_run_prints_one_json_object_and_writes_no_file(minilm: Minilm) -> None:
+    before = set(Path().rglob("*"))
     outcome = minilm(*DISTILL, "--dry-run", "--json")
     plan = json.loads(outcome.out)
+    assert set(Path().rglob("*")) == before
+    assert "hours in all" in outcome.err
+    assert plan["student"]["parameters"] > plan["student"]["untrained_parameters"] > 0
+    assert plan["relations"]["heads"] == 24
     assert outcome.out.count("\n") == 1
     assert plan["training"]["steps"] == 3
     assert plan["student"]["layers"] == 2
