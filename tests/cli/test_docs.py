@@ -96,10 +96,10 @@ def test_names_of_code_exist(page: Path) -> None:
         package, module, *rest = name.removeprefix("minilm_cli.").split(".")
         if f"{package}.{module}" not in MODULES or name in settings:
             continue
-        found: object = importlib.import_module(f"minilm_cli.{package}.{module}")
+        value: object = importlib.import_module(f"minilm_cli.{package}.{module}")
         for part in rest:
-            assert hasattr(found, part), name
-            found = getattr(found, part)
+            assert hasattr(value, part), name
+            value = getattr(value, part)
 
 
 def test_the_table_of_packages_is_complete() -> None:
@@ -125,11 +125,11 @@ def test_every_file_of_a_run_is_documented() -> None:
 
 
 def test_settings_files_in_the_documentation_load(tmp_path: Path) -> None:
-    found = [
+    texts = [
         text for page in PAGES for text in re.findall(r"^```yaml\n(.*?)^```$", _text(page), re.MULTILINE | re.DOTALL)
     ]
-    assert found
-    for text in found:
+    assert texts
+    for text in texts:
         file = tmp_path / "settings.yaml"
         file.write_text(text, encoding="utf-8")
         assert load_distill_settings(file, (), {"teacher.name": "t", "student.config": "s"})

@@ -318,13 +318,13 @@ def test_export_options_set_their_settings(minilm: Minilm, monkeypatch: pytest.M
 def test_resume_options_are_passed_on(minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> None:
     calls: list[tuple[RunFolder, object]] = []
 
-    def resume(found: RunFolder, _: object, changes: dict[str, object], *, world: World) -> RunReport:
+    def resume(folder: RunFolder, _: object, changes: dict[str, object], *, world: World) -> RunReport:
         assert world.size == 1
-        calls.append((found, changes))
-        return RunReport(found.path, 8, {"loss": 1.0})
+        calls.append((folder, changes))
+        return RunReport(folder.path, 8, {"loss": 1.0})
 
     monkeypatch.setattr(run, "resume", resume)
     words = "--steps 8 --set checkpoint.keep=5 --set reporting.log_every=2"
     assert minilm("resume", finished_run, *words.split()).status == 0
     changes = {"training.steps": 8, "checkpoint.keep": 5, "reporting.log_every": 2}
-    assert [(found.path, given) for found, given in calls] == [(finished_run, changes)]
+    assert [(folder.path, changed) for folder, changed in calls] == [(finished_run, changes)]

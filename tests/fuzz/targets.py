@@ -425,13 +425,13 @@ def _write_run(folder: Path) -> None:
 
 def _open_run(folder: Path) -> None:
     run = find_run(folder)
-    found = run.plan()
-    found.tables()
+    run_plan = run.plan()
+    run_plan.tables()
     records = run.metrics()
     final_losses(records)
-    loss_curve(records, found.student.name).encode()
+    loss_curve(records, run_plan.student.name).encode()
     changes = [(change.step, change.setting) for change in run.changes()]
-    model_card(run.settings(), found, records, step=5, dtype="float32", changes=changes).encode()
+    model_card(run.settings(), run_plan, records, step=5, dtype="float32", changes=changes).encode()
 
 
 def targets() -> list[Target]:

@@ -97,14 +97,14 @@ def no_process_is_left(minilm: Commands) -> Iterator[None]:
 
 def processes_in(folder: Path) -> list[int]:
     """The processes whose current folder this is."""
-    found = []
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if (entry / "cwd").readlink() == folder and "Z" not in (entry / "stat").read_text().split()[2]:
-                found.append(int(entry.name))
+                processes.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return processes
 
 
 def saved(folder: Path, step: int) -> Callable[[], bool]:
@@ -124,8 +124,8 @@ def rank(number: int, folder: Path) -> int:
         environment = (process / "environ").read_bytes().split(b"\0")
         return f"RANK={number}".encode() in environment or (process / "comm").read_text() == f"minilm-{number}\n"
 
-    (found,) = (process for process in processes_in(folder) if has_rank(Path("/proc", str(process))))
-    return found
+    (process,) = (pid for pid in processes_in(folder) if has_rank(Path("/proc", str(pid))))
+    return process
 
 
 def assert_close_metrics(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:

@@ -77,13 +77,13 @@ class Documented:
 
 
 def _blocks(page: Path, language: str) -> Iterator[str]:
-    for found, text in BLOCK.findall(page.read_text(encoding="utf-8")):
-        if found == language:
+    for block_language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if block_language == language:
             yield text
 
 
 def _documented(page: Path) -> list[Documented]:
-    found = []
+    documented = []
     for text in _blocks(page, "console"):
         command, output = "", list[str]()
         for line in text.replace("\\\n", "").splitlines():
@@ -91,10 +91,10 @@ def _documented(page: Path) -> list[Documented]:
                 output.append(line)
                 continue
             if command:
-                found.append(Documented(command, tuple(output)))
+                documented.append(Documented(command, tuple(output)))
             command, output = line.removeprefix("$ "), []
-        found.append(Documented(command, tuple(output)))
-    return found
+        documented.append(Documented(command, tuple(output)))
+    return documented
 
 
 @pytest.fixture
@@ -177,8 +177,8 @@ def _lines_of_endless_runs(folder: Path) -> dict[Path, int]:
 
 
 def test_commands_that_are_not_run_are_listed() -> None:
-    found = {line for page in PAGES for text in _blocks(page, "bash") for line in text.splitlines() if line}
-    assert found == set(NOT_RUN)
+    commands = {line for page in PAGES for text in _blocks(page, "bash") for line in text.splitlines() if line}
+    assert commands == set(NOT_RUN)
 
 
 def test_every_block_has_a_known_language() -> None:
