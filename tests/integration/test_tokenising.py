@@ -114,7 +114,7 @@ def test_interrupted_tokenization_can_be_continued(
 
 @pytest.fixture
 def two_workers(place: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A process that waits for large text, and the process ids of its two workers."""
+    """A process that waits for more text, and the process ids of its two workers."""
     words = ("tokenize", "-", "--tokenizer", "teacher", "--workers", "2", "--batch-size", "1")
     with subprocess.Popen(
         [sys.executable, "-m", "minilm_cli", *words],
