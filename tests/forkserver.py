@@ -2,7 +2,7 @@
 
 Starting Python and importing torch and transformers takes seconds, a fork takes milliseconds. The forked command is a
 real process, a child of the process that asked: exit status, signals and streams are those of a cold start.
-Fixed when Python starts or a library is imported, and so not set by a command: the hash seed, and environment variables
+A command cannot set what is fixed when Python starts or a library is imported: the hash seed, and environment variables
 such as `HF_HOME`. `can_fork` tells whether a command can be forked.
 
 Linux only: a forked command becomes the child of the process that asked because that process adopts orphans.
@@ -171,7 +171,7 @@ def server() -> ForkServer:
 
 
 def fork_server() -> ForkServer:
-    """Fork this process, which was forked from a server itself, to become a server."""
+    """Fork a server from this process, which was forked from a server itself."""
     client_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         client_end.close()
