@@ -1,6 +1,6 @@
-"""What all tests share: a tiny teacher, its tokenizer, text, tokens and a student's config, all made here.
+"""Fixtures for all tests: a tiny teacher, its tokenizer, text, tokens and a student's config.
 
-The session's fixtures are for reading: a test that changes a file copies it first.
+Fixtures of the session are read-only: a test that changes a file copies it first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 from minilm_cli.base.progress import NoProgress
 from tests import tiny
 
-# The same examples in every run, and no clock: a busy machine is no failure.
+# The same examples in every run, and no deadline, because the machine may be busy.
 hypothesis_settings.register_profile("minilm", derandomize=True, deadline=None, max_examples=40)
 hypothesis_settings.load_profile("minilm")
 
@@ -38,13 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tests run beside each other, not each on all cores."""
+    """Use one thread, because tests run in parallel."""
     import torch
 
     torch.set_num_threads(1)
 
 
-# A shell ignores the one for what it runs in the background, nohup the other, and processes hand that down.
+# Background processes of a shell inherit an ignored SIGINT, those of nohup an ignored SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -90,7 +90,7 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tin
 
 @pytest.fixture(scope="session")
 def tiny_student_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `config.json`: BERT, 2 layers, 24 wide, 4 heads; its vocabulary is left to the teacher."""
+    """A `config.json`: BERT, 2 layers, 24 wide, 4 heads, with the teacher's vocabulary."""
     path = tmp_path_factory.mktemp("student") / "config.json"
     tiny.write_student_config(path)
     return path
@@ -106,7 +106,7 @@ class _Capabilities(ctypes.Structure):
 
 @pytest.fixture
 def ordinary_user() -> Iterator[None]:
-    """Files may be read, searched and written as their modes say, by root too; in this thread and those it starts."""
+    """Apply the permissions of files to root too, in this thread and the threads that it starts."""
     if os.geteuid() != 0:
         yield
         return

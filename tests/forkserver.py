@@ -1,9 +1,9 @@
-"""A process that has imported everything `minilm` needs, and forks a command from itself when asked.
+"""A process that has imported everything `minilm` needs, and forks commands on request.
 
 Starting Python and importing torch and transformers takes seconds, a fork takes milliseconds. The forked command is a
 real process, a child of the process that asked: exit status, signals and streams are those of a cold start.
-What differs is what is fixed when Python starts or a library is imported: the hash seed, and environment variables
-such as `HF_HOME`. `forks` says which variables a forked command may set.
+A command cannot set what is fixed when Python starts or a library is imported: the hash seed, and environment variables
+such as `HF_HOME`. `can_fork` tells whether a command can be forked.
 
 Linux only: a forked command becomes the child of the process that asked because that process adopts orphans.
 """
@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[1]
 #: Variables that Python, torch, transformers or huggingface_hub read once, at their import.
 READ_AT_IMPORT = ("HF_HOME", "HF_HUB_", "TRANSFORMERS_", "TORCH_", "OMP_", "PYTHONHASHSEED", "PYTHONWARNINGS")
 
-#: What they are for every command.
-SETTLED = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+#: Their values in every command.
+FIXED_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 #: CPU seconds after which the system ends a command: if pytest is killed, no endless run stays behind.
 CPU_SECONDS = 600
@@ -46,7 +46,7 @@ CPU_SECONDS = 600
 _SET_NAME, _ADOPT_ORPHANS = 15, 36  # prctl's PR_SET_NAME and PR_SET_CHILD_SUBREAPER
 
 
-def forks(environment: Mapping[str, str]) -> bool:
+def can_fork(environment: Mapping[str, str]) -> bool:
     """Whether a command with these variables set can be forked; otherwise it needs a cold start."""
     return sys.platform == "linux" and not any(name.startswith(READ_AT_IMPORT) for name in environment)
 
@@ -64,8 +64,8 @@ class Process:
     def poll(self) -> int | None:
         """The exit status, or None while the process runs."""
         if self.returncode is None:
-            found, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if found else None
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -107,7 +107,7 @@ def _content(file: IO[bytes] | None) -> str:
 
 
 class ForkServer:
-    """The asking side of a server."""
+    """The client's side of a server."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -140,46 +140,46 @@ class ForkServer:
         return Process(int(answer), words, out, err)
 
     def close(self) -> None:
-        """End the server; the commands it forked go on."""
+        """End the server; the commands that it forked continue."""
         self._connection.close()
 
 
 @cache
 def server() -> ForkServer:
     """The server of this process, started when it is first needed."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    client_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     home = tempfile.mkdtemp()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.forkserver", str(theirs.fileno())],
+        [sys.executable, "-m", "tests.forkserver", str(server_end.fileno())],
         cwd=ROOT,
         # THP_MEM_ALLOC_ENABLE: as `minilm` sets it before it imports torch.
-        env=os.environ | SETTLED | {"HF_HOME": home, "THP_MEM_ALLOC_ENABLE": "1"},
+        env=os.environ | FIXED_ENVIRONMENT | {"HF_HOME": home, "THP_MEM_ALLOC_ENABLE": "1"},
         stdin=subprocess.DEVNULL,
-        pass_fds=[theirs.fileno()],
+        pass_fds=[server_end.fileno()],
         start_new_session=True,
     )
-    theirs.close()
-    found = ForkServer(ours)
+    server_end.close()
+    client = ForkServer(client_end)
 
     @atexit.register
     def end() -> None:
-        found.close()
+        client.close()
         process.wait()
         shutil.rmtree(home)
 
-    return found
+    return client
 
 
-def forked_server() -> ForkServer:
-    """A server that is a fork of this process, for a process that was forked from a server itself."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def fork_server() -> ForkServer:
+    """Fork a server from this process, which was forked from a server itself."""
+    client_end, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
-        ours.close()
+        client_end.close()
         os.chdir("/")
-        run(serve(theirs))
+        run(serve(server_end))
         sys.exit()
-    theirs.close()
-    return ForkServer(ours)
+    server_end.close()
+    return ForkServer(client_end)
 
 
 def preload() -> None:
@@ -200,25 +200,25 @@ def preload() -> None:
 
 
 def serve(connection: socket.socket) -> list[str]:
-    """Answer requests. Returns in each forked command, with the words it is to run; exits when nobody asks any more."""
+    """Answer requests until the client closes. Returns in each forked command, with the words that it has to run."""
     while True:
         message, streams, _, _ = socket.recv_fds(connection, 2**20, 3)
         if not message:
             os._exit(0)
         reading, writing = os.pipe()
-        if (middle := os.fork()) == 0:
+        if (parent := os.fork()) == 0:
             if child := os.fork():
                 os.write(writing, str(child).encode())
                 os._exit(0)
             return _become(json.loads(message), streams)
-        os.waitpid(middle, 0)
+        os.waitpid(parent, 0)
         connection.sendall(os.read(reading, 100))
         for descriptor in (reading, writing, *streams):
             os.close(descriptor)
 
 
 def _become(request: dict[str, object], streams: Sequence[int]) -> list[str]:
-    """Set this process up as a cold start would find itself; returns the words to run."""
+    """Set this process up like one that was started; returns the words to run."""
     os.setsid()
     os.chdir(request["cwd"])
     for number, descriptor in enumerate(streams):
@@ -237,7 +237,7 @@ def _become(request: dict[str, object], streams: Sequence[int]) -> list[str]:
 
 
 def run(words: Sequence[str]) -> None:
-    """What `python WORDS...` runs."""
+    """Run what `python WORDS...` runs."""
     option, program, *rest = words
     if option == "-m":
         sys.argv = [program, *rest]

@@ -1,4 +1,4 @@
-"""Commands as processes, and what the runs they leave have in common."""
+"""Commands as processes, and the results of runs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.forkserver import SETTLED, Process, forks, server
+from tests.forkserver import FIXED_ENVIRONMENT, Process, can_fork, server
 
 AnyProcess = Process | subprocess.Popen[str]
 
-#: Only a guard against hanging.
-PATIENCE = 300
+#: Seconds after which a hang becomes a failure.
+TIMEOUT = 300
 
 
 class Commands:
-    """Runs `minilm` in a folder; whatever still runs at the end is ended."""
+    """Runs `minilm` in a folder, and at the end kills the processes that still run."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is the current one of every command."""
+        """folder: the current folder of every command."""
         self.folder = folder
         self.started: list[AnyProcess] = []
 
@@ -39,17 +39,18 @@ class Commands:
     ) -> AnyProcess:
         """Start `python LAUNCHER... PROGRAM... WORDS...` and return at once.
 
-        The process is forked from one that has imported torch and transformers; `cold` starts Python instead, as do
-        variables that are read by imports. `end` returns the streams, except those that go to a given descriptor.
+        The process is forked from one that has imported torch and transformers. With `cold`, or with environment
+        variables that are read during imports, Python is started instead. `end` returns the output, except where
+        `stdout` or `stderr` is a file descriptor.
         """
-        given = [*launcher, *program, *map(os.fspath, words)]
-        env = os.environ | SETTLED | {"COLUMNS": "200", "TMPDIR": str(self.folder)} | environment
+        command = [*launcher, *program, *map(os.fspath, words)]
+        env = os.environ | FIXED_ENVIRONMENT | {"COLUMNS": "200", "TMPDIR": str(self.folder)} | environment
         process: AnyProcess
-        if forks(environment) and not cold:
-            process = server().start(given, cwd=self.folder, environment=env, stdout=stdout, stderr=stderr)
+        if can_fork(environment) and not cold:
+            process = server().start(command, cwd=self.folder, environment=env, stdout=stdout, stderr=stderr)
         else:
             process = subprocess.Popen(
-                [sys.executable, *given],
+                [sys.executable, *command],
                 cwd=self.folder,
                 env=env,
                 stdin=subprocess.DEVNULL,
@@ -64,7 +65,7 @@ class Commands:
 
     def end(self, process: AnyProcess) -> subprocess.CompletedProcess[str]:
         """Wait for a process."""
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate(timeout=TIMEOUT)
         return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
     def __call__(self, *words: str | os.PathLike[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -72,7 +73,7 @@ class Commands:
         return self.end(self.start(*words, **options))
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill the processes that still run."""
         for process in self.started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -84,17 +85,18 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-#: What a clock says in a line of metrics.
-CLOCKED = {"elapsed", "sequences_per_second", "tokens_per_second", "waiting_fraction"}
+#: Metrics that depend on the time.
+TIME_METRICS = {"elapsed", "sequences_per_second", "tokens_per_second", "waiting_fraction"}
 
 
-def lasting_metrics(folder: Path) -> str:
-    """The bytes of `metrics.jsonl` but for what a clock says."""
-    return "\n".join(json.dumps({k: v for k, v in record.items() if k not in CLOCKED}) for record in metrics(folder))
+def metrics_without_times(folder: Path) -> str:
+    """The lines of `metrics.jsonl` without the metrics that depend on the time."""
+    records = ({k: v for k, v in record.items() if k not in TIME_METRICS} for record in metrics(folder))
+    return "\n".join(map(json.dumps, records))
 
 
-def lasting_files(folder: Path, step: int) -> dict[str, bytes]:
-    """The bytes that a run ends with: its student, and the tensors of its last checkpoint."""
+def result_files(folder: Path, step: int) -> dict[str, bytes]:
+    """The bytes of a run's student and of its last checkpoint's tensors."""
     names = (
         "student/model.safetensors",
         f"checkpoints/step-{step:08}/student.safetensors",

@@ -1,4 +1,4 @@
-"""What is tiny and made here: a teacher, its tokenizer, text, tokens and a student's config."""
+"""Makes a tiny teacher, its tokenizer, text, tokens and a student's config."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VOCABULARY = tuple(dict.fromkeys((*SPECIAL_TOKENS, *LETTERS, *".,;!?", *WORDS)))
 
 
 def save_tokenizer(folder: Path) -> None:
-    """A lower-casing WordPiece tokenizer of about 200 tokens: every letter, and the commonest words."""
+    """A lower-casing WordPiece tokenizer of about 200 tokens: every letter, and the most common words."""
     from transformers import BertTokenizer
 
     BertTokenizer(vocab={token: number for number, token in enumerate(VOCABULARY)}).save_pretrained(folder)
@@ -48,7 +48,7 @@ def save_teacher(folder: Path, **overrides: Any) -> None:
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        # Wide weights: the relations of a freshly initialised BERT are all but uniform.
+        # Large weights: the relations of a newly initialised BERT are almost uniform.
         BertModel(BertConfig(**(values | {"initializer_range": 0.2} | overrides))).save_pretrained(folder)
     save_tokenizer(folder)
 
@@ -61,7 +61,7 @@ def write_corpus(path: Path) -> None:
 
 
 def write_store(path: Path, *, corpus: Path, tokenizer: str) -> None:
-    """A token store of at most 32 tokens a sequence, so that some lines of the tiny corpus are split."""
+    """A token store with at most 32 tokens a sequence, so that some lines of the tiny corpus are split."""
     from minilm_cli.corpus.tokenize import tokenize
 
     settings = TokenizeSettings(inputs=(str(corpus),), tokenizer=tokenizer, output=path, max_length=32, workers=1)
@@ -69,7 +69,7 @@ def write_store(path: Path, *, corpus: Path, tokenizer: str) -> None:
 
 
 def write_student_config(path: Path) -> None:
-    """A `config.json`: BERT, 2 layers, 24 wide, 4 heads; its vocabulary is left to the teacher."""
+    """A `config.json`: BERT, 2 layers, 24 wide, 4 heads, with the teacher's vocabulary."""
     values = {
         "model_type": "bert",
         "num_hidden_layers": 2,

@@ -1,6 +1,6 @@
-"""torchrun, whose workers are forked instead of started: `-m tests.torchrun OPTIONS... -m MODULE WORDS...`.
+"""torchrun that forks its workers: `-m tests.torchrun OPTIONS... -m MODULE WORDS...`.
 
-For a command of `tests.forkserver`: what that has imported need not be imported again by any worker.
+For a command of `tests.forkserver`: its workers need not import torch and transformers again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
-from tests.forkserver import Process, forked_server
+from tests.forkserver import Process, fork_server
 
 if __name__ == "__main__":
-    server = forked_server()
+    server = fork_server()
 
     def start(_: object, words: tuple[str, ...], environment: dict[str, str]) -> Process:
-        """Start a worker in the place of `python -u WORDS...`."""
+        """Fork a worker instead of starting `python -u WORDS...`."""
         assert words[1] == "-u"
         return server.start(words[2:], cwd=Path.cwd(), environment=environment, stdout=1, stderr=2)
 

@@ -1,7 +1,7 @@
 """All benchmarks, by one command: `python -m tests.benchmarks [--quick] [--output docs/figures/figures.json]`.
 
-Each figure is measured in a process of its own, ours and the plain one in turn, so that ratios are of one run. Prints
-tables and writes JSON, of which `python -m tests.benchmarks.page` makes a page of the documentation.
+Each figure is measured in a separate process, minilm and the plain code in turn, so that ratios are of one run. Prints
+tables and writes JSON, from which `python -m tests.benchmarks.page` makes a page of the documentation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def measure(module: str, *words: str) -> dict[str, float]:
 
 
 def in_turn(ways: dict[str, tuple[str, ...]], rate: str, *, rounds: int) -> list[Row]:
-    """A row for each way: medians over rounds that measure every way once, and of its ratios to the first way."""
+    """A row for each way: medians over the rounds of its figures and of its speed relative to the first way."""
     turns = [{name: measure(*words) for name, words in ways.items()} for _ in range(rounds)]
     base = next(iter(ways))
     return [
@@ -52,8 +52,8 @@ def in_turn(ways: dict[str, tuple[str, ...]], rate: str, *, rounds: int) -> list
 def losses(*, quick: bool) -> list[Row]:
     """(a) The relation loss over the length, 4,096 tokens in all.
 
-    The plain ones come last: a virtual machine goes on giving their gigabytes back after they have ended, and what is
-    measured meanwhile takes up to twice its time.
+    The plain code comes last: a virtual machine takes time to free its gigabytes after it has ended, and measurements
+    at that time take up to twice as long.
     """
     lengths = (32,) if quick else (32, 64, 128, 256, 512, 1024)
     ours, theirs = (
@@ -117,7 +117,7 @@ def token_store(*, quick: bool) -> list[Row]:
 
 
 def machine() -> Row:
-    """Where and when this is measured."""
+    """The machine and the date."""
     return {
         "processor": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "cores": os.cpu_count(),
@@ -139,9 +139,9 @@ def show(section: str, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    """Run them all."""
+    """Run all benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that they run")
+    parser.add_argument("--quick", action="store_true", help="run for a minute, to check that they run")
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
     options = parser.parse_args()
     figures = {

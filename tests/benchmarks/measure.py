@@ -1,4 +1,4 @@
-"""One measurement in a process of its own, so that peak memory is its own; prints a line of JSON.
+"""One measurement, in a separate process because of its peak memory; prints a line of JSON.
 
 python -m tests.benchmarks.measure loss ours 128 32 2
 python -m tests.benchmarks.measure training plain fp32 32 128 6
@@ -39,13 +39,13 @@ VOCABULARY = 30_522
 
 
 def peak_mb() -> float:
-    """The most memory this process has held so far, in MB; Linux alone.
+    """The peak memory of this process in MB; Linux only.
 
-    `getrusage` would give that of the process that started it, if that is more.
+    `getrusage` would include the memory of the parent process.
     """
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    (held,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(held) * 1024 / 1e6
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak) * 1024 / 1e6
 
 
 def seconds(work: Callable[[], object], repeats: int = 3, at_least: float = 0) -> float:
@@ -64,7 +64,7 @@ def measure_loss(which: str, length: int, batch: int, at_least: float) -> dict[s
     torch.manual_seed(0)
     teacher = [torch.randn(batch, length, TEACHER_WIDTH) for _ in range(3)]
     student = [torch.randn(batch, length, STUDENT_WIDTH, requires_grad=True) for _ in range(3)]
-    # The libraries' own buffers are not the loss's: they are there before it is measured.
+    # Allocate the libraries' buffers before the measurement.
     torch.bmm(torch.randn(2, 8, 64), torch.randn(2, 64, 8)).softmax(-1)
     before = peak_mb()
 
@@ -95,14 +95,14 @@ def models() -> tuple[BertModel, BertModel]:
 
 
 def lengths(count: int, longest: int, rng: np.random.Generator) -> np.ndarray:
-    """Log-normal, median about 40."""
-    if longest > 128:  # the memory's case: all full
+    """Log-normal lengths with a median of about 40."""
+    if longest > 128:  # for the measurement of memory
         return np.full(count, longest)
     return np.clip(np.round(np.exp(rng.normal(np.log(40), 0.6, count))), 4, longest).astype(np.int64)
 
 
 def store(folder: Path, sequences: int, longest: int) -> TokenStore:
-    """Random tokens of those lengths."""
+    """A token store of random tokens with those lengths."""
     rng = np.random.default_rng(0)
     sizes = lengths(sequences, longest, rng)
     writer = TokenStoreWriter(folder, TokenizerInfo(vocabulary_size=VOCABULARY), longest)
@@ -215,7 +215,7 @@ def measure_help() -> dict[str, float]:
 def main(words: list[str]) -> None:
     """Run the measurement that `words` name."""
     if "plain" not in words:
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `minilm` does, and a plain trainer does not
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # like `minilm`, unlike a plain trainer
     match words:
         case ["loss", which, length, batch, at_least]:
             report = measure_loss(which, int(length), int(batch), float(at_least))

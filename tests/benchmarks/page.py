@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks --output docs/figures/figures.json  measure
 python -m tests.benchmarks.page                                write the page
-python -m tests.benchmarks.page --check                        fail if the page is not what the figures say
+python -m tests.benchmarks.page --check                        fail if the page is not up to date
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pages(figures: Figures) -> dict[str, str]:
         for name, prefix in lines
     }
     memory = {name: [(row["length"], row[f"{prefix}extra_mb"]) for row in losses] for name, prefix in lines}
-    # The row of the larger batch is of other work.
+    # The row of the larger batch is a different task.
     rates = {row["name"]: row["sequences_per_second"] for row in figures["training"] if "times_faster" in row}
     across = "length of the sequences, tokens"
     return {
@@ -45,25 +45,21 @@ def pages(figures: Figures) -> dict[str, str]:
 def _page(figures: Figures) -> str:
     quick = figures["quick"]
     rounds = "once" if quick else "in turn, in three rounds"
-    medians = "" if quick else " What is shown are medians over the rounds, also of the ratios."
+    medians = "" if quick else " Figures are medians over the rounds, also the ratios."
     provisional = "These are the provisional figures of a quick run, good for orders of magnitude.\n\n" if quick else ""
-    larger = (
-        ""
-        if quick
-        else " The last row is for memory: one step on 256 sequences of 512 tokens, where there is nothing to pad."
-    )
+    larger = "" if quick else " The last row is for memory: one step on 256 sequences of 512 tokens, without padding."
     return f"""<!-- Written by tests/benchmarks/page.py from {FIGURES}. Edit that, not this. -->
 
 # Figures
 
-How fast minilm is and how much memory it takes, beside plain code that does the same. The plain code is
+The speed and the memory of minilm, compared with plain code that does the same. The plain code is
 `tests/benchmarks/plain.py`: a training step the way MiniLMv2 is usually written.
 
 {provisional}## Conditions
 
 {_conditions(figures["machine"])}
 
-Each measurement has a process of its own, so that its peak memory is its own. MB are millions of bytes.
+Each measurement runs in a separate process, because of its peak memory. MB are millions of bytes.
 
 ## Relation loss
 
@@ -73,7 +69,7 @@ them. Both in fp32, without a model.
 
 {_table(figures, "relation_loss")}
 
-Times are medians of at least three runs{"" if quick else " and two seconds"}, after one that is not counted. Extra
+Times are medians of at least three runs{"" if quick else " and two seconds"}, after a warm-up run. Extra
 memory is the peak beyond the inputs and their gradients.
 
 ![Time per token over the length of the sequences](figures/loss-time.svg)
@@ -87,9 +83,9 @@ longest sequence, runs both models to their end and is in fp32.
 
 {_table(figures, "training")}
 
-The trainers were measured {rounds}: {"one step" if quick else "six steps"} after one that is not
-counted.{medians} The share of the GEMM rate is the arithmetic that a step needs, padding not
-counted, over what the machine could do in that time at the matrix products of a layer in the same precision.{larger}
+The trainers were measured {rounds}: {"one step" if quick else "six steps"} after a warm-up
+step.{medians} The share of the GEMM rate is the arithmetic that a step needs, without padding, divided by what the
+machine could do in that time in the matrix products of a layer in the same precision.{larger}
 
 ![Sequences per second of each trainer](figures/training.svg)
 
@@ -110,20 +106,20 @@ It does not grow with the text (two workers):
 
 {_table(figures, "tokenisation_memory")}
 
-Nor does opening a token store read it, and a random batch of 256 sequences takes as long from a large one:
+Opening a token store does not read it, and the time of a random batch of 256 sequences does not depend on its size:
 
 {_table(figures, "token_store")}
 
 ## Start
 
-How long the command line takes to begin: the CPU time of `minilm --help`, mean of five calls.
+The CPU time of `minilm --help`, mean of five calls.
 
 {_table(figures, "help")}
 
 ## How to measure again
 
 `python -m tests.benchmarks --output docs/{FIGURES}` measures, and `python -m tests.benchmarks.page` writes this page
-from [what it found](figures/figures.json).
+from [the figures](figures/figures.json).
 """
 
 
@@ -158,18 +154,18 @@ def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the page and its plots, or compare them; returns the exit status."""
-    wanted = pages(json.loads((DOCS / FIGURES).read_text(encoding="utf-8")))
+    expected = pages(json.loads((DOCS / FIGURES).read_text(encoding="utf-8")))
     if arguments == ["--check"]:
-        found = {str(path.relative_to(DOCS)): path for path in (DOCS / "figures.md", *DOCS.glob("figures/*.svg"))}
-        there = {name: path.read_text(encoding="utf-8") for name, path in found.items() if path.is_file()}
-        stale = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+        files = {str(path.relative_to(DOCS)): path for path in (DOCS / "figures.md", *DOCS.glob("figures/*.svg"))}
+        current = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
+        stale = sorted(name for name in expected.keys() | current.keys() if expected.get(name) != current.get(name))
         for name in stale:
-            print(f"docs/{name} is not what the figures say: run python -m tests.benchmarks.page", file=sys.stderr)
+            print(f"docs/{name} is not up to date: run python -m tests.benchmarks.page", file=sys.stderr)
         return 1 if stale else 0
     if arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    for name, text in wanted.items():
+    for name, text in expected.items():
         (DOCS / name).write_text(text, encoding="utf-8")
     return 0
 

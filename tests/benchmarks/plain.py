@@ -1,6 +1,6 @@
 """A plain trainer, the way MiniLMv2 is usually written: what the benchmarks compare with.
 
-The batch is padded to its longest sequence, everything is fp32, both models run to their end and return all they have,
+The batch is padded to its longest sequence, everything is fp32, both models run all layers and return all states,
 and autograd differentiates a masked `log_softmax` and `kl_div` over scores of the whole batch.
 """
 

@@ -1,4 +1,4 @@
-"""Plots of the benchmarks as SVG pictures, in the manner of the model card's loss curve. Numbers in, plain text out."""
+"""Plots of the benchmarks as SVG text, in the style of the model card's loss curve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 360, 60, 20, 50, 45
-#: Ours are blue, the plain one is red.
+#: minilm is blue, the plain code red.
 LINE_COLOURS = ("#2a6fb0", "#c0392b")
 BAR_COLOURS = ("#c0392b", "#7aa6d8", "#2a6fb0")
 
@@ -15,8 +15,8 @@ Point = tuple[float, float]
 
 
 def log_plot(title: str, across: str, series: Mapping[str, Sequence[Point]]) -> str:
-    """Lines over logarithmic axes; `across` names the horizontal one, `title` says what goes up."""
-    # A logarithm has no place for what is not positive.
+    """Lines over logarithmic axes; `across` is the label of the horizontal axis."""
+    # Only positive numbers have logarithms.
     shown = {name: [point for point in points if min(point) > 0] for name, points in series.items()}
     xs = sorted({x for points in shown.values() for x, _ in points}) or [1.0]
     marks = _round_numbers([y for points in shown.values() for _, y in points] or [1.0])
@@ -48,7 +48,7 @@ def log_plot(title: str, across: str, series: Mapping[str, Sequence[Point]]) -> 
 
 
 def bar_chart(title: str, bars: Mapping[str, float]) -> str:
-    """A horizontal bar for each value, from 0, with the value beside it."""
+    """A horizontal bar for each value, from 0, with the value next to it."""
     most = max(bars.values())
     name_width, value_width, thick = 120, 60, 34
     parts = []
@@ -81,7 +81,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
 
 
 def _share(value: float, low: float, high: float) -> float:
-    """Where `value` stands between the two on a logarithmic axis, from 0 to 1."""
+    """The position of `value` between `low` and `high` on a logarithmic axis, from 0 to 1."""
     return math.log(value / low) / math.log(high / low) if high > low else 0.5
 
 

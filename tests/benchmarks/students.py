@@ -1,4 +1,4 @@
-"""What finished runs gave, as the table of the README: parameters, size, held-out loss and speed beside the teacher's.
+"""The table of the README from finished runs: parameters, size, held-out loss and speed, for teacher and student.
 
 python -m tests.benchmarks.students RUN...
 
@@ -49,7 +49,7 @@ def row(run: RunFolder) -> str:
     models = [AutoModel.from_pretrained(name).eval() for name in (settings.teacher.name, run.student)]
     inputs = batches(run.tokenizer)
     times = [[seconds(model, inputs) for model in models] for _ in range(ROUNDS)]
-    teacher, student = (min(found) for found in zip(*times, strict=True))
+    teacher, student = (min(rounds) for rounds in zip(*times, strict=True))
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in models]
     losses = [record["eval_loss"] for record in run.metrics() if "eval_loss" in record]
     start = "its layers" if plan.student.init_from_teacher_layers else "random weights"

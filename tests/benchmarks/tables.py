@@ -1,4 +1,4 @@
-"""What the tables of the benchmarks show, on the terminal and in the documentation: columns, units, digits."""
+"""The columns, units and digits of the benchmark tables, on the terminal and in the documentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 
 class Column(NamedTuple):
-    """A column: the key in the JSON, the title with its unit, how a value is written."""
+    """A column: the key in the JSON, the title with its unit, the format of a value."""
 
     key: str
     title: str
@@ -55,12 +55,12 @@ TABLES = {
 
 
 def titles(section: str) -> list[str]:
-    """The heads of a section's columns."""
+    """The titles of a section's columns."""
     return [column.title for column in TABLES[section]]
 
 
 def cells(section: str, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The values of a section's rows as text; what was not measured is a dash."""
+    """The values of a section's rows as text; a missing value is a dash."""
     return [
         [column.shown.format(row[column.key]) if column.key in row else "–" for column in TABLES[section]]
         for row in rows

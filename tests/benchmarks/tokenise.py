@@ -1,4 +1,4 @@
-"""One measurement of tokenisation in a process of its own; prints a line of JSON.
+"""One measurement of tokenisation, in a separate process; prints a line of JSON.
 
 python -m tests.benchmarks.tokenise rate ours-2 9
 python -m tests.benchmarks.tokenise rate raw 9
@@ -6,7 +6,7 @@ python -m tests.benchmarks.tokenise memory 50
 python -m tests.benchmarks.tokenise memory 150 a-token-a-line
 python -m tests.benchmarks.tokenise store 10000000
 
-A module of its own, because the workers that `minilm tokenize` starts import it: here too, they need no torch.
+A separate module, because the workers of `minilm tokenize` import it and must not import torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
 
 LONGEST = 128
 
-#: Lines that a tokenizer or a worker gets at once.
+#: Lines in a batch of a tokenizer or a worker.
 BATCH = 1000
 
 
@@ -55,7 +55,7 @@ def ours(text: Path, tokenizer: str, folder: Path, workers: int) -> int:
 
 
 def raw(text: Path, tokenizer: str) -> int:
-    """Number of tokens that the tokenizers library alone makes, in threads on all cores; nothing is written."""
+    """Number of tokens from the tokenizers library alone, in threads on all cores; nothing is written."""
     loaded = Tokenizer.from_file(str(Path(tokenizer, "tokenizer.json")))
     loaded.no_padding()
     loaded.enable_truncation(LONGEST)
@@ -79,15 +79,15 @@ def plain(text: Path, tokenizer: str, folder: Path) -> int:
     return tokens
 
 
-def _held_mb() -> float:
-    """Present memory of this process and its children in MB, shared pages split among their users."""
+def _memory_mb() -> float:
+    """Memory of this process and its children in MB, with shared pages divided among them."""
     me = str(os.getpid())
     children = "".join(task.read_text() for task in Path(f"/proc/{me}/task").glob("*/children"))
     total = 0
     for process in (me, *children.split()):
         try:
             rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-        except OSError:  # it has just ended
+        except OSError:  # the process has ended
             continue
         total += next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
     return total * 1024 / 1e6
@@ -96,23 +96,23 @@ def _held_mb() -> float:
 @contextmanager
 def peak() -> Iterator[Callable[[], float]]:
     """Measure the memory 20 times a second; gives a function for the maximum."""
-    seen = [_held_mb()]
+    samples = [_memory_mb()]
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.05):
-            seen.append(_held_mb())
+            samples.append(_memory_mb())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        yield lambda: max(seen)
+        yield lambda: max(samples)
     finally:
         done.set()
         watcher.join()
 
 
-def _forget_peak() -> bool:
+def _reset_peak() -> bool:
     """Reset the system's maximum of this process's memory; returns whether that is possible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -129,12 +129,12 @@ def _peak_mb() -> float:
 
 def rate(way: str, copies: int) -> dict[str, float]:
     """Tokens a second without the time for starting: from the difference between two texts, one `copies` longer."""
-    from transformers import AutoTokenizer  # noqa: F401  # so that importing is not timed
+    from transformers import AutoTokenizer  # noqa: F401  # so that the import is not measured
 
     name, _, workers = way.partition("-")
     tokenizer = find_teacher()
     seconds, tokens, sizes = [], [], []
-    with tempfile.TemporaryDirectory() as folder, peak() as most:
+    with tempfile.TemporaryDirectory() as folder, peak() as maximum:
         for times in (2, 2 + copies):
             text = Path(folder) / "text.txt"
             text.write_bytes(times * SAMPLE.read_bytes())
@@ -148,32 +148,32 @@ def rate(way: str, copies: int) -> dict[str, float]:
                     tokens.append(plain(text, tokenizer, Path(folder)))
             seconds.append(time.perf_counter() - started)
             sizes.append(text.stat().st_size)
-    took = seconds[1] - seconds[0]
+    elapsed = seconds[1] - seconds[0]
     return {
-        "tokens_per_second": (tokens[1] - tokens[0]) / took,
-        "mb_per_second": (sizes[1] - sizes[0]) / 1e6 / took,
-        "peak_mb": most(),
+        "tokens_per_second": (tokens[1] - tokens[0]) / elapsed,
+        "mb_per_second": (sizes[1] - sizes[0]) / 1e6 / elapsed,
+        "peak_mb": maximum(),
     }
 
 
-def memory(megabytes: int, *, easily: bool = False) -> dict[str, float]:
+def memory(megabytes: int, *, cheap: bool = False) -> dict[str, float]:
     """Memory of all processes while that much text is tokenised with two workers.
 
-    easily: the tokenizer makes one token of each line, with sixteen special ones, and so takes little time itself.
+    cheap: use a tokenizer that makes one token of each line, with sixteen special tokens, and so takes little time.
     """
-    sample = (b"the people " * 7 + b"\n") * 2**14 if easily else SAMPLE.read_bytes()
+    sample = (b"the people " * 7 + b"\n") * 2**14 if cheap else SAMPLE.read_bytes()
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         with text.open("wb") as file:
             for _ in range(round(megabytes * 1e6 / len(sample))):
                 file.write(sample)
-        tokenizer = _of_lines(Path(folder) / "tokenizer") if easily else find_teacher()
-        with peak() as most:
+        tokenizer = _cheap_tokenizer(Path(folder) / "tokenizer") if cheap else find_teacher()
+        with peak() as maximum:
             tokens = ours(text, tokenizer, Path(folder), 2)
-        return {"megabytes": text.stat().st_size / 1e6, "tokens": tokens, "peak_mb": most()}
+        return {"megabytes": text.stat().st_size / 1e6, "tokens": tokens, "peak_mb": maximum()}
 
 
-def _of_lines(folder: Path) -> str:
+def _cheap_tokenizer(folder: Path) -> str:
     """A tokenizer that makes one token of any line, with sixteen special ones before it."""
     from transformers import PreTrainedTokenizerFast
 
@@ -192,13 +192,13 @@ def store(sequences: int) -> dict[str, float]:
                 lengths = draw.integers(5, 60, 10_000)
                 writer.add(draw.integers(0, 30_000, lengths.sum(), dtype=np.uint16), lengths)
             writer.close()
-        before = _held_mb()
-        forgotten = _forget_peak()
+        before = _memory_mb()
+        was_reset = _reset_peak()
         started = time.perf_counter()
         opened = TokenStore(Path(folder))
-        took = time.perf_counter() - started
-        held = _held_mb()
-        most = _peak_mb() if forgotten else held
+        elapsed = time.perf_counter() - started
+        memory_after = _memory_mb()
+        maximum = _peak_mb() if was_reset else memory_after
         batches = []
         for _ in range(50):
             indices = draw.integers(0, sequences, 256)
@@ -208,9 +208,9 @@ def store(sequences: int) -> dict[str, float]:
             batches.append(time.perf_counter() - started)
     return {
         "sequences": sequences,
-        "open_seconds": took,
-        "peak_mb": most,
-        "extra_mb": held - before,
+        "open_seconds": elapsed,
+        "peak_mb": maximum,
+        "extra_mb": memory_after - before,
         "batch_ms": 1e3 * median(batches),
     }
 
@@ -219,12 +219,12 @@ def main(what: str, *words: str) -> None:
     """Measure and print."""
     match what:
         case "rate":
-            found = rate(words[0], int(words[1]))
+            figures = rate(words[0], int(words[1]))
         case "memory":
-            found = memory(int(words[0]), easily=words[1:] == ("a-token-a-line",))
+            figures = memory(int(words[0]), cheap=words[1:] == ("a-token-a-line",))
         case _:
-            found = store(int(words[0]))
-    print(json.dumps(found))
+            figures = store(int(words[0]))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

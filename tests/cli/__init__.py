@@ -1,1 +1,1 @@
-"""The commands as a user types them: options, output, and what is said when something is wrong."""
+"""The command line: options, output, and the messages for mistakes of the user."""

@@ -1,4 +1,4 @@
-"""The command line in this process, and a folder to use it in."""
+"""The command line in this process, and a folder in which it runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from minilm_cli.training import run
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: its exit status, and all of both streams."""
+    """The exit status and the output of a command."""
 
     status: int
     out: str
@@ -35,8 +35,8 @@ Minilm = Callable[..., Outcome]
 
 
 @pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """What a command sets for its whole process, a test puts back."""
+def process_state() -> Iterator[None]:
+    """Restore the logging and the signal handlers that a command sets for its process."""
     logger = logging.getLogger("minilm_cli")
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
     before = {
@@ -52,7 +52,7 @@ def restored() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wide screen without colours, whatever the tests are run from, and one process."""
+    """A wide screen without colours, and no launcher, whatever the environment of pytest."""
     screen = ("MINILM_DEBUG", "FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
     for name in (*screen, "WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
@@ -60,8 +60,8 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_tree_of_commands() -> Iterator[None]:
-    """typer derives the tree of commands at each call, which takes longer than most commands here."""
+def cached_commands() -> Iterator[None]:
+    """Cache the tree of commands: building it takes longer than most commands here."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(typer.main, "get_command", cache(typer.main.get_command))
         yield
@@ -86,7 +86,7 @@ def minilm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 def finished_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path
 ) -> Path:
-    """A run of four steps, with checkpoints of steps 2 and 4. For reading: a test that changes it copies it."""
+    """A run of four steps, with checkpoints of steps 2 and 4. Read-only: a test that changes it copies it."""
     settings = load_distill_settings(
         flags={
             "teacher.name": str(tiny_teacher),
@@ -113,7 +113,7 @@ def workplace(
     tiny_store: Path,
     tiny_corpus: Path,
 ) -> Path:
-    """The current folder: `corpus.txt`, `teacher/`, `tokens/` and the student's `config.json`, to be changed freely."""
+    """The current folder with copies of `corpus.txt`, `teacher/`, `tokens/` and the student's `config.json`."""
     folder, temporary = tmp_path / "workplace", tmp_path / "temporary"
     temporary.mkdir()
     shutil.copytree(tiny_teacher, folder / "teacher")

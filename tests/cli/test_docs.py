@@ -1,4 +1,4 @@
-"""The documentation says what the program does: reference pages, links, options, names, files."""
+"""The documentation agrees with the program: reference pages, links, options, names, files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _prose(page: Path) -> str:
     return re.sub(r"^```.*?^```$", "", _text(page), flags=re.MULTILINE | re.DOTALL)
 
 
-def test_reference_pages_are_what_the_code_says() -> None:
+def test_the_reference_pages_are_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, str(DOCS / "generate.py"), "--check"], check=False, capture_output=True, text=True
     )
@@ -63,7 +63,7 @@ def _anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", _prose(page)):
         if re.match(r"https?://", target):
             continue
@@ -83,31 +83,31 @@ def _options() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_options_exist(page: Path) -> None:
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", _text(page)))
-    assert named - _options() - FOREIGN - {"--help"} == set()
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", _text(page)))
+    assert mentioned - _options() - FOREIGN - {"--help"} == set()
 
 
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.parent.name != "reference"], ids=lambda page: page.stem
 )
-def test_names_of_the_code_exist(page: Path) -> None:
+def test_names_of_code_exist(page: Path) -> None:
     settings = setting_names(DistillSettings)
     for name in re.findall(r"`((?:\w+)(?:\.\w+)+)(?:\(\))?`", _prose(page)):
-        room, module, *rest = name.removeprefix("minilm_cli.").split(".")
-        if f"{room}.{module}" not in MODULES or name in settings:
+        package, module, *rest = name.removeprefix("minilm_cli.").split(".")
+        if f"{package}.{module}" not in MODULES or name in settings:
             continue
-        found: object = importlib.import_module(f"minilm_cli.{room}.{module}")
+        value: object = importlib.import_module(f"minilm_cli.{package}.{module}")
         for part in rest:
-            assert hasattr(found, part), name
-            found = getattr(found, part)
+            assert hasattr(value, part), name
+            value = getattr(value, part)
 
 
-def test_the_table_of_rooms_is_complete() -> None:
+def test_the_table_of_packages_is_complete() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", _text(DOCS / "data-flow.md"), re.MULTILINE)
     assert sorted(rows) == sorted({module.partition(".")[0] for module in MODULES if "." in module})
 
 
-def test_the_layers_are_those_that_are_enforced() -> None:
+def test_the_documented_layers_are_the_enforced_layers() -> None:
     contracts = tomllib.loads(_text(ROOT / "pyproject.toml"))["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     assert "\n".join(layers) in _text(DOCS / "data-flow.md")
@@ -119,17 +119,17 @@ def _files_of_a_run() -> Iterator[str]:
             yield str(file.relative_to("run"))
 
 
-def test_every_file_of_a_run_is_described() -> None:
+def test_every_file_of_a_run_is_documented() -> None:
     for name in _files_of_a_run():
         assert re.search(rf"`{re.escape(name)}/?`", _text(DOCS / "run-folder.md")), name
 
 
-def test_settings_files_load(tmp_path: Path) -> None:
-    found = [
+def test_settings_files_in_the_documentation_load(tmp_path: Path) -> None:
+    texts = [
         text for page in PAGES for text in re.findall(r"^```yaml\n(.*?)^```$", _text(page), re.MULTILINE | re.DOTALL)
     ]
-    assert found
-    for text in found:
+    assert texts
+    for text in texts:
         file = tmp_path / "settings.yaml"
         file.write_text(text, encoding="utf-8")
         assert load_distill_settings(file, (), {"teacher.name": "t", "student.config": "s"})
@@ -142,7 +142,7 @@ def _steps(workflow: str) -> list[dict[str, object]]:
     return [step for job in jobs.values() for step in job.get("steps", ())]
 
 
-def test_workflows_run_what_is_here() -> None:
+def test_workflows_refer_to_existing_files() -> None:
     assert "bash .ci/run" in [step.get("run") for step in _steps("ci")]
     for workflow in (ROOT / ".github" / "workflows").iterdir():
         jobs = yaml.safe_load(_text(workflow))["jobs"]
@@ -154,14 +154,14 @@ def test_workflows_run_what_is_here() -> None:
             assert (ROOT / path).exists(), path
 
 
-def test_only_the_job_that_publishes_may_ask_pypi_for_a_token() -> None:
+def test_only_the_publishing_job_can_get_a_pypi_token() -> None:
     jobs = yaml.safe_load(_text(ROOT / ".github" / "workflows" / "release.yml"))["jobs"]
     assert [name for name, job in jobs.items() if "id-token" in job.get("permissions", ())] == ["publish"]
     assert jobs["publish"]["needs"] == ["checks", "build"]
     assert any("gh-action-pypi-publish" in step.get("uses", "") for step in jobs["publish"]["steps"])
 
 
-def test_hooks_run_what_the_checks_run() -> None:
+def test_hooks_run_the_commands_of_the_ci() -> None:
     (local,) = yaml.safe_load(_text(ROOT / ".pre-commit-config.yaml"))["repos"]
     assert local["repo"] == "local"  # nothing is downloaded
     ci = _text(ROOT / ".ci" / "run")
@@ -171,9 +171,9 @@ def test_hooks_run_what_the_checks_run() -> None:
 
 
 @pytest.mark.parametrize("name", ["install-and-demo", "test"])
-def test_readme_has_the_commands_that_are_checked(name: str) -> None:
+def test_the_readme_has_the_commands_that_ci_runs(name: str) -> None:
     assert re.search(rf"^<!-- ci: {name} -->\n```bash\n.+\n```$", _text(ROOT / "README.md"), re.MULTILINE)
 
 
-def test_the_changelog_knows_this_version() -> None:
+def test_the_changelog_has_this_version() -> None:
     assert f"## [{__version__}]" in _text(ROOT / "CHANGELOG.md")

@@ -1,4 +1,4 @@
-"""The page of figures and its plots say what was measured."""
+"""The page of figures and its plots show the measurements."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ MADE_UP: dict[str, Any] = {
 }
 
 
-def test_the_page_is_what_the_figures_say(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_of_figures_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert page.main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_made_up_figures_are_in_the_page() -> None:
+def test_the_page_shows_the_figures() -> None:
     text = page.pages(MADE_UP)["figures.md"]
     assert text.startswith("<!-- Written by tests/benchmarks/page.py")
     for row in (
@@ -87,7 +87,7 @@ def test_plots_are_xml(name: str, made_up: bool) -> None:
     assert f"figures/{name}.svg" in page.pages(figures)["figures.md"]
 
 
-def test_bars_are_as_long_as_their_values() -> None:
+def test_the_length_of_a_bar_is_proportional_to_its_value() -> None:
     picture = ET.fromstring(page.pages(MADE_UP)["figures/training.svg"])
     words = [element.text for element in picture.iter() if element.tag.endswith("text")]
     assert words[1:] == ["plain fp32", "2.5", "minilm bf16", "8,765.4"]
@@ -95,18 +95,18 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert plain / ours == pytest.approx(2.5 / 8765.4, abs=1e-3)
 
 
-def test_a_stale_page_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_finds_a_stale_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / page.FIGURES).write_text(json.dumps(MADE_UP), encoding="utf-8")
     monkeypatch.setattr(page, "DOCS", tmp_path)
     assert page.main(["--check"]) == 1
     assert page.main([]) == 0
     assert page.main(["--check"]) == 0
-    (tmp_path / "figures/of-yore.svg").touch()
+    (tmp_path / "figures/obsolete.svg").touch()
     assert page.main(["--check"]) == 1
     assert page.main(["--chekc"]) == 2
 
 
-def test_the_figures_have_every_table() -> None:
+def test_the_figures_have_data_for_every_table() -> None:
     figures = json.loads((page.DOCS / page.FIGURES).read_text(encoding="utf-8"))
     assert figures.keys() == {"machine", "quick", *TABLES}

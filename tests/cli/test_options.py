@@ -1,4 +1,4 @@
-"""Every option of the contract is there, says its true default, and reaches its setting."""
+"""Every option of the contract exists, shows its default, and sets its setting."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OPTIONS = {
     "demo": "--output --force",
 }
 
-#: A flag of `minilm distill` as it is typed, its setting, and the value that arrives there.
+#: Flags of `minilm distill` as typed, their settings, and the values they set.
 FLAGS: list[tuple[str, str, Any]] = [
     ("--teacher roberta-base", "teacher.name", "roberta-base"),
     ("--revision v2", "teacher.revision", "v2"),
@@ -91,7 +91,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("-o runs/mine", "output", Path("runs/mine")),
 ]
 
-#: Options of which the help shows words for a default that no one could type.
+#: Options whose default is shown in words that cannot be typed.
 IN_WORDS = {"RUN", "--workers", "--max-length", "--output", "--compile", "--report-to", "--steps", "--text-field"}
 
 COMMANDS = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]  # of a group, which it is
@@ -99,44 +99,38 @@ COMMANDS = typer.main.get_command(app.app).commands  # type: ignore[attr-defined
 
 @pytest.fixture
 def distilled(monkeypatch: pytest.MonkeyPatch) -> list[DistillSettings]:
-    """The settings that `minilm distill` was called with, instead of a run."""
-    seen: list[DistillSettings] = []
+    """Collects the settings of `minilm distill` instead of running it."""
+    calls: list[DistillSettings] = []
 
     def distill(settings: DistillSettings, *_: object, **__: object) -> RunReport:
-        seen.append(settings)
+        calls.append(settings)
         return RunReport(Path("runs/new"), 1, {"loss": 1.0})
 
     monkeypatch.setattr(run, "distill", distill)
-    return seen
-
-
-@pytest.mark.parametrize("command", OPTIONS)
-def test_help_of_80_columns_cuts_no_option(command: str, minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    said = minilm(command, "--help").out
-    assert max(map(len, said.splitlines())) <= 80
-    assert set(OPTIONS[command].split()) <= set(re.findall(r"--[a-z-]+", said))
-    assert "…" not in said
+    return calls
 
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_the_options_are_those_of_the_contract(command: str) -> None:
-    there = {name for param in COMMANDS[command].params for name in param.opts if name.startswith("--")}
-    assert there - {"--help"} == set(OPTIONS[command].split())
+    names = {name for param in COMMANDS[command].params for name in param.opts if name.startswith("--")}
+    assert names - {"--help"} == set(OPTIONS[command].split())
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_help_shows_every_option(command: str, minilm: Minilm) -> None:
+@pytest.mark.parametrize("columns", [80, 250])
+def test_help_shows_every_option(command: str, columns: int, minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
     outcome = minilm(command, "--help")
-    assert outcome.status == 0
-    assert outcome.err == ""
+    assert (outcome.status, outcome.err) == (0, "")
+    assert max(map(len, outcome.out.splitlines())) <= columns
+    assert "…" not in outcome.out
     for option in OPTIONS[command].split():
         assert re.search(rf"(?<!\S){re.escape(option)}(?![\w-])", outcome.out), option
     assert minilm(command, "-h").out == outcome.out
 
 
 @pytest.mark.parametrize(("typed", "dotted", "value"), FLAGS, ids=[flag for flag, _, _ in FLAGS])
-def test_a_flag_reaches_its_setting(
+def test_a_flag_sets_its_setting(
     typed: str, dotted: str, value: object, minilm: Minilm, distilled: list[DistillSettings]
 ) -> None:
     outcome = minilm("distill", "--teacher", "t", "--student-config", "c", *typed.split())
@@ -144,15 +138,48 @@ def test_a_flag_reaches_its_setting(
     assert flatten(distilled[0].model_dump())[dotted] == value
 
 
-def test_every_option_with_a_setting_is_tried() -> None:
+def test_every_option_with_a_setting_is_tested() -> None:
     without_setting = {"--config", "--set", "--dry-run", "--force", "--json"}
-    tried = {word for flag, _, _ in FLAGS for word in flag.split() if word.startswith("--")} - {"--no-compile"}
-    assert tried == set(OPTIONS["distill"].split()) - without_setting
+    tested = {word for flag, _, _ in FLAGS for word in flag.split() if word.startswith("--")} - {"--no-compile"}
+    assert tested == set(OPTIONS["distill"].split()) - without_setting
 
 
-def test_a_flag_that_is_not_given_leaves_the_default(minilm: Minilm, distilled: list[DistillSettings]) -> None:
+def test_a_missing_flag_leaves_the_default(minilm: Minilm, distilled: list[DistillSettings]) -> None:
     minilm("distill", "--teacher", "t", "--student-config", "c")
     assert distilled == [DistillSettings.model_validate({"teacher": {"name": "t"}, "student": {"config": "c"}})]
+
+
+def test_flags_and_set_override_the_file_and_the_file_the_defaults(
+    minilm: Minilm, distilled: list[DistillSettings], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "optimizer: {lr: 1, eps: 1, clip_norm: 2}\nrelations: {weights: {qq: 1, kk: 1}}\n", encoding="utf-8"
+    )
+    words = ("--lr", "2e-3", "--relations", "vv=1", "--set", "optimizer.eps=3")
+    assert minilm("distill", "--teacher", "t", "--student-config", "c", "--config", file, *words).status == 0
+    optimizer = distilled[0].optimizer
+    assert (optimizer.lr, optimizer.eps, optimizer.clip_norm, optimizer.weight_decay) == (2e-3, 3.0, 2.0, 0.01)
+    assert distilled[0].relations.weights == {"vv": 1.0}
+
+
+def test_set_sets_settings_without_a_flag(minilm: Minilm, distilled: list[DistillSettings]) -> None:
+    words = ("optimizer.betas=[0.8, 0.9]", "checkpoint.minutes=5", "evaluation.limit=100", "relations.weights={qk: 2}")
+    sets = [part for word in words for part in ("--set", word)]
+    assert minilm("distill", "--teacher", "t", "--student-config", "c", *sets).status == 0
+    settings = distilled[0]
+    assert settings.optimizer.betas == (0.8, 0.9)
+    assert (settings.checkpoint.minutes, settings.evaluation.limit) == (5, 100)
+    assert settings.relations.weights == {"qk": 2.0}
+
+
+def test_the_settings_of_a_run_are_a_settings_file(
+    minilm: Minilm, distilled: list[DistillSettings], finished_run: Path
+) -> None:
+    outcome = minilm("distill", "--config", finished_run / "settings.json", "--output", "elsewhere")
+    assert outcome.status == 0, outcome.err
+    assert distilled[0].training.steps == 4
+    assert distilled[0].output == Path("elsewhere")
 
 
 def typed_defaults() -> list[tuple[type[BaseModel], str, Any]]:
@@ -211,26 +238,26 @@ def test_the_help_shows_every_default_in_single_brackets(
             assert f"[default:{option.default.replace(' ', '')}]" in text, option.name
 
 
-def test_the_help_of_distill_is_grouped_and_marks_what_is_required(
+def test_the_help_of_distill_is_grouped_and_marks_required_options(
     minilm: Minilm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    said = minilm("distill", "--help").out
-    titles = re.findall(r"^╭─ ([\w ]+) ─", said, re.MULTILINE)
+    printed = minilm("distill", "--help").out
+    titles = re.findall(r"^╭─ ([\w ]+) ─", printed, re.MULTILINE)
     assert titles == [
         *("Teacher and student", "Data", "Objective", "Training", "Optimiser", "Saving and reporting", "Options")
     ]
-    required = re.findall(r"│ (--[\w-]+) (?:(?!│ --).)*?\[required\]", said, re.DOTALL)
+    required = re.findall(r"│ (--[\w-]+) (?:(?!│ --).)*?\[required\]", printed, re.DOTALL)
     assert required == ["--teacher", "--student-config"]
 
 
-def test_tokenize_options_reach_their_settings(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[TokenizeSettings] = []
+def test_tokenize_options_set_their_settings(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[TokenizeSettings] = []
 
     def tokenize(settings: TokenizeSettings, *_: object) -> TokenizeReport:
         import numpy as np
 
-        seen.append(settings)
+        calls.append(settings)
         return TokenizeReport(settings.output, 1, Counts(), 1, 1, np.array([0, 1]), 1.0)
 
     monkeypatch.setattr(tokenizing, "tokenize", tokenize)
@@ -240,7 +267,7 @@ def test_tokenize_options_reach_their_settings(minilm: Minilm, monkeypatch: pyte
         " --split-sentences --language de --continue"
     )
     assert minilm("tokenize", *words.split()).out == "o.jsonl.gz\n"
-    assert seen == [
+    assert calls == [
         TokenizeSettings(
             inputs=("a.txt", "b.jsonl"),
             tokenizer="t",
@@ -262,13 +289,11 @@ def test_tokenize_options_reach_their_settings(minilm: Minilm, monkeypatch: pyte
     ]
 
 
-def test_export_options_reach_their_settings(
-    minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path
-) -> None:
-    seen: list[ExportSettings] = []
+def test_export_options_set_their_settings(minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> None:
+    calls: list[ExportSettings] = []
 
     def exported(settings: ExportSettings) -> ExportReport:
-        seen.append(settings)
+        calls.append(settings)
         return ExportReport(Path("there"), 2, 0.0, "https://hub/me/it")
 
     monkeypatch.setattr(exporting, "export", exported)
@@ -276,7 +301,7 @@ def test_export_options_reach_their_settings(
     outcome = minilm("export", finished_run, *words.split())
     assert outcome.out == "there\n"
     assert "https://hub/me/it" in outcome.err
-    assert seen == [
+    assert calls == [
         ExportSettings(
             run=finished_run,
             format="hf",
@@ -290,16 +315,16 @@ def test_export_options_reach_their_settings(
     ]
 
 
-def test_resume_options_arrive(minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> None:
-    seen: list[tuple[RunFolder, object]] = []
+def test_resume_options_are_passed_on(minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> None:
+    calls: list[tuple[RunFolder, object]] = []
 
-    def resume(found: RunFolder, _: object, changes: dict[str, object], *, world: World) -> RunReport:
+    def resume(folder: RunFolder, _: object, changes: dict[str, object], *, world: World) -> RunReport:
         assert world.size == 1
-        seen.append((found, changes))
-        return RunReport(found.path, 8, {"loss": 1.0})
+        calls.append((folder, changes))
+        return RunReport(folder.path, 8, {"loss": 1.0})
 
     monkeypatch.setattr(run, "resume", resume)
     words = "--steps 8 --set checkpoint.keep=5 --set reporting.log_every=2"
     assert minilm("resume", finished_run, *words.split()).status == 0
     changes = {"training.steps": 8, "checkpoint.keep": 5, "reporting.log_every": 2}
-    assert [(found.path, given) for found, given in seen] == [(finished_run, changes)]
+    assert [(folder.path, changed) for folder, changed in calls] == [(finished_run, changes)]

@@ -1,4 +1,4 @@
-"""The console script and the module as separate processes: their imports, streams and exit statuses."""
+"""The console script and the module as separate processes: imports, streams and exit statuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGE = Path(minilm_cli.__file__).parent
 
 
 def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python; the timeout guards against hanging alone."""
+    """Run Python; the timeout only turns a hang into a failure."""
     env: Mapping[str, str] = {**os.environ, "COLUMNS": "200", **environment}
     return subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, check=False, env=env, timeout=300, encoding="utf-8"
@@ -25,14 +25,14 @@ def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def imported_by(code: str) -> set[str]:
-    """The modules that are loaded once `code` has run in a fresh interpreter."""
+    """The modules that are loaded after `code` has run in a new process."""
     done = python("-c", f"{code}\nimport sys; sys.stderr.write(' '.join(sys.modules))")
     assert done.returncode == 0, done.stderr
     return set(done.stderr.split())
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["distill", "--help"], ["tokenize", "--help"]])
-def test_help_imports_nothing_heavy(words: list[str]) -> None:
+def test_help_imports_no_large_library(words: list[str]) -> None:
     code = f"""
 import sys
 sys.argv = ["minilm", *{words!r}]
@@ -52,13 +52,13 @@ MODULES = ["cli.app", "settings.load", "tokens.store", "runs.sinks", "corpus.tok
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_is_imported_without_torch_and_transformers(module: str) -> None:
     if module == "runs.folder":
-        # Its checkpoints are torch's.
+        # It imports torch, for checkpoints.
         assert "transformers" not in imported_by(f"import minilm_cli.{module}")
     else:
         assert imported_by(f"import minilm_cli.{module}") & {"torch", "transformers"} == set()
 
 
-def test_the_module_runs_as_the_command_does() -> None:
+def test_the_module_runs_the_command_line() -> None:
     done = python("-m", "minilm_cli", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"minilm {minilm_cli.__version__}\n", "")
 
@@ -70,20 +70,20 @@ def test_the_console_script_is_installed() -> None:
     assert (done.returncode, done.stdout) == (0, f"minilm {minilm_cli.__version__}\n")
 
 
-def test_without_a_command_the_help_is_shown_and_the_status_is_that_of_a_mistake() -> None:
+def test_no_command_prints_the_help_and_exits_with_2() -> None:
     done = python("-m", "minilm_cli")
     assert done.returncode == 2
     for command in ("tokenize", "distill", "resume", "export", "demo"):
         assert command in done.stdout + done.stderr
 
 
-def test_a_mistake_ends_a_process_with_its_status(tmp_path: Path) -> None:
+def test_a_mistake_of_the_user_exits_with_2(tmp_path: Path) -> None:
     done = python("-m", "minilm_cli", "export", str(tmp_path / "nowhere"))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"Error: {tmp_path}/nowhere: there is no such run\n"
 
 
-def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
+def test_minilm_debug_prints_the_traceback(tmp_path: Path) -> None:
     done = python("-m", "minilm_cli", "export", str(tmp_path / "nowhere"), MINILM_DEBUG="1")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -91,7 +91,7 @@ def test_a_traceback_is_shown_on_request(tmp_path: Path) -> None:
     assert "minilm_cli.base.errors.MinilmError" in done.stderr
 
 
-def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+def test_an_unexpected_exception_prints_its_traceback(tmp_path: Path) -> None:
     code = f"""
 import sys
 from minilm_cli.cli import app
@@ -107,8 +107,8 @@ app.main()"""
     assert "ZeroDivisionError: a bug" in done.stderr
 
 
-def test_ctrl_c_gives_its_status_wherever_it_comes(tmp_path: Path) -> None:
-    # Inside an `exec`, as in the import of a dataclass, and with `-m`: there Python would end by the signal instead.
+def test_ctrl_c_exits_with_130_anywhere(tmp_path: Path) -> None:
+    # In an `exec` (as in the import of a dataclass) under `-m`, Python itself would die of the signal.
     code = """
 import sys
 from minilm_cli.cli import app
@@ -123,14 +123,14 @@ app.main()"""
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_shell_completion_is_offered() -> None:
-    # The shell is named, not detected: the tests may not run in one.
+def test_shell_completion_is_available() -> None:
+    # The shell is named, because there may be none to detect.
     done = python("-m", "minilm_cli", "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert done.returncode == 0
     assert "minilm" in done.stdout
 
 
-def test_imports_run_one_way() -> None:
+def test_the_import_contracts_hold() -> None:
     root = PACKAGE.parent
     assert "[[tool.importlinter.contracts]]" in (root / "pyproject.toml").read_text(encoding="utf-8")
     code = "from importlinter.cli import lint_imports_command as lint; lint(['--no-cache'])"

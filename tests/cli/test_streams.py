@@ -1,4 +1,4 @@
-"""What goes to stdout, what to stderr, and how it looks where nobody watches."""
+"""Stdout, stderr, progress and formatting of the commands, without a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import io
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,28 +26,28 @@ DISTILL = (
 
 
 @pytest.mark.usefixtures("workplace")
-def test_stdout_is_the_path_of_the_tokens(minilm: Minilm) -> None:
+def test_tokenize_prints_the_path_of_its_store(minilm: Minilm) -> None:
     outcome = minilm(*TOKENIZE)
     assert (outcome.status, outcome.out) == (0, "tokens\n")
     assert "Tokenised into tokens" in outcome.err
 
 
 @pytest.mark.usefixtures("workplace")
-def test_tokenize_ends_with_a_table_of_what_became_of_the_lines(minilm: Minilm) -> None:
+def test_tokenize_prints_a_table_of_counts(minilm: Minilm) -> None:
     outcome = minilm(*TOKENIZE, "--max-length", "32")
-    found = dict(line.strip().rsplit(maxsplit=1) for line in outcome.err.splitlines()[1:])
+    rows = dict(line.strip().rsplit(maxsplit=1) for line in outcome.err.splitlines()[1:])
     manifest = json.loads(Path("tokens/manifest.json").read_text(encoding="utf-8"))
-    assert (found["lines"], found["blank lines skipped"]) == ("200", "20")
-    assert int(found["lines split"]) > 0
-    assert found["lines dropped"] == "0"
-    assert int(found["sequences"]) == manifest["sequences"]
-    assert int(found["tokens"].replace(",", "")) == manifest["tokens"]
-    assert found["longest"] == "32"
-    assert "tokens per second" in found
+    assert (rows["lines"], rows["blank lines skipped"]) == ("200", "20")
+    assert int(rows["lines split"]) > 0
+    assert rows["lines dropped"] == "0"
+    assert int(rows["sequences"]) == manifest["sequences"]
+    assert int(rows["tokens"].replace(",", "")) == manifest["tokens"]
+    assert rows["longest"] == "32"
+    assert "tokens per second" in rows
 
 
 @pytest.mark.usefixtures("workplace")
-def test_tokenize_as_json_is_one_object(minilm: Minilm) -> None:
+def test_tokenize_prints_one_json_object(minilm: Minilm) -> None:
     outcome = minilm(*TOKENIZE, "--json")
     facts = json.loads(outcome.out)
     assert outcome.out.count("\n") == 1
@@ -58,7 +57,7 @@ def test_tokenize_as_json_is_one_object(minilm: Minilm) -> None:
 
 
 @pytest.mark.usefixtures("workplace")
-def test_stdout_of_a_run_is_its_path_and_then_that_of_its_export(minilm: Minilm) -> None:
+def test_distill_export_and_resume_print_their_paths(minilm: Minilm) -> None:
     distilled = minilm(*DISTILL)
     folder = Path(distilled.out.removesuffix("\n"))
     assert distilled.status == 0, distilled.err
@@ -75,7 +74,7 @@ def test_stdout_of_a_run_is_its_path_and_then_that_of_its_export(minilm: Minilm)
     assert "is finished: 3 steps" in resumed.err
 
 
-def test_a_run_whose_metrics_are_gone_tells_what_it_knows(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_metrics_prints_its_steps(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "distill", lambda *_, **__: RunReport(Path("runs/new"), 6, {}))
     outcome = minilm("distill", "--teacher", "teacher", "--student-config", "config.json")
     assert (outcome.status, outcome.out) == (0, "runs/new\n")
@@ -83,7 +82,7 @@ def test_a_run_whose_metrics_are_gone_tells_what_it_knows(minilm: Minilm, monkey
 
 
 @pytest.mark.usefixtures("workplace")
-def test_json_of_distill_resume_and_export_is_one_object_each(minilm: Minilm) -> None:
+def test_distill_resume_and_export_print_one_json_object_each(minilm: Minilm) -> None:
     distilled, resumed, exported = (
         minilm(*words, "--json") for words in ((*DISTILL, "-o", "run"), ("resume", "run"), ("export", "run"))
     )
@@ -101,7 +100,7 @@ def test_json_of_distill_resume_and_export_is_one_object_each(minilm: Minilm) ->
 
 
 @pytest.mark.usefixtures("workplace")
-def test_nothing_is_coloured_or_drawn_where_nobody_watches(minilm: Minilm) -> None:
+def test_output_without_a_terminal_has_no_control_characters(minilm: Minilm) -> None:
     for words in (
         TOKENIZE,
         (*DISTILL, "-o", "run"),
@@ -117,7 +116,7 @@ def test_nothing_is_coloured_or_drawn_where_nobody_watches(minilm: Minilm) -> No
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_dry_run_prints_the_plan_alone(minilm: Minilm) -> None:
+def test_a_dry_run_prints_the_plan(minilm: Minilm) -> None:
     outcome = minilm(*DISTILL, "--dry-run")
     assert (outcome.status, outcome.out) == (0, "")
     for heading in ("Teacher", "Student", "Relations", "Data", "Training", "Measured"):
@@ -126,9 +125,14 @@ def test_a_dry_run_prints_the_plan_alone(minilm: Minilm) -> None:
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_dry_run_as_json_is_one_object(minilm: Minilm) -> None:
+def test_a_dry_run_prints_one_json_object_and_writes_no_file(minilm: Minilm) -> None:
+    before = set(Path().rglob("*"))
     outcome = minilm(*DISTILL, "--dry-run", "--json")
     plan = json.loads(outcome.out)
+    assert set(Path().rglob("*")) == before
+    assert "hours in all" in outcome.err
+    assert plan["student"]["parameters"] > plan["student"]["untrained_parameters"] > 0
+    assert plan["relations"]["heads"] == 24
     assert outcome.out.count("\n") == 1
     assert plan["training"]["steps"] == 3
     assert plan["student"]["layers"] == 2
@@ -136,7 +140,7 @@ def test_a_dry_run_as_json_is_one_object(minilm: Minilm) -> None:
     assert plan["measured"]["seconds_per_step"] > 0
 
 
-def test_plain_progress_is_at_most_a_line_in_ten_seconds(
+def test_plain_progress_prints_at_most_one_line_in_ten_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
@@ -155,7 +159,7 @@ def test_plain_progress_is_at_most_a_line_in_ten_seconds(
     assert "left" in lines[0]
 
 
-def test_a_job_of_less_than_ten_seconds_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_prints_nothing_in_the_first_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Console().progress
     progress.start("Distilling", 100)
     for step in range(100):
@@ -164,21 +168,19 @@ def test_a_job_of_less_than_ten_seconds_shows_no_progress(capsys: pytest.Capture
     assert capsys.readouterr().err == ""
 
 
-def test_names_with_markup_are_shown_as_they_are(minilm: Minilm, tmp_path: Path) -> None:
+def test_markup_in_names_is_printed_literally(minilm: Minilm, tmp_path: Path) -> None:
     outcome = minilm("export", tmp_path / "[bold]run[/bold]")
     assert "[bold]run[/bold]: there is no such run" in outcome.err
 
 
-def test_a_long_message_is_not_broken_into_lines(
-    minilm: Minilm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_message_is_not_wrapped(minilm: Minilm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     long = tmp_path / ("long" * 40)
-    assert outcome_line(minilm("export", long).err) == f"Error: {long}: there is no such run"
+    assert only_line(minilm("export", long).err) == f"Error: {long}: there is no such run"
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_command_to_copy_is_not_broken_into_lines(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suggested_command_is_not_wrapped(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     folder = f"runs/{'long' * 20}"
     outcome = minilm(*DISTILL, "-o", folder)
@@ -186,8 +188,8 @@ def test_a_command_to_copy_is_not_broken_into_lines(minilm: Minilm, monkeypatch:
     assert f"minilm export {folder}\n" in outcome.err
 
 
-class Leaving(io.StringIO):
-    """A stream that fails from the third text on, as one whose listener goes away; a terminal if that is wanted."""
+class FailingStream(io.StringIO):
+    """A stream whose reader disappears: it fails from the third write on."""
 
     def __init__(self, error: int, *, terminal: bool) -> None:
         super().__init__()
@@ -203,18 +205,18 @@ class Leaving(io.StringIO):
 
     def flush(self) -> None:
         if not self.left:
-            raise OSError(self.error, "nobody listens")
+            raise OSError(self.error, "the reader is gone")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 @pytest.mark.parametrize("error", [errno.EIO, errno.EPIPE, errno.ENOSPC])
 @pytest.mark.usefixtures("workplace")
-def test_a_run_goes_on_to_its_end_when_nobody_listens_any_more(
+def test_a_run_finishes_after_stderr_fails(
     minilm: Minilm, monkeypatch: pytest.MonkeyPatch, error: int, terminal: bool
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
-    stream = Leaving(error, terminal=terminal)
+    stream = FailingStream(error, terminal=terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     outcome = minilm(*DISTILL, "-o", "run")
     assert (outcome.status, outcome.out) == (0, "run\n")
@@ -223,51 +225,48 @@ def test_a_run_goes_on_to_its_end_when_nobody_listens_any_more(
     assert stream.left == 0
 
 
-def test_drawing_goes_on_unseen_when_the_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_continues_after_the_terminal_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    stream = Leaving(errno.EIO, terminal=True)
+    stream = FailingStream(errno.EIO, terminal=True)
     stream.left = 0
     monkeypatch.setattr(sys, "stderr", stream)
     progress = Console().progress
     progress.start("Distilling", 10)
     print("a warning of another library", file=sys.stderr)
     progress.update(5, {"loss": 1.0})
-    time.sleep(0.6)  # the display refreshes itself four times a second, in a thread
+    assert progress._live is not None
+    progress._live.refresh()  # as its thread does four times a second
     progress.stop()
     assert sys.stderr is stream
 
 
-def test_a_program_without_a_stderr_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_console_works_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    talks = Console()
-    talks.say("one")
-    talks.table("two", [("three", "four")])
-    assert talks.progress is not None
+    silent = Console()
+    silent.say("one")
+    silent.table("two", [("three", "four")])
+    assert silent.progress is not None
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "x", str(10**30)])
-def test_an_odd_width_of_the_screen_hides_no_message(
+def test_a_wrong_width_of_the_screen_hides_no_message(
     minilm: Minilm, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    assert outcome_line(minilm("export", "nowhere").err) == "Error: nowhere: there is no such run"
+    assert only_line(minilm("export", "nowhere").err) == "Error: nowhere: there is no such run"
 
 
-def outcome_line(text: str) -> str:
+def only_line(text: str) -> str:
     """The only line of a text."""
     (line,) = text.splitlines()
     return line
 
 
-def test_the_clock_of_the_tests_is_the_real_one_again() -> None:
-    assert console.time is time
-
-
-def test_what_a_terminal_obeys_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_replaced(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     console.error(MinilmError("no \x1b[31mred\x07 \x9b2J", where="a\x1b]0;title\x07", hint="Look at\n    \x1bcfile"))
     console.table("T", [("name\x1b[2J", "value\x00")])
-    said = capsys.readouterr().err
-    assert not [sign for sign in said if sign < " " and sign != "\n"]
-    assert "\x9b" not in said
-    assert "no \ufffd[31mred \ufffd2J" in said
+    printed = capsys.readouterr().err
+    assert not [character for character in printed if character < " " and character != "\n"]
+    assert "\x9b" not in printed
+    assert "no \ufffd[31mred \ufffd2J" in printed

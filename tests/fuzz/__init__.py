@@ -1,1 +1,1 @@
-"""What may be in files that come from elsewhere: `targets` says what is fuzzed, `mutations` how it is damaged."""
+"""Damaged files: `targets` lists what is opened, `mutations` damages it."""

@@ -1,4 +1,4 @@
-"""Strategies that damage what is sound: bytes, and JSON values. Ignores what they mean."""
+"""Strategies that damage bytes and JSON values, without regard to their meaning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-#: What parsers of all kinds have stumbled over.
+#: Bytes that are difficult for parsers.
 PIECES = (
     *(b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\n", b"\r", b"\x1b[31m", b'"', b"'", b"#", b",", b":", b"=", b"-", b"%"),
     *(b"[", b"]", b"{", b"}", b"[" * 100_000, b"[[" * 200, b'{"a":' * 300, b"- " * 400, b"{a: " * 200),
@@ -31,7 +31,7 @@ JSON = st.recursive(
 
 
 def nested(depth: int) -> list[Any]:
-    """A list in a list in a list."""
+    """Lists nested to this depth."""
     value: list[Any] = []
     for _ in range(depth):
         value = [value]
@@ -46,21 +46,21 @@ def _flipped(part: bytes, bits: int) -> bytes:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, whole: bytes, pieces: tuple[bytes, ...] = PIECES) -> bytes:
-    """Bytes of `whole` flipped, removed, repeated or replaced (by one of `pieces`, for example), or its end cut off."""
+def damaged(draw: st.DrawFn, content: bytes, pieces: tuple[bytes, ...] = PIECES) -> bytes:
+    """`content` with bytes flipped, removed, repeated or replaced (perhaps by one of `pieces`), or cut short."""
     for _ in range(draw(st.integers(1, 3))):
-        begin = draw(st.integers(0, len(whole)))
-        end = draw(st.integers(begin, min(len(whole), begin + 16))) if draw(st.integers(0, 4)) else len(whole)
-        part = whole[begin:end]
+        begin = draw(st.integers(0, len(content)))
+        end = draw(st.integers(begin, min(len(content), begin + 16))) if draw(st.integers(0, 4)) else len(content)
+        part = content[begin:end]
         instead = st.sampled_from(pieces) | st.binary(max_size=8) | st.just(b"") | st.just(part * 2)
         if len(part) <= 16:
             instead |= st.integers(1, 255).map(partial(_flipped, part))
-        whole = whole[:begin] + draw(instead) + whole[end:]
-    return whole
+        content = content[:begin] + draw(instead) + content[end:]
+    return content
 
 
-def nearby(value: object) -> st.SearchStrategy[Any]:
-    """Values that a check of the type alone lets through."""
+def similar(value: object) -> st.SearchStrategy[Any]:
+    """Values of the same type."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         return ANY_JSON
     if isinstance(value, str):
@@ -71,7 +71,7 @@ def nearby(value: object) -> st.SearchStrategy[Any]:
 
 @st.composite
 def changed(draw: st.DrawFn, value: Any) -> Any:
-    """A JSON value of which, here or there, something is replaced, removed or added."""
+    """A JSON value with parts replaced, removed or added."""
     root = [copy.deepcopy(value)]
     for _ in range(draw(st.integers(1, 3))):
         holder: Any = root
@@ -83,7 +83,7 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
             case "replace":
                 holder[key] = draw(ANY_JSON)
             case "shift":
-                holder[key] = draw(nearby(holder[key]))
+                holder[key] = draw(similar(holder[key]))
             case "remove" if holder is not root:
                 del holder[key]
             case "add" if isinstance(holder, dict):
@@ -93,15 +93,15 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
     return root[0]
 
 
-def changed_json(whole: bytes) -> st.SearchStrategy[bytes]:
+def changed_json(content: bytes) -> st.SearchStrategy[bytes]:
     """A JSON file with its value changed."""
-    return changed(json.loads(whole)).map(lambda value: json.dumps(value).encode())
+    return changed(json.loads(content)).map(lambda value: json.dumps(value).encode())
 
 
 @st.composite
-def changed_lines(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A file of JSON lines with one of them changed."""
-    lines = whole.splitlines()
+def changed_lines(draw: st.DrawFn, content: bytes) -> bytes:
+    """A file of JSON lines with one line changed."""
+    lines = content.splitlines()
     number = draw(st.integers(0, len(lines) - 1))
     lines[number] = draw(changed_json(lines[number]))
     return b"\n".join(lines)

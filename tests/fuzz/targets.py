@@ -1,6 +1,6 @@
-"""What is fuzzed: sound files, how they are damaged, and how the program opens them.
+"""The fuzzing targets: valid files, their damage, and how the program opens them.
 
-Whatever the bytes, files either open properly or are refused with a `MinilmError`, in memory that is bounded.
+Any bytes are either opened or refused with a `MinilmError`, in bounded memory.
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ from tests.unit.test_plan import plan
 
 Files = Mapping[str, bytes]
 
-#: Bytes that opening any of these small files may take.
+#: Memory in bytes for opening any of these small files.
 MEMORY = 400 * 2**20
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something that is opened."""
+    """Files and the function that opens them."""
 
     name: str
     files: st.SearchStrategy[Files]
     """Files of a folder, by their paths in it."""
     open: Callable[[Path], None]
-    """Opens what is in the folder, and reads everything that the program would read."""
+    """Opens the files of a folder, and reads all that the program would read."""
 
     def opens(self, files: Files) -> bool:
-        """Whether files are opened (or refused); raises what should not be raised."""
+        """Whether the files are opened, not refused; raises any other error."""
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():
                 path = Path(folder, name)
@@ -77,14 +77,14 @@ class Target:
                 self.open(Path(folder))
             except MinilmError as error:
                 if not str(error):
-                    raise ValueError("it is refused without a word") from error
+                    raise ValueError("the message is empty") from error
                 return False
         return True
 
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """More than `MEMORY` beyond what the process has now is a `MemoryError`."""
+    """Allocations of more than `MEMORY` beyond the present memory raise `MemoryError`."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
@@ -94,7 +94,7 @@ def bounded_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _made(make: Callable[[Path], object]) -> Files:
+def _files_of(make: Callable[[Path], object]) -> Files:
     """The files that `make` writes into a folder."""
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
@@ -112,21 +112,21 @@ def _sha256(content: bytes) -> str:
 @st.composite
 def _some_damaged(
     draw: st.DrawFn,
-    sound: Files,
+    valid: Files,
     *,
     pieces: tuple[bytes, ...] = (),
     ways: Mapping[str, Callable[[bytes], st.SearchStrategy[bytes]]] | None = None,
     seal: Callable[[dict[str, bytes]], None] | None = None,
 ) -> Files:
-    """Up to two of the files damaged, in ways that go by the end of the name; `seal` makes their checksums right."""
-    files = dict(sound)
+    """Up to two of the files damaged, in ways for the ends of their names; `seal` corrects their checksums."""
+    files = dict(valid)
     for name in draw(st.lists(st.sampled_from(sorted(files)), max_size=2, unique=True)):
         fitting = [way(files[name]) for end, way in {**_WAYS, **(ways or {})}.items() if name.endswith(end)]
         files[name] = draw(
             st.one_of(*fitting, *fitting, damaged(files[name], pieces + PIECES), st.binary(max_size=200))
         )
     if seal is not None and draw(st.booleans()):
-        with suppress(LookupError, TypeError, ValueError, AttributeError, RecursionError):  # nothing is left to seal
+        with suppress(LookupError, TypeError, ValueError, AttributeError, RecursionError):  # too damaged to seal
             seal(files)
     return files
 
@@ -155,7 +155,7 @@ def _seal_store(files: dict[str, bytes]) -> None:
 
 @st.composite
 def _npy(draw: st.DrawFn) -> bytes:
-    """A `.npy` file that is well formed but for what its header says."""
+    """A `.npy` file with a well-formed but wrong header."""
     descr = draw(st.sampled_from(["'<u2'", "'<i8'", "'|O'", "'>u2'", "[('a', '<u2')]", "'<u2', 'x': 0", "-" * 3000]))
     size = draw(st.sampled_from(["9", "4", "0", "-1", str(2**62), "9" * 5000, "9,", "9,)" + "(" * 300]))
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': ({size},), }}\n".encode()
@@ -167,11 +167,11 @@ def _npy(draw: st.DrawFn) -> bytes:
 
 @cache
 def _zip() -> bytes:
-    """What NumPy takes for an archive of arrays, whatever its name."""
-    return _made(lambda folder: np.savez(folder / "x.npz", np.zeros(9, dtype=np.uint16)))["x.npz"]
+    """An archive of arrays, which NumPy recognises by its content."""
+    return _files_of(lambda folder: np.savez(folder / "x.npz", np.zeros(9, dtype=np.uint16)))["x.npz"]
 
 
-def _odd_arrays(_whole: bytes) -> st.SearchStrategy[bytes]:
+def _odd_arrays(_content: bytes) -> st.SearchStrategy[bytes]:
     return _npy() | st.just(_zip())
 
 
@@ -193,11 +193,11 @@ _LISTS = b"[1, 2, 3]\n[299]\n[0, 17, 5, 7]\n"
 
 @cache
 def _bombs() -> list[bytes]:
-    """Small files, each with a line of a gigabyte."""
+    """Small compressed files, each with a line of a gigabyte."""
     return [gzip.compress(piece * 2**20, 1) * (2**10 // len(piece)) for piece in (b"1,", b" ", b"[", b"9")]
 
 
-def _packed(_whole: bytes) -> st.SearchStrategy[bytes]:
+def _packed(_content: bytes) -> st.SearchStrategy[bytes]:
     return (damaged(_LISTS) | changed_lines(_LISTS)).map(gzip.compress) | st.sampled_from(_bombs())
 
 
@@ -216,7 +216,7 @@ _ROWS = b'id,text\n1,the of\n2,"and, to ""in""\nis"\n\n3,was\n'
 @cache
 def _parquet() -> bytes:
     table = pa.table({"id": [1, 2, 3], "text": ["the of", None, "and"]})
-    return _made(lambda folder: parquet.write_table(table, folder / "x.parquet", row_group_size=2))["x.parquet"]
+    return _files_of(lambda folder: parquet.write_table(table, folder / "x.parquet", row_group_size=2))["x.parquet"]
 
 
 @cache
@@ -228,12 +228,12 @@ def _zstd() -> Callable[[bytes], bytes]:
 
 
 def _inputs() -> Iterator[st.SearchStrategy[Files]]:
-    """Text, JSON lines and tables, damaged as they are or before they are compressed, or by their compression."""
+    """Text, JSON lines and tables that are damaged before or after compression."""
     compressions = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": _zstd()}
-    for name, whole in (("x.txt", _TEXT), ("x.jsonl", _OBJECTS), ("x.csv", _ROWS)):
-        texts = damaged(whole) | changed_lines(whole) if name == "x.jsonl" else damaged(whole)
+    for name, content in (("x.txt", _TEXT), ("x.jsonl", _OBJECTS), ("x.csv", _ROWS)):
+        texts = damaged(content) | changed_lines(content) if name == "x.jsonl" else damaged(content)
         for end, compress in compressions.items():
-            packed = texts.map(compress) | damaged(compress(whole) * 2)
+            packed = texts.map(compress) | damaged(compress(content) * 2)
             yield st.fixed_dictionaries({name + end: packed})
     # A line of 64 MB.
     yield st.sampled_from([b" ", b"9"]).map(lambda byte: {"x.txt.gz": gzip.compress(byte * 2**20, 1) * 64})
@@ -308,7 +308,7 @@ _TOML = (
 
 @cache
 def _yaml_bombs() -> list[bytes]:
-    """A few lines that stand for billions of values."""
+    """A few lines that expand to billions of values."""
     chains = {"&a0 [x]": "[{}]", "&a0 {lr: 1}": "{{a: {}}}", "&a0 {eps: 1}": "{{<<: [{}]}}"}
     bombs = []
     for first, link in chains.items():
@@ -326,17 +326,17 @@ def _assignments(draw: st.DrawFn) -> bytes:
     return b"\0".join(lines)
 
 
-def _settings_target(suffix: str, sound: str, **damage: Any) -> Target:
+def _settings_target(suffix: str, valid: str, **damage: Any) -> Target:
     name = f"settings{suffix}"
 
     def open_settings(folder: Path) -> None:
         _use_settings(load_distill_settings(folder / name))
 
-    return Target(f"settings {suffix}", _some_damaged({name: sound.encode()}, **damage), open_settings)
+    return Target(f"settings {suffix}", _some_damaged({name: valid.encode()}, **damage), open_settings)
 
 
 def _open_assignments(folder: Path) -> None:
-    # As the system hands the words of a command line over: none has a null byte, and not all are UTF-8.
+    # Like the words of a command line: without null bytes, and not always UTF-8.
     words = [os.fsdecode(word) for word in (folder / "words").read_bytes().split(b"\0")]
     flags = {name: value for name, value in REQUIRED.items() if not any(word.startswith(name) for word in words)}
     _use_settings(load_distill_settings(None, [word for word in words if word], flags))
@@ -393,12 +393,12 @@ def _seal_checkpoint(files: dict[str, bytes]) -> None:
 
 
 @st.composite
-def _tensors(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A safetensors file of which the header says something else."""
-    begin = 8 + int.from_bytes(whole[:8], "little")
-    header = draw(changed_json(whole[8:begin]))
+def _tensors(draw: st.DrawFn, content: bytes) -> bytes:
+    """A safetensors file with a changed header."""
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = draw(changed_json(content[8:begin]))
     length = draw(st.just(len(header)) | st.sampled_from([0, 2**26, 2**31, 2**63, 2**64 - 1]))
-    return length.to_bytes(8, "little") + header + whole[begin:]
+    return length.to_bytes(8, "little") + header + content[begin:]
 
 
 def _open_checkpoints(folder: Path) -> None:
@@ -425,38 +425,40 @@ def _write_run(folder: Path) -> None:
 
 def _open_run(folder: Path) -> None:
     run = find_run(folder)
-    found = run.plan()
-    found.tables()
+    run_plan = run.plan()
+    run_plan.tables()
     records = run.metrics()
     final_losses(records)
-    loss_curve(records, found.student.name).encode()
+    loss_curve(records, run_plan.student.name).encode()
     changes = [(change.step, change.setting) for change in run.changes()]
-    model_card(run.settings(), found, records, step=5, dtype="float32", changes=changes).encode()
+    model_card(run.settings(), run_plan, records, step=5, dtype="float32", changes=changes).encode()
 
 
 def targets() -> list[Target]:
-    """All there are."""
-    checkpoints = _made(_write_checkpoints)
-    # The older one stays sound, and is what is left to go on from.
+    """All targets."""
+    checkpoints = _files_of(_write_checkpoints)
+    # The older checkpoint stays valid.
     older = {name: content for name, content in checkpoints.items() if f"{_STEPS[0]:08}" in name}
     newer = {name: content for name, content in checkpoints.items() if name not in older}
     damaged_newer = _some_damaged(newer, ways={".safetensors": _tensors}, seal=_seal_checkpoint)
-    yaml_ways = {".yaml": lambda _whole: st.sampled_from(_yaml_bombs()) | changed_json(json.dumps(_SETTINGS).encode())}
+    yaml_ways = {
+        ".yaml": lambda _content: st.sampled_from(_yaml_bombs()) | changed_json(json.dumps(_SETTINGS).encode())
+    }
     return [
         Target(
             "token store",
-            _some_damaged(_made(_write_store), ways={".npy": _odd_arrays}, seal=_seal_store),
+            _some_damaged(_files_of(_write_store), ways={".npy": _odd_arrays}, seal=_seal_store),
             _open_store,
         ),
         Target(
             "token-id lists", _some_damaged({"ids.jsonl.gz": gzip.compress(_LISTS)}, ways={".gz": _packed}), _open_lists
         ),
         Target("text and tables", st.one_of(*_inputs()), _open_inputs),
-        Target("unfinished store", _some_damaged(_made(_write_unfinished)), _open_unfinished),
+        Target("unfinished store", _some_damaged(_files_of(_write_unfinished)), _open_unfinished),
         _settings_target(".yaml", yaml.safe_dump(_SETTINGS), pieces=_YAML, ways=yaml_ways),
         _settings_target(".toml", _TOML_SETTINGS, pieces=_TOML),
         _settings_target(".json", json.dumps(_SETTINGS)),
         Target("--set", st.fixed_dictionaries({"words": _assignments()}), _open_assignments),
         Target("checkpoint", damaged_newer.map(lambda files: older | dict(files)), _open_checkpoints),
-        Target("run folder", _some_damaged(_made(_write_run)), _open_run),
+        Target("run folder", _some_damaged(_files_of(_write_run)), _open_run),
     ]

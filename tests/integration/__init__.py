@@ -1,1 +1,1 @@
-"""Whole commands in processes of their own, and whole runs on small models."""
+"""Commands in separate processes, and complete runs on small models."""

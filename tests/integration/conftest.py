@@ -1,7 +1,8 @@
-"""Commands as processes, and small runs in this one."""
+"""Commands as processes, and small runs in this process."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,17 +13,17 @@ import pytest
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.settings.load import load_distill_settings
 from minilm_cli.training import run
-from tests.runs import CLOCKED, PATIENCE, AnyProcess, Commands, lasting_files, lasting_metrics, metrics
+from tests.runs import TIME_METRICS, TIMEOUT, AnyProcess, Commands, metrics, metrics_without_times, result_files
 
 __all__ = [
-    "CLOCKED",
-    "PATIENCE",
+    "TIMEOUT",
+    "TIME_METRICS",
     "Commands",
     "Settings",
-    "is_the_same",
-    "lasting_files",
-    "lasting_metrics",
+    "assert_same_result",
     "metrics",
+    "metrics_without_times",
+    "result_files",
     "wait_until",
 ]
 
@@ -41,7 +42,7 @@ def minilm(tmp_path: Path) -> Iterator[Commands]:
 
 @pytest.fixture(scope="session")
 def small_settings(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path) -> Settings:
-    """Settings of a run of a few steps on the tiny models; dotted paths override them."""
+    """Settings of a run of a few steps on the tiny models; dotted paths, with `__` for dots, override them."""
 
     def make(output: Path, **changes: Any) -> Any:
         values: dict[str, Any] = {
@@ -64,35 +65,53 @@ def small_settings(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Pa
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, small_settings: Settings) -> Path:
-    """A run of six steps. For reading: a test that changes it copies it."""
+    """A run of six steps. Read-only: a test that changes it copies it."""
     return run.distill(small_settings(tmp_path_factory.mktemp("finished") / "run"), NoProgress()).path
 
 
-class At(NoProgress):
-    """Progress that does something when certain steps are shown."""
+@pytest.fixture
+def copied_run(tmp_path: Path, finished_run: Path) -> Path:
+    """A copy of the finished run, which the test may change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+class Crash(Exception):
+    """An unexpected error of a run."""
+
+
+def crash(*_: object) -> None:
+    raise Crash
+
+
+class CallAt(NoProgress):
+    """Progress that calls functions when it comes to their steps; step 0 is before the first."""
 
     def __init__(self, **steps: Callable[[], object]) -> None:
         """`step_3=disk.fill` and the like."""
         self.steps = {int(name.removeprefix("step_")): action for name, action in steps.items()}
 
     def update(self, done: float, shown: object = None) -> None:  # noqa: ARG002
-        """Do it, once."""
         if action := self.steps.pop(int(done), None):
             action()
 
 
+def crash_at(step: int) -> CallAt:
+    """Progress that ends the run without a chance to save."""
+    return CallAt(**{f"step_{step}": crash})
+
+
 def wait_until(condition: Callable[[], object], process: AnyProcess | None = None) -> None:
-    """Go on as soon as `condition` holds; the process, if one is given, must still run then."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until `condition` holds; until then the process must run, if one is given."""
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert process is None or process.poll() is None, process and process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def is_the_same(folder: Path, other: Path) -> None:
+def assert_same_result(folder: Path, other: Path) -> None:
     """Both runs ended with the same weights, moments and metrics."""
-    assert lasting_metrics(folder) == lasting_metrics(other)
+    assert metrics_without_times(folder) == metrics_without_times(other)
     last = max(int(path.name.removeprefix("step-")) for path in (other / "checkpoints").iterdir())
-    ours, theirs = lasting_files(folder, last), lasting_files(other, last)
+    ours, theirs = result_files(folder, last), result_files(other, last)
     assert [name for name in ours if ours[name] != theirs[name]] == []

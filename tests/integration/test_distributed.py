@@ -1,4 +1,4 @@
-"""Several processes on one run: the same result, however many they are and whatever befalls them."""
+"""Several processes on one run: the same result for any number of them, signals, and lost processes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from torch.distributed import TCPStore
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.runs import checkpoint
 from minilm_cli.training import run
-from tests.held import HOLD
+from tests.pause_after_checkpoint import PAUSE
 
-from .conftest import CLOCKED, Commands, Settings, lasting_files, lasting_metrics, metrics, wait_until
+from .conftest import TIME_METRICS, Commands, Settings, metrics, metrics_without_times, result_files, wait_until
 
 pytestmark = pytest.mark.slow
 
-#: What is equal to rounding is equal to this, relatively.
+#: Relative difference of numbers that are equal except for rounding.
 ROUNDING = 2e-5
 
 STEPS = 12
 
-HELD = ("-m", "tests.held")
+PAUSED = ("-m", "tests.pause_after_checkpoint")
 
-#: torchrun itself, and the one whose workers are forked.
+#: torchrun itself, and torchrun that forks its workers.
 TORCHRUN, FORKING = ("-m", "torch.distributed.run"), ("-m", "tests.torchrun")
 
 #: A run that does not end by itself.
@@ -39,19 +39,19 @@ ENDLESS = ("--steps", "100000")
 
 
 def torchrun(processes: int, *options: str, program: tuple[str, ...] = FORKING) -> tuple[str, ...]:
-    """The launcher of so many processes on this machine."""
+    """The launcher of processes on this machine."""
     return (*program, "--nproc-per-node", str(processes), *(options or ("--standalone",)))
 
 
 def free_port() -> str:
-    """A port that nobody listens to."""
+    """A free port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return str(server.getsockname()[1])
 
 
 @pytest.fixture
 def student_without_dropout(tmp_path: Path, tiny_student_config: Path) -> Path:
-    """The tiny student's config, but for dropout."""
+    """The tiny student's config without dropout."""
     values = json.loads(tiny_student_config.read_text(encoding="utf-8"))
     path = tmp_path / "config.json"
     path.write_text(json.dumps(values | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
@@ -60,7 +60,7 @@ def student_without_dropout(tmp_path: Path, tiny_student_config: Path) -> Path:
 
 @pytest.fixture
 def distill(tiny_teacher: Path, student_without_dropout: Path, tiny_store: Path) -> tuple[str, ...]:
-    """The words of a run in the folder `run`."""
+    """The command of a run in the folder `run`."""
     return (
         *("distill", "--teacher", str(tiny_teacher), "--student-config", str(student_without_dropout)),
         *("--data", str(tiny_store), "--steps", str(STEPS), "--warmup-steps", "1", "--precision", "fp32"),
@@ -69,14 +69,14 @@ def distill(tiny_teacher: Path, student_without_dropout: Path, tiny_store: Path)
 
 
 @pytest.fixture
-def alone(
+def single_process(
     tmp_path: Path, small_settings: Settings, student_without_dropout: Path
 ) -> Callable[..., list[dict[str, float]]]:
-    """The metrics of that run in one process."""
+    """Makes the metrics of that run in one process."""
 
     def train(**changes: object) -> list[dict[str, float]]:
         settings = small_settings(
-            tmp_path / "alone",
+            tmp_path / "single-process",
             student__config=str(student_without_dropout),
             **{"training__steps": STEPS, "training__precision": "fp32"} | changes,
             evaluation__every=8,
@@ -89,48 +89,48 @@ def alone(
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays(minilm: Commands) -> Iterator[None]:
-    """No process of a test is left behind."""
+def no_process_is_left(minilm: Commands) -> Iterator[None]:
+    """Every process of a test has ended."""
     yield
     assert processes_in(minilm.folder) == []
 
 
 def processes_in(folder: Path) -> list[int]:
     """The processes whose current folder this is."""
-    found = []
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if (entry / "cwd").readlink() == folder and "Z" not in (entry / "stat").read_text().split()[2]:
-                found.append(int(entry.name))
+                processes.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return processes
 
 
 def saved(folder: Path, step: int) -> Callable[[], bool]:
-    """Whether a run has come to a checkpoint of this step, or a later one: they do not stay for long."""
+    """Whether a run has a checkpoint of this step or a later one: old checkpoints are removed."""
     return lambda: max(checkpoint.steps(folder / "checkpoints"), default=0) >= step
 
 
 def first_process(folder: Path) -> int:
-    """Rank 0 of a run that trains."""
+    """The process of rank 0 of a run that is under way."""
     return int((folder / "lock").read_text(encoding="utf-8").splitlines()[0])
 
 
 def rank(number: int, folder: Path) -> int:
-    """The process of this rank: a forked one has it in its name, another in its environment."""
+    """The process of this rank: a forked process has it in its name, a started one in its environment."""
 
-    def is_it(process: Path) -> bool:
-        started_as = (process / "environ").read_bytes().split(b"\0")
-        return f"RANK={number}".encode() in started_as or (process / "comm").read_text() == f"minilm-{number}\n"
+    def has_rank(process: Path) -> bool:
+        environment = (process / "environ").read_bytes().split(b"\0")
+        return f"RANK={number}".encode() in environment or (process / "comm").read_text() == f"minilm-{number}\n"
 
-    (found,) = (process for process in processes_in(folder) if is_it(Path("/proc", str(process))))
-    return found
+    (process,) = (pid for pid in processes_in(folder) if has_rank(Path("/proc", str(pid))))
+    return process
 
 
-def is_the_same(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+def assert_close_metrics(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
     """The same losses, gradients and evaluations at every step, to rounding."""
-    others = CLOCKED | {"work_imbalance"}
+    others = TIME_METRICS | {"work_imbalance"}
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys() - others == other.keys() - others
@@ -138,25 +138,11 @@ def is_the_same(ours: list[dict[str, float]], theirs: list[dict[str, float]]) ->
             assert one[name] == pytest.approx(other[name], rel=ROUNDING, abs=1e-9), (one["step"], name)
 
 
-def test_the_sequences_of_several_stores_are_shared_too(
-    minilm: Commands,
-    distill: tuple[str, ...],
-    alone: Callable[..., list[dict[str, float]]],
-    tmp_path: Path,
-    tiny_store: Path,
-) -> None:
-    more = shutil.copytree(tiny_store, tmp_path / "more")
-    words = [f"{tiny_store}:0.7" if word == str(tiny_store) else word for word in distill]
-    done = minilm(*words, "--data", f"{more}:0.3", "--batch-size", "9", launcher=torchrun(2))
-    assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
-    is_the_same(metrics(minilm.folder / "run"), alone(training__batch_size=9, data__path={tiny_store: 0.7, more: 0.3}))
-
-
 @pytest.mark.parametrize(("processes", "batch_size", "program"), [(2, 16, TORCHRUN), (3, 7, FORKING), (4, 3, FORKING)])
-def test_the_result_does_not_depend_on_how_many_computed_it(
+def test_the_result_does_not_depend_on_the_number_of_processes(
     minilm: Commands,
     distill: tuple[str, ...],
-    alone: Callable[..., list[dict[str, float]]],
+    single_process: Callable[..., list[dict[str, float]]],
     processes: int,
     batch_size: int,
     program: tuple[str, ...],
@@ -166,14 +152,14 @@ def test_the_result_does_not_depend_on_how_many_computed_it(
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
     assert done.stderr.count("The student is in") == 1
     ours = metrics(minilm.folder / "run")
-    is_the_same(ours, alone(training__batch_size=batch_size))
+    assert_close_metrics(ours, single_process(training__batch_size=batch_size))
     trained = [record for record in ours if "loss" in record]
     assert all(record["work_imbalance"] >= 0 and 0 <= record["waiting_fraction"] <= 1 for record in trained)
     assert not list((minilm.folder / "run").glob("log-rank-*"))
 
 
-def test_a_run_goes_on_in_another_number_of_processes(
-    minilm: Commands, distill: tuple[str, ...], alone: Callable[..., list[dict[str, float]]]
+def test_a_run_can_be_resumed_with_another_number_of_processes(
+    minilm: Commands, distill: tuple[str, ...], single_process: Callable[..., list[dict[str, float]]]
 ) -> None:
     words = (*ENDLESS, "--schedule", "constant", "--batch-size", "7", "--set", "reporting.log_ranks=true")
     process = minilm.start(*distill, *words, launcher=torchrun(3))
@@ -190,41 +176,45 @@ def test_a_run_goes_on_in_another_number_of_processes(
     done = minilm("resume", "run", "--steps", str(steps), launcher=torchrun(2))
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
     assert "Resuming from step" in done.stderr
-    is_the_same(metrics(folder), alone(training__batch_size=7, training__steps=steps, schedule__kind="constant"))
+    assert_close_metrics(
+        metrics(folder), single_process(training__batch_size=7, training__steps=steps, schedule__kind="constant")
+    )
 
 
-@pytest.mark.parametrize("meeting", ["--standalone", "--master-port"])
-def test_after_a_kill_torchrun_starts_them_anew_and_they_end_where_they_would_have(
-    minilm: Commands, distill: tuple[str, ...], meeting: str
+@pytest.mark.parametrize("rendezvous", ["--standalone", "--master-port"])
+def test_a_run_restarted_by_torchrun_has_the_same_result(
+    minilm: Commands, distill: tuple[str, ...], rendezvous: str
 ) -> None:
     words = ("--batch-size", "8")
-    done = minilm(*distill[:-1], "undisturbed", *words, launcher=torchrun(2))
+    done = minilm(*distill[:-1], "uninterrupted", *words, launcher=torchrun(2))
     assert done.returncode == 0, done.stderr
-    folder, hold = minilm.folder / "run", minilm.folder / HOLD
-    options = ("--max-restarts", "2", meeting, *([free_port()] if "port" in meeting else []))
-    hold.write_text("4")
-    process = minilm.start(*distill, *words, launcher=torchrun(2, *options), program=HELD)
+    folder, pause = minilm.folder / "run", minilm.folder / PAUSE
+    options = ("--max-restarts", "2", rendezvous, *([free_port()] if "port" in rendezvous else []))
+    pause.write_text("4")
+    process = minilm.start(*distill, *words, launcher=torchrun(2, *options), program=PAUSED)
     wait_until(saved(folder, 4), process)
     before = first_process(folder)
-    hold.write_text("8")
+    pause.write_text("8")
     os.kill(rank(1, minilm.folder), signal.SIGKILL)
     wait_until(lambda: before not in processes_in(minilm.folder), process)
     wait_until(saved(folder, 8), process)
-    hold.unlink()
+    pause.unlink()
     os.kill(first_process(folder), signal.SIGKILL)
     ended = minilm.end(process)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("Restarted: resuming") == 2
-    assert lasting_metrics(folder) == lasting_metrics(minilm.folder / "undisturbed")
-    assert lasting_files(folder, STEPS) == lasting_files(minilm.folder / "undisturbed", STEPS)
+    assert metrics_without_times(folder) == metrics_without_times(minilm.folder / "uninterrupted")
+    assert result_files(folder, STEPS) == result_files(minilm.folder / "uninterrupted", STEPS)
 
 
-def test_sigusr1_saves_and_ctrl_c_ends_all_with_a_checkpoint(minilm: Commands, distill: tuple[str, ...]) -> None:
+def test_sigusr1_saves_a_checkpoint_and_ctrl_c_saves_and_ends_every_process(
+    minilm: Commands, distill: tuple[str, ...]
+) -> None:
     words = ("--batch-size", "8", *ENDLESS, "--save-every", "100000", "--eval-fraction", "0")
     process = minilm.start(*distill, *words, launcher=torchrun(2))
     folder = minilm.folder / "run"
     wait_until((folder / "metrics.jsonl").exists, process)
-    os.kill(rank(1, minilm.folder), signal.SIGUSR1)  # does no harm
+    os.kill(rank(1, minilm.folder), signal.SIGUSR1)  # only rank 0 reacts
     os.kill(first_process(folder), signal.SIGUSR1)
     wait_until(lambda: checkpoint.steps(folder / "checkpoints"), process)
     process.send_signal(signal.SIGINT)
@@ -237,8 +227,8 @@ def test_sigusr1_saves_and_ctrl_c_ends_all_with_a_checkpoint(minilm: Commands, d
     assert f"SIGINT after step {last.step} of 100000; a checkpoint is saved." in ended.stderr
 
 
-def test_a_second_signal_ends_all_at_once(minilm: Commands, distill: tuple[str, ...]) -> None:
-    # A single micro-batch that takes longer than the second signal is away.
+def test_a_second_signal_ends_every_process_at_once(minilm: Commands, distill: tuple[str, ...]) -> None:
+    # One micro-batch that takes longer than the second signal needs.
     words = ("--batch-size", "12000", "--micro-batch-tokens", "10000000", "--eval-fraction", "0")
     process = minilm.start(*distill, *words, launcher=torchrun(2))
     folder = minilm.folder / "run"
@@ -253,9 +243,7 @@ def test_a_second_signal_ends_all_at_once(minilm: Commands, distill: tuple[str, 
     assert checkpoint.steps(folder / "checkpoints") == []
 
 
-def test_a_process_that_is_lost_is_named_and_the_work_of_the_others_is_kept(
-    minilm: Commands, distill: tuple[str, ...]
-) -> None:
+def test_a_lost_process_is_named_and_a_checkpoint_is_saved(minilm: Commands, distill: tuple[str, ...]) -> None:
     process = minilm.start(*distill, "--batch-size", "8", *ENDLESS, launcher=torchrun(3))
     folder = minilm.folder / "run"
     wait_until(saved(folder, 4), process)
@@ -269,7 +257,9 @@ def test_a_process_that_is_lost_is_named_and_the_work_of_the_others_is_kept(
     assert (folder / "checkpoints" / f"step-{int(written[-1]):08}").exists()
 
 
-def test_a_mistake_is_told_once_and_all_end_with_its_status(minilm: Commands, distill: tuple[str, ...]) -> None:
+def test_an_error_is_reported_once_and_every_process_exits_with_its_status(
+    minilm: Commands, distill: tuple[str, ...]
+) -> None:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "3"}
     words = (*distill, "--lr", "-1")
     ended = [minilm.end(process) for process in [minilm.start(*words, RANK=str(n), **address) for n in range(3)]]
@@ -279,10 +269,10 @@ def test_a_mistake_is_told_once_and_all_end_with_its_status(minilm: Commands, di
     assert not (minilm.folder / "run").exists()
 
 
-def test_what_goes_wrong_in_one_process_alone_is_told_by_it(
+def test_an_error_of_one_process_is_reported_by_that_process(
     minilm: Commands, distill: tuple[str, ...], tmp_path: Path, tiny_teacher: Path
 ) -> None:
-    # Another folder of the same name, as on a machine whose copy is not the first's.
+    # Another folder of the same name, as on a machine that has another copy.
     teacher = tmp_path / "teacher"
     elsewhere = shutil.copytree(tiny_teacher, tmp_path / "elsewhere")
     weights = load_file(elsewhere / "model.safetensors")
@@ -302,11 +292,11 @@ def test_what_goes_wrong_in_one_process_alone_is_told_by_it(
     assert (ended.returncode, ended.stderr.count("Error")) == (2, 0), ended.stderr
 
 
-def test_what_an_earlier_attempt_left_in_torchruns_store_does_no_harm(
-    minilm: Commands, distill: tuple[str, ...], alone: Callable[..., list[dict[str, float]]]
+def test_keys_of_an_earlier_attempt_in_torchruns_store_do_no_harm(
+    minilm: Commands, distill: tuple[str, ...], single_process: Callable[..., list[dict[str, float]]]
 ) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    launched = {
+    environment = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "WORLD_SIZE": "2",
@@ -315,44 +305,42 @@ def test_what_an_earlier_attempt_left_in_torchruns_store_does_no_harm(
     }
     words = (*distill, "--batch-size", "7")
     folder = minilm.folder / "run"
-    (minilm.folder / HOLD).write_text("4")
-    first = [minilm.start(*words, program=HELD, RANK=str(number), **launched) for number in range(2)]
+    (minilm.folder / PAUSE).write_text("4")
+    first = [minilm.start(*words, program=PAUSED, RANK=str(number), **environment) for number in range(2)]
     wait_until(saved(folder, 4), first[0])
     for process in first:
         process.send_signal(signal.SIGKILL)
         assert minilm.end(process).returncode == -signal.SIGKILL
-    # The same processes' places, with the follower there first.
-    follower = minilm.start(*words, RANK="1", **launched)
-    ended = minilm.end(minilm.start(*words, RANK="0", **launched))
+    # The same ranks again, and rank 1 starts first.
+    follower = minilm.start(*words, RANK="1", **environment)
+    ended = minilm.end(minilm.start(*words, RANK="0", **environment))
     assert ended.returncode == 0, ended.stderr
     assert minilm.end(follower).returncode == 0
     assert "Restarted: resuming" in ended.stderr
-    is_the_same(metrics(folder), alone(training__batch_size=7))
+    assert_close_metrics(metrics(folder), single_process(training__batch_size=7))
 
 
-def test_another_run_of_the_same_launch_is_a_new_one(minilm: Commands, distill: tuple[str, ...]) -> None:
-    launched = {"TORCHELASTIC_RUN_ID": "100"}
+def test_a_second_run_of_the_same_launch_is_not_a_restart(minilm: Commands, distill: tuple[str, ...]) -> None:
+    environment = {"TORCHELASTIC_RUN_ID": "100"}
     words = (*distill, "--batch-size", "8", "--steps", "2")
-    assert minilm(*words, **launched).returncode == 0
-    again = minilm(*words, **launched)
+    assert minilm(*words, **environment).returncode == 0
+    again = minilm(*words, **environment)
     assert (again.returncode, again.stdout) == (0, "run\n")
     assert "run is finished: 2 steps" in again.stderr
-    other = minilm(*words, "--lr", "0.001", **launched)
+    other = minilm(*words, "--lr", "0.001", **environment)
     assert other.returncode == 2
     assert "run: this output exists already" in other.stderr
 
 
-@pytest.mark.parametrize("comes", [0, 1])
-def test_a_process_that_never_comes_is_named_in_bounded_time(
-    minilm: Commands, distill: tuple[str, ...], comes: int
-) -> None:
+@pytest.mark.parametrize("present", [0, 1])
+def test_a_missing_process_is_named_after_the_timeout(minilm: Commands, distill: tuple[str, ...], present: int) -> None:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "MINILM_TIMEOUT": "2"}
-    ended = minilm(*distill, RANK=str(comes), **address)
+    ended = minilm(*distill, RANK=str(present), **address)
     assert ended.returncode == 1
-    assert ("rank 1 is not ready after 2 s" if comes == 0 else "no rendezvous at 127.0.0.1:") in ended.stderr
+    assert ("rank 1 is not ready after 2 s" if present == 0 else "no rendezvous at 127.0.0.1:") in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_other_commands_are_run_by_one_process(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> None:
+def test_other_commands_run_in_one_process_only(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> None:
     done = minilm("tokenize", tiny_corpus, "--tokenizer", tiny_teacher, "--workers", "1", launcher=torchrun(2))
     assert (done.returncode, done.stdout) == (0, "tokens\n"), done.stderr

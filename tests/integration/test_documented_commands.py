@@ -1,9 +1,9 @@
-"""Every command in README.md and docs/ is run as it stands, page by page, in a folder like the reader's.
+"""Every command in README.md and docs/ runs as written, page by page, in a folder like the reader's.
 
 Blocks of the language `console` are transcripts: lines that begin with `$ ` are commands, the rest is what they print.
 A command whose transcript shows an error must print that error and exit with 2; a run of the paper's length is
 interrupted once it has logged a step, and must exit with 130 (torchrun itself with 1). torchrun's processes are two,
-whatever the page says. Blocks of the language `bash` are not run: they are listed here, with the reason.
+whatever the page says. Blocks of the language `bash` are not run; they are listed here with the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 
 from tests.runs import AnyProcess
 
-from .conftest import PATIENCE, Commands
+from .conftest import TIMEOUT, Commands
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +33,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-#: More steps than a documented run that is meant to end: the default is 400,000.
+#: More steps than a documented run that ends by itself has: the default is 400,000.
 ENDLESS = 1000
 
-README = ".ci/run runs this command of the README's as it stands"
+README = ".ci/run runs this command of the README"
 NETWORK = "downloads or uploads"
 REPOSITORY = ".ci/run runs it in the repository"
 NOT_RUN = {
@@ -70,20 +70,20 @@ NOT_RUN = {
 
 @dataclass(frozen=True)
 class Documented:
-    """A command and what its page says it prints."""
+    """A command and its output, as its page shows them."""
 
     command: str
     output: tuple[str, ...]
 
 
 def _blocks(page: Path, language: str) -> Iterator[str]:
-    for found, text in BLOCK.findall(page.read_text(encoding="utf-8")):
-        if found == language:
+    for block_language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if block_language == language:
             yield text
 
 
 def _documented(page: Path) -> list[Documented]:
-    found = []
+    documented = []
     for text in _blocks(page, "console"):
         command, output = "", list[str]()
         for line in text.replace("\\\n", "").splitlines():
@@ -91,16 +91,16 @@ def _documented(page: Path) -> list[Documented]:
                 output.append(line)
                 continue
             if command:
-                found.append(Documented(command, tuple(output)))
+                documented.append(Documented(command, tuple(output)))
             command, output = line.removeprefix("$ "), []
-        found.append(Documented(command, tuple(output)))
-    return found
+        documented.append(Documented(command, tuple(output)))
+    return documented
 
 
 @pytest.fixture
 def reader(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path, tiny_student_config: Path) -> Commands:
-    """What a reader has. transformers takes a local folder before a model of that name on the Hub."""
-    # The first words of each line: the batches are the documented ones, and take as long as their sequences.
+    """A folder with the reader's files. transformers prefers a local folder to a model of that name on the Hub."""
+    # Short lines, because the time of the documented batches depends on their lengths.
     lines = [" ".join(line.split()[:6]) for line in tiny_corpus.read_text(encoding="utf-8").splitlines()]
     (minilm.folder / "corpus.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.copy(tiny_student_config, minilm.folder / "config.json")
@@ -114,19 +114,19 @@ def test_commands_run_as_documented(page: Path, reader: Commands) -> None:
     for documented in _documented(page):
         errors = [line for line in documented.output if line.startswith("Error: ")]
         status, printed = _run(documented.command, reader)
-        said = f"{documented.command}\n{printed}"
+        transcript = f"{documented.command}\n{printed}"
         for error in errors:
-            assert error in printed.splitlines(), said
-        assert status == (2 if errors else 0), said
+            assert error in printed.splitlines(), transcript
+        assert status == (2 if errors else 0), transcript
 
 
 def _run(command: str, minilm: Commands) -> tuple[int, str]:
-    """Exit status (0 for a run that was interrupted as it should be) and output."""
+    """Exit status (0 for a run of the paper's length that was interrupted properly) and output."""
     before = _lines_of_endless_runs(minilm.folder)
     interrupted = False
     with (minilm.folder / ".output").open("w+", encoding="utf-8") as output:
         process = _start(command, minilm, output.fileno())
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while process.poll() is None:
             assert time.monotonic() < end, command
             now = _lines_of_endless_runs(minilm.folder)
@@ -146,7 +146,7 @@ def _run(command: str, minilm: Commands) -> tuple[int, str]:
 
 
 def _start(command: str, minilm: Commands, output: int) -> AnyProcess:
-    """Start a command; one that needs a shell, or is not ours, is given to bash."""
+    """Start a command, in bash if it needs a shell or is not minilm or torchrun."""
     program, *words = shlex.split(command.replace("--nproc-per-node 8", "--nproc-per-node 2"))
     programs = {"minilm": ("-m", "minilm_cli"), "torchrun": ("-m", "tests.torchrun")}
     if program in programs and "|" not in words:
@@ -164,9 +164,9 @@ def _start(command: str, minilm: Commands, output: int) -> AnyProcess:
 
 
 def _lines_of_endless_runs(folder: Path) -> dict[Path, int]:
-    """How many steps each run logged that would take days."""
+    """The number of logged steps of each run that would not end."""
     lines = {}
-    for place, _, names in os.walk(folder):  # which passes over folders that are gone before it comes to them
+    for place, _, names in os.walk(folder):  # which skips folders that are removed meanwhile
         file = Path(place, "metrics.jsonl")
         if file.name not in names:
             continue
@@ -176,12 +176,12 @@ def _lines_of_endless_runs(folder: Path) -> dict[Path, int]:
     return lines
 
 
-def test_what_is_not_run_is_known() -> None:
-    found = {line for page in PAGES for text in _blocks(page, "bash") for line in text.splitlines() if line}
-    assert found == set(NOT_RUN)
+def test_commands_that_are_not_run_are_listed() -> None:
+    commands = {line for page in PAGES for text in _blocks(page, "bash") for line in text.splitlines() if line}
+    assert commands == set(NOT_RUN)
 
 
-def test_every_block_says_what_it_is() -> None:
+def test_every_block_has_a_known_language() -> None:
     for page in PAGES:
         languages = re.findall(r"^ *```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
         assert set(languages) <= {"bash", "bibtex", "console", "json", "mermaid", "python", "text", "yaml"}, page

@@ -1,4 +1,4 @@
-"""Files that are damaged in hundreds of ways are read or refused, in bounded memory."""
+"""Damaged files are read or refused, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.fuzz.targets import INFO, Files, Target, bounded_memory, targets
 
 pytestmark = pytest.mark.slow
 
-#: Few, for each change; `python -m tests.fuzz` looks for longer.
+#: Examples of a target; `python -m tests.fuzz` tries more.
 EXAMPLES = 80
 
 
 @pytest.mark.parametrize("target", targets(), ids=lambda target: target.name)
-def test_whatever_is_in_the_files_they_are_opened_or_refused(target: Target) -> None:
+def test_damaged_files_are_opened_or_refused(target: Target) -> None:
     outcomes = []
 
     @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
@@ -32,7 +32,7 @@ def test_whatever_is_in_the_files_they_are_opened_or_refused(target: Target) -> 
     assert set(outcomes) == {True, False}
 
 
-def test_an_allocation_beyond_the_bound_is_noticed() -> None:
+def test_an_allocation_beyond_the_bound_fails() -> None:
     with bounded_memory(), pytest.raises(MemoryError):
         bytes(2**30)
 

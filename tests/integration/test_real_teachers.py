@@ -1,4 +1,4 @@
-"""Students learn from teachers that somebody trained."""
+"""Students learn from trained teachers."""
 
 from __future__ import annotations
 
@@ -102,21 +102,21 @@ def distilled(folder: Path, teacher: Path, text: str, student: str, **changes: A
     return run.distill(load_distill_settings(flags=flags | changes), NoProgress()).path
 
 
-def share_left(folder: Path) -> float:
+def remaining_share(folder: Path) -> float:
     """The held-out loss at the end, as a share of that at the start."""
     losses = [record["eval_loss"] for record in metrics(folder) if "eval_loss" in record]
     assert len(losses) == 2
     return losses[1] / losses[0]
 
 
-def test_a_small_albert_learns_the_language_of_reactions(tmp_path: Path) -> None:
+def test_a_small_albert_learns_reaction_smiles(tmp_path: Path) -> None:
     values = {"model_type": "albert", "hidden_size": 96, "embedding_size": 64, "num_hidden_layers": 3}
     config = tmp_path / "config.json"
     config.write_text(json.dumps(values | {"num_attention_heads": 4, "intermediate_size": 192}), encoding="utf-8")
     folder = distilled(tmp_path, ALBERT, reactions(), str(config))
     assert json.loads((folder / "plan.json").read_text(encoding="utf-8"))["relations"]["heads"] == 32
-    # 63% when it was measured.
-    assert share_left(folder) < 0.75
+    # Measured: 63%.
+    assert remaining_share(folder) < 0.75
     exported = exporting.export(ExportSettings(run=folder)).path
     model, tokenizer = AutoModel.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
     with torch.no_grad():
@@ -136,15 +136,15 @@ def all_minilm() -> Path:
 @pytest.mark.parametrize(
     ("student", "init", "share"),
     [
-        ("l2-h192", "random", 0.8),  # 71% when it was measured
-        ("l2-h384", "teacher", 0.6),  # 50%
+        ("l2-h192", "random", 0.8),  # measured: 71%
+        ("l2-h384", "teacher", 0.6),  # measured: 50%
     ],
 )
 def test_a_small_bert_learns_from_all_minilm_l6_v2(tmp_path: Path, student: str, init: str, share: float) -> None:
     text = "\n".join(SAMPLE.read_text(encoding="utf-8").splitlines()[:600])
     lr = 5e-3 if init == "random" else 5e-4
     folder = distilled(tmp_path, all_minilm(), text, student, **{"student.init": init, "optimizer.lr": lr})
-    assert share_left(folder) < share
+    assert remaining_share(folder) < share
 
 
 def test_bf16_and_fp32_agree_within_half_a_percent_after_forty_steps(tmp_path: Path) -> None:
@@ -158,5 +158,5 @@ def test_bf16_and_fp32_agree_within_half_a_percent_after_forty_steps(tmp_path: P
         # The mean over the last twenty steps of eight sequences, and the loss of all held-out sequences.
         tail = [record["loss"] for record in records if "loss" in record and record["step"] > 20]
         losses[precision] = [sum(tail) / len(tail), [r["eval_loss"] for r in records if "eval_loss" in r][-1]]
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.005)  # 0.1% when it was measured
-    assert losses["fp32"][1] < 0.8  # 0.72, from 0.97
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.005)  # measured: 0.1%
+    assert losses["fp32"][1] < 0.8  # measured: 0.72, at the start 0.97

@@ -1,4 +1,4 @@
-"""What docs/security.md promises: nothing is unpickled, no code that comes with a model runs, no secret is written."""
+"""The promises of docs/security.md: no unpickling, no code of a model runs, and no secret is written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "s3cretofaws",
 }
 
-#: A stand-in for the package, which needs a service; it keeps what it is given where the run can be searched for it.
+#: A fake package that writes what it gets into the run's folder, where the test searches it.
 WANDB = """
 import json, pathlib
 
@@ -51,13 +51,13 @@ def init(**options):
 
 
 @pytest.mark.slow
-def test_no_secret_is_written_or_said(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> None:
+def test_no_secret_is_written_or_printed(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> None:
     place = minilm.folder
     (place / "modules").mkdir()
     (place / "modules" / "wandb.py").write_text(WANDB, encoding="utf-8")
     environment = SECRETS | {"MINILM_DEBUG": "1", "PYTHONPATH": str(place / "modules")}
     distill = ("distill", "--teacher", tiny_teacher, "--student-config", "l2-h24", "--steps", "4", "--batch-size", "4")
-    said = [
+    outputs = [
         minilm("tokenize", tiny_corpus, "--tokenizer", tiny_teacher, "--max-length", "32", **environment),
         minilm(*distill, "--report-to", "wandb", "--output", "run", **environment),
         minilm("resume", "run", "--steps", "6", **environment),
@@ -68,22 +68,20 @@ def test_no_secret_is_written_or_said(minilm: Commands, tiny_teacher: Path, tiny
         minilm("distill", "--teacher", "nobody/nothing", "--student-config", "l2-h24", **environment),
         minilm(*distill, "--lr", "1e38", "--warmup-steps", "1", "--output", "failed", **environment),
     ]
-    assert [done.returncode for done in said[:4]] == [0] * 4, [done.stderr for done in said]
-    assert all(done.returncode for done in said[4:])
+    assert [done.returncode for done in outputs[:4]] == [0] * 4, [done.stderr for done in outputs]
+    assert all(done.returncode for done in outputs[4:])
     assert (place / "run" / "wandb.txt").is_file()
     assert list((place / "failed").glob("not-finite-*"))
-    found = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    found |= {f"what {number} said": (done.stdout + done.stderr).encode() for number, done in enumerate(said)}
-    assert len(found) > 40
-    for name, content in found.items():
+    contents = {str(path): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    contents |= {f"output {number}": (done.stdout + done.stderr).encode() for number, done in enumerate(outputs)}
+    assert len(contents) > 40
+    for name, content in contents.items():
         for secret in SECRETS.values():
             assert secret.encode() not in content, name
 
 
 @pytest.mark.slow
-def test_no_home_folder_is_named_in_what_is_made_for_others(
-    minilm: Commands, tiny_teacher: Path, tiny_corpus: Path
-) -> None:
+def test_an_export_names_no_local_folder(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> None:
     shutil.copytree(tiny_teacher, minilm.folder / "private" / "teacher")
     for words in (
         ("tokenize", tiny_corpus, "--tokenizer", "private/teacher", "--max-length", "32"),
@@ -124,8 +122,8 @@ class OwnTokenizer(BertTokenizer):
 
 
 @pytest.fixture
-def with_code(minilm: Commands, tiny_teacher: Path) -> Path:
-    """A teacher whose config and tokenizer want code of their own to be run."""
+def teacher_with_code(minilm: Commands, tiny_teacher: Path) -> Path:
+    """A teacher whose config and tokenizer refer to code in its folder."""
     folder = minilm.folder / "teacher"
     shutil.copytree(tiny_teacher, folder)
     (folder / "own.py").write_text(OWN_CODE, encoding="utf-8")
@@ -141,8 +139,8 @@ def with_code(minilm: Commands, tiny_teacher: Path) -> Path:
     return folder
 
 
-def test_code_that_comes_with_a_model_is_not_run_unless_asked(
-    minilm: Commands, with_code: Path, tiny_corpus: Path, tiny_store: Path
+def test_code_of_a_model_runs_only_with_trust_remote_code(
+    minilm: Commands, teacher_with_code: Path, tiny_corpus: Path, tiny_store: Path
 ) -> None:
     commands = (
         ("tokenize", tiny_corpus, "--tokenizer", "teacher", "--workers", "1"),
@@ -155,7 +153,7 @@ def test_code_that_comes_with_a_model_is_not_run_unless_asked(
         assert not list(minilm.folder.rglob("ran")), words
     minilm(*commands[0], "--trust-remote-code", "--force")
     assert list(minilm.folder.rglob("ran"))
-    assert (with_code / "own.py").is_file()
+    assert (teacher_with_code / "own.py").is_file()
 
 
 def _calls(tree: ast.AST) -> Iterator[str]:
@@ -168,7 +166,7 @@ def _calls(tree: ast.AST) -> Iterator[str]:
             yield from (f"import {node.module}.{name.name}" for name in node.names)
 
 
-#: Ways to run code that is in a file, or in what was typed.
+#: Ways to run code from a file or from an argument.
 DANGEROUS = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen"),
     *("torch.load", "np.load", "numpy.load", "joblib.load", "yaml.unsafe_load", "yaml.full_load"),
@@ -176,7 +174,7 @@ DANGEROUS = {
 }
 
 
-def test_nothing_in_the_package_could_unpickle_or_evaluate_what_it_reads() -> None:
+def test_the_package_has_no_call_that_unpickles_or_evaluates() -> None:
     files = sorted(Path(minilm_cli.__file__).parent.rglob("*.py"))
     assert len(files) > 30
     for file in files:
@@ -186,7 +184,7 @@ def test_nothing_in_the_package_could_unpickle_or_evaluate_what_it_reads() -> No
         assert "shell=True" not in file.read_text(encoding="utf-8"), file.name
 
 
-def test_the_yaml_loader_is_a_safe_one() -> None:
+def test_the_yaml_loader_is_safe() -> None:
     assert issubclass(files._Loader, yaml.SafeLoader)
     assert set(files._Loader.yaml_constructors) == set(yaml.SafeLoader.yaml_constructors)
 
@@ -199,16 +197,14 @@ class Harmful:
 
 
 @pytest.mark.parametrize("name", ["shard-00000.npy", "shard-00000.offsets.npy"])
-def test_a_shard_with_a_pickle_in_it_is_refused_unread(tmp_path: Path, tiny_store: Path, name: str) -> None:
+def test_a_shard_with_a_pickle_is_refused_and_not_unpickled(tmp_path: Path, tiny_store: Path, name: str) -> None:
     shutil.copytree(tiny_store, tmp_path / "tokens")
     np.save(tmp_path / "tokens" / name, np.array([Harmful()], dtype=object), allow_pickle=True)
     with pytest.raises(MinilmError, match="this token store is damaged"):
         TokenStore(tmp_path / "tokens")
 
 
-def test_weights_that_are_a_pickle_are_read_by_torchs_weights_only_loader(
-    minilm: Commands, tiny_teacher: Path, tiny_store: Path
-) -> None:
+def test_pickled_weights_are_read_without_running_code(minilm: Commands, tiny_teacher: Path, tiny_store: Path) -> None:
     folder = minilm.folder / "teacher"
     shutil.copytree(tiny_teacher, folder)
     weights = load_file(folder / "model.safetensors")
@@ -223,7 +219,7 @@ def test_weights_that_are_a_pickle_are_read_by_torchs_weights_only_loader(
 
 
 @pytest.mark.parametrize("text", ["a: !!python/object/apply:os.mkdir [harmed]", "a: !!python/name:os.system"])
-def test_yaml_makes_no_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_yaml_tags_create_no_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(MinilmError, match="cannot be parsed"):

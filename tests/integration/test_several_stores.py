@@ -1,4 +1,4 @@
-"""A run on several token stores: what it leaves, that it goes on as if it had never stopped, and on nothing else."""
+"""Runs on several token stores: their outputs, resumption, and changed stores."""
 
 from __future__ import annotations
 
@@ -18,20 +18,12 @@ from minilm_cli.runs.folder import RunFolder
 from minilm_cli.tokens.store import TokenStore, TokenStoreWriter
 from minilm_cli.training import run
 
-from .conftest import At, Commands, Settings, is_the_same, lasting_metrics, metrics
-
-
-class Fault(Exception):
-    """What a run does not expect."""
-
-
-def fail() -> None:
-    raise Fault
+from .conftest import Commands, Crash, Settings, assert_same_result, crash_at, metrics, metrics_without_times
 
 
 @pytest.fixture
 def ids(tmp_path: Path, tiny_store: Path) -> Path:
-    """Thirty sequences of the tiny store once more, as lists of token ids."""
+    """Thirty sequences of the tiny store as lists of token ids."""
     store = TokenStore(tiny_store)
     path = tmp_path / "ids.jsonl.gz"
     path.write_bytes(gzip.compress(b"".join(b"%s\n" % json.dumps(store[n].tolist()).encode() for n in range(30))))
@@ -40,7 +32,7 @@ def ids(tmp_path: Path, tiny_store: Path) -> Path:
 
 @pytest.fixture
 def mixed(tmp_path: Path, small_settings: Settings, tiny_store: Path, ids: Path) -> Callable[..., Any]:
-    """Settings of a run on both, by weight unless they say otherwise."""
+    """Settings of a run on both stores, with weights by default."""
 
     def make(name: str, **changes: Any) -> Any:
         return small_settings(tmp_path / name, **{"data__path": {tiny_store: 0.7, ids: 0.3}} | changes)
@@ -49,14 +41,14 @@ def mixed(tmp_path: Path, small_settings: Settings, tiny_store: Path, ids: Path)
 
 
 @pytest.mark.slow
-def test_commands_take_stores_with_weights_and_name_them_in_what_they_make(
+def test_commands_accept_weighted_stores_and_name_them_in_their_outputs(
     minilm: Commands, tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path, ids: Path
 ) -> None:
     words = ("distill", "--teacher", tiny_teacher, "--student-config", tiny_student_config, "--steps", "4")
     words = (*words, "--batch-size", "10", "--data", f"{tiny_store}:7", "--data", f"{ids}:3", "-o", "run")
-    tried = minilm(*words, "--dry-run")
-    assert tried.returncode == 0, tried.stderr
-    shown = [" ".join(line.split()) for line in tried.stderr.splitlines()]
+    planned = minilm(*words, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    shown = [" ".join(line.split()) for line in planned.stderr.splitlines()]
     size = len(TokenStore(tiny_store))
     assert any(f"{size} sequences" in line and "70.00% of the sequences seen" in line for line in shown)
     assert any("ids.jsonl.gz" in line and "30 sequences" in line and "30.00%" in line for line in shown)
@@ -64,10 +56,10 @@ def test_commands_take_stores_with_weights_and_name_them_in_what_they_make(
 
     done = minilm(*words)
     assert (done.returncode, done.stdout) == (0, "run\n"), done.stderr
-    made = RunFolder(minilm.folder / "run")
-    settings = json.loads(made.settings_file.read_text(encoding="utf-8"))
+    run_folder = RunFolder(minilm.folder / "run")
+    settings = json.loads(run_folder.settings_file.read_text(encoding="utf-8"))
     assert settings["data"]["path"] == {str(tiny_store): 7.0, str(ids): 3.0}
-    plan = made.plan()
+    plan = run_folder.plan()
     assert [(store.name, store.sequences, store.share, store.weight) for store in plan.data.stores] == [
         ("tokens", size, 0.7, 7.0),
         ("ids.jsonl.gz", 30, 0.3, 3.0),
@@ -75,16 +67,16 @@ def test_commands_take_stores_with_weights_and_name_them_in_what_they_make(
     assert (plan.data.sequences, plan.data.name) == (size + 30, "tokens, ids.jsonl.gz")
     assert plan.data.held_out == -(-size // 100) + 1
     assert plan.training.epochs == pytest.approx(40 / (size + 30 - plan.data.held_out))
-    assert len(TokenStore(made.path / "tokens-2")) == 30
-    assert not made.tokens.exists()
-    card = (made.student / "README.md").read_text(encoding="utf-8")
+    assert len(TokenStore(run_folder.path / "tokens-2")) == 30
+    assert not run_folder.tokens.exists()
+    card = (run_folder.student / "README.md").read_text(encoding="utf-8")
     assert "| tokens | ids.jsonl.gz (30 sequences, " in card
 
     assert minilm("resume", "run", "--steps", "6").returncode == 0
-    assert [record["step"] for record in metrics(made.path)][-1] == 6
+    assert [record["step"] for record in metrics(run_folder.path)][-1] == 6
 
 
-def test_stores_without_weights_are_learnt_from_as_from_one(
+def test_stores_without_weights_train_like_one_store(
     tmp_path: Path, mixed: Callable[..., Any], tiny_store: Path, ids: Path
 ) -> None:
     store = TokenStore(tiny_store)
@@ -94,30 +86,30 @@ def test_stores_without_weights_are_learnt_from_as_from_one(
     writer.close()
     one = run.distill(mixed("run-one", data__path=tmp_path / "one"), NoProgress()).path
     several = run.distill(mixed("run-several", data__path=(tiny_store, ids)), NoProgress()).path
-    is_the_same(several, one)
+    assert_same_result(several, one)
 
 
 @pytest.mark.parametrize("weights", [True, False])
-def test_a_run_on_several_stores_that_fails_ends_as_one_that_did_not(
+def test_a_crashed_run_on_several_stores_has_the_same_result_when_resumed(
     tmp_path: Path, mixed: Callable[..., Any], tiny_store: Path, ids: Path, weights: bool
 ) -> None:
     data = {tiny_store: 0.7, ids: 0.3} if weights else (tiny_store, ids)
-    whole = run.distill(mixed("whole", data__path=data, reporting__log_every=3), NoProgress()).path
+    uninterrupted = run.distill(mixed("uninterrupted", data__path=data, reporting__log_every=3), NoProgress()).path
     for step in (0, 3, 5):
         folder = tmp_path / f"failed-{step}"
         settings = mixed(folder.name, data__path=data, reporting__log_every=3)
-        with pytest.raises(Fault):
-            run.distill(settings, At(**{f"step_{step}": fail}))
+        with pytest.raises(Crash):
+            run.distill(settings, crash_at(step))
         run.resume(RunFolder(folder), NoProgress())
-        is_the_same(folder, whole)
+        assert_same_result(folder, uninterrupted)
 
 
-def test_weights_decide_what_is_learnt_from(mixed: Callable[..., Any], tiny_store: Path, ids: Path) -> None:
+def test_weights_change_the_training(mixed: Callable[..., Any], tiny_store: Path, ids: Path) -> None:
     runs = [run.distill(mixed(f"run-{n}", data__path={tiny_store: n, ids: 1}), NoProgress()).path for n in (1, 2)]
-    assert lasting_metrics(runs[0]) != lasting_metrics(runs[1])
+    assert metrics_without_times(runs[0]) != metrics_without_times(runs[1])
 
 
-# --- What a run began with ---------------------------------------------------------------------------------------
+# --- Changed stores ----------------------------------------------------------------------------------------------
 
 Paths = dict[str, float] | list[str]
 
@@ -129,16 +121,16 @@ CHANGES: dict[str, tuple[Callable[[str, str, str], Paths], str]] = {
     "no weights": (lambda one, two, _: [one, two], "one: the token store's weight changed since the run began"),
     "another store": (lambda one, _, other: {one: 0.7, other: 0.3}, "other: the token store changed"),
     "order": (lambda one, two, _: {two: 0.3, one: 0.7}, "two: the token store changed"),
-    "a store more": (
+    "an additional store": (
         lambda one, two, other: {one: 0.7, two: 0.3, other: 1},
         "other: this token store was not used when the run began",
     ),
-    "a store less": (lambda one, _, __: [one], "the token store's weight changed"),
+    "a missing store": (lambda one, _, __: [one], "the token store's weight changed"),
 }
 
 
 @pytest.fixture
-def three(tmp_path: Path, tiny_store: Path) -> tuple[str, str, str]:
+def three_stores(tmp_path: Path, tiny_store: Path) -> tuple[str, str, str]:
     """Three stores: the tiny one, and two parts of it."""
     store = TokenStore(tiny_store)
     for name, begin in (("two", 0), ("other", 30)):
@@ -150,27 +142,28 @@ def three(tmp_path: Path, tiny_store: Path) -> tuple[str, str, str]:
     return str(tmp_path / "one"), str(tmp_path / "two"), str(tmp_path / "other")
 
 
-@pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
-def test_other_stores_and_other_weights_are_refused_by_name(
-    mixed: Callable[..., Any], three: tuple[str, str, str], change: Callable[[str, str, str], Paths], said: str
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+def test_changed_stores_and_weights_are_refused_by_name(
+    mixed: Callable[..., Any],
+    three_stores: tuple[str, str, str],
+    change: Callable[[str, str, str], Paths],
+    message: str,
 ) -> None:
-    one, two, _ = three
-    made = RunFolder(run.distill(mixed("run", data__path={one: 0.7, two: 0.3}), NoProgress()).path)
-    settings = json.loads(made.settings_file.read_text(encoding="utf-8"))
-    settings["data"]["path"] = change(*three)
-    made.settings_file.write_text(json.dumps(settings), encoding="utf-8")
+    one, two, _ = three_stores
+    run_folder = RunFolder(run.distill(mixed("run", data__path={one: 0.7, two: 0.3}), NoProgress()).path)
+    settings = json.loads(run_folder.settings_file.read_text(encoding="utf-8"))
+    settings["data"]["path"] = change(*three_stores)
+    run_folder.settings_file.write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(MinilmError) as caught:
-        run.resume(made, NoProgress(), {"training.steps": 9})
-    assert said in str(caught.value)
+        run.resume(run_folder, NoProgress(), {"training.steps": 9})
+    assert message in str(caught.value)
     assert "Restore it" in str(caught.value)
 
 
-def test_a_store_less_is_refused_by_the_name_of_the_one_that_is_gone(
-    mixed: Callable[..., Any], three: tuple[str, str, str]
-) -> None:
-    made = RunFolder(run.distill(mixed("run", data__path=three), NoProgress()).path)
-    settings = json.loads(made.settings_file.read_text(encoding="utf-8"))
-    settings["data"]["path"] = list(three[:2])
-    made.settings_file.write_text(json.dumps(settings), encoding="utf-8")
+def test_a_missing_store_is_refused_by_name(mixed: Callable[..., Any], three_stores: tuple[str, str, str]) -> None:
+    run_folder = RunFolder(run.distill(mixed("run", data__path=three_stores), NoProgress()).path)
+    settings = json.loads(run_folder.settings_file.read_text(encoding="utf-8"))
+    settings["data"]["path"] = list(three_stores[:2])
+    run_folder.settings_file.write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(MinilmError, match="token store other, used when the run began, is missing"):
-        run.resume(made, NoProgress(), {"training.steps": 9})
+        run.resume(run_folder, NoProgress(), {"training.steps": 9})

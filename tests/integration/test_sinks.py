@@ -1,4 +1,4 @@
-"""Metrics go where they are asked to go, and a report that fails ends no run."""
+"""Metrics in TensorBoard and W&B, and runs whose sinks fail."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .conftest import Commands, metrics
 WANDB = """
 import json, os
 
-def note(what, **facts):
-    with open(os.environ["NOTES"], "a") as file:
+def log_call(what, **facts):
+    with open(os.environ["CALLS"], "a") as file:
         file.write(json.dumps({"what": what, **facts}) + "\\n")
 
 class Run:
     def log(self, values, step):
-        note("log", values=values, step=step)
+        log_call("log", values=values, step=step)
         if os.environ.get("BROKEN") and step > 2:
             raise RuntimeError("no more space for charts")
 
     def finish(self):
-        note("finish")
+        log_call("finish")
 
 def init(**options):
-    note("init", options=sorted(options), id=options["id"], lr=options["config"]["optimizer"]["lr"])
+    log_call("init", options=sorted(options), id=options["id"], lr=options["config"]["optimizer"]["lr"])
     return Run()
 """
 
 
 @pytest.fixture
 def distill(tiny_teacher: Path, tiny_store: Path) -> tuple[str, ...]:
-    """The words of a small run, in the folder `run`."""
+    """The command of a small run in the folder `run`."""
     return (
         *("distill", "--teacher", str(tiny_teacher), "--student-config", "l2-h24", "--data", str(tiny_store)),
         *("--steps", "4", "--batch-size", "4", "--log-every", "1", "--eval-fraction", "0.05", "--output", "run"),
@@ -42,16 +42,16 @@ def distill(tiny_teacher: Path, tiny_store: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def stand_in(minilm: Commands) -> dict[str, str]:
-    """An environment in which `wandb` is a module that writes down what it is told."""
+def fake_wandb(minilm: Commands) -> dict[str, str]:
+    """An environment in which `wandb` is a module that logs its calls."""
     (minilm.folder / "modules").mkdir()
     (minilm.folder / "modules" / "wandb.py").write_text(WANDB, encoding="utf-8")
-    return {"PYTHONPATH": str(minilm.folder / "modules"), "NOTES": str(minilm.folder / "notes.jsonl")}
+    return {"PYTHONPATH": str(minilm.folder / "modules"), "CALLS": str(minilm.folder / "calls.jsonl")}
 
 
-def notes(environment: dict[str, str]) -> list[dict[str, object]]:
-    """What the stand-in was told."""
-    return [json.loads(line) for line in Path(environment["NOTES"]).read_text(encoding="utf-8").splitlines()]
+def calls(environment: dict[str, str]) -> list[dict[str, object]]:
+    """The calls of the fake `wandb`."""
+    return [json.loads(line) for line in Path(environment["CALLS"]).read_text(encoding="utf-8").splitlines()]
 
 
 def test_tensorboard_gets_every_metric(minilm: Commands, distill: tuple[str, ...]) -> None:
@@ -66,22 +66,22 @@ def test_tensorboard_gets_every_metric(minilm: Commands, distill: tuple[str, ...
         assert [(event.step, event.value) for event in events.Scalars(name)] == expected
 
 
-def test_wandb_gets_every_metric(minilm: Commands, distill: tuple[str, ...], stand_in: dict[str, str]) -> None:
-    done = minilm(*distill, "--report-to", "wandb", **stand_in)
+def test_wandb_gets_every_metric(minilm: Commands, distill: tuple[str, ...], fake_wandb: dict[str, str]) -> None:
+    done = minilm(*distill, "--report-to", "wandb", **fake_wandb)
     assert done.returncode == 0, done.stderr
-    first, *logged, last = notes(stand_in)
+    first, *logged, last = calls(fake_wandb)
     environment = json.loads((minilm.folder / "run" / "environment.json").read_text(encoding="utf-8"))
     assert (first["what"], first["id"], first["lr"]) == ("init", f"run-{environment['id']}", 6e-4)
     assert last == {"what": "finish"}
-    assert [{"step": note["step"], **note["values"]} for note in logged] == metrics(minilm.folder / "run")
+    assert [{"step": call["step"], **call["values"]} for call in logged] == metrics(minilm.folder / "run")
 
 
-def test_a_report_that_fails_is_left_out_and_the_run_goes_on(
-    minilm: Commands, distill: tuple[str, ...], stand_in: dict[str, str]
+def test_a_failing_sink_is_dropped_and_the_run_continues(
+    minilm: Commands, distill: tuple[str, ...], fake_wandb: dict[str, str]
 ) -> None:
-    done = minilm(*distill, "--report-to", "wandb", BROKEN="1", **stand_in)
+    done = minilm(*distill, "--report-to", "wandb", BROKEN="1", **fake_wandb)
     assert (done.returncode, done.stdout) == (0, "run\n")
     assert done.stderr.count("is left out from now on") == 1
     assert "failed and is left out from now on: no more space for charts" in done.stderr
-    assert [note.get("step") for note in notes(stand_in)] == [None, 0, 1, 2, 3]
+    assert [call.get("step") for call in calls(fake_wandb)] == [None, 0, 1, 2, 3]
     assert [record["step"] for record in metrics(minilm.folder / "run")] == [0, 1, 2, 3, 4, 4]

@@ -1,4 +1,4 @@
-"""Tokenising that is killed and continued; memory for tokenising and for opening a store."""
+"""Interrupted and continued tokenization, killed workers, and the memory of tokenization and of token stores."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 
 import pytest
 
-from tests.integration.conftest import PATIENCE, Commands, wait_until
+from tests.integration.conftest import TIMEOUT, Commands, wait_until
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 
-#: The command with small shards, so that some are complete soon.
+#: The command with small shards, so that the first are complete soon.
 SMALL_SHARDS = (
     "from minilm_cli.tokens import store; store.SHARD_TOKENS = 20_000; from minilm_cli.cli.app import main; main()"
 )
 
-#: The same, but it never ends: after 20 shards it waits for a signal.
-ENDLESS = """
+#: Makes the command wait for a signal after 20 shards.
+WAIT = """
 import signal
 from minilm_cli.corpus.resume import Unfinished
 
@@ -59,9 +59,9 @@ def place(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_corpus: Path) -> dict[str, bytes]:
-    """The store that was never interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_corpus: Path) -> dict[str, bytes]:
+    """The files of the same store, made without interruption."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     prepare(folder, tiny_teacher, tiny_corpus)
     commands = Commands(folder)
     assert commands.end(commands.start(*COMMAND, program=("-c", SMALL_SHARDS))).returncode == 0
@@ -89,12 +89,17 @@ def shards(place: Path) -> int:
         (signal.SIGHUP, 129, (2,)),
     ],
 )
-def test_a_killed_tokenisation_can_be_continued(
-    minilm: Commands, place: Path, whole: dict[str, bytes], number: signal.Signals, status: int, kills: tuple[int, ...]
+def test_interrupted_tokenization_can_be_continued(
+    minilm: Commands,
+    place: Path,
+    uninterrupted: dict[str, bytes],
+    number: signal.Signals,
+    status: int,
+    kills: tuple[int, ...],
 ) -> None:
-    for least in kills:
-        process = minilm.start(*COMMAND, "--workers", "2", "--continue", program=("-c", ENDLESS + SMALL_SHARDS))
-        wait_until(lambda: shards(place) >= least, process)  # noqa: B023
+    for number_of_shards in kills:
+        process = minilm.start(*COMMAND, "--workers", "2", "--continue", program=("-c", WAIT + SMALL_SHARDS))
+        wait_until(lambda: shards(place) >= number_of_shards, process)  # noqa: B023
         os.killpg(process.pid, number)
         done = minilm.end(process)
         assert (done.returncode, done.stdout) == (status, "")
@@ -103,13 +108,13 @@ def test_a_killed_tokenisation_can_be_continued(
         assert not (place / "tokens").exists()
     done = minilm.end(minilm.start(*COMMAND, "--workers", "1", "--continue", program=("-c", SMALL_SHARDS)))
     assert (done.returncode, done.stdout) == (0, "tokens\n")
-    assert contents(place / "tokens") == whole
+    assert contents(place / "tokens") == uninterrupted
     assert {path.name for path in place.iterdir()} == {"corpus.txt", "teacher", "tokens"}
 
 
 @pytest.fixture
-def waiting(place: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """Tokenising whose two workers are idle because no more text comes; and their process ids."""
+def two_workers(place: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A process that waits for more text, and the process ids of its two workers."""
     words = ("tokenize", "-", "--tokenizer", "teacher", "--workers", "2", "--batch-size", "1")
     with subprocess.Popen(
         [sys.executable, "-m", "minilm_cli", *words],
@@ -121,13 +126,7 @@ def waiting(place: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
         assert process.stdin is not None
         process.stdin.write("the man\n" * 2**10)
         process.stdin.flush()
-        looks: list[list[str]] = []
-
-        def idle() -> bool:
-            looks.append([time_taken(pid) for pid in workers(process.pid)])
-            return len(looks[-1]) == 2 and looks[-200:].count(looks[-1]) == 200
-
-        wait_until(idle, process)
+        wait_until(lambda: len(workers(process.pid)) == 2, process)
         yield process, workers(process.pid)
         process.kill()
         with suppress(BrokenPipeError):
@@ -140,37 +139,29 @@ def workers(parent: int) -> list[int]:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process has ended, perhaps as a zombie."""
+    """Whether a process has ended; it may be a zombie."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
     return True
 
 
-def time_taken(pid: int) -> str:
-    """CPU time of the main thread of a process, in nanoseconds."""
-    return Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[0]
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_worker_that_dies_while_it_waits_is_reported(
-    waiting: tuple[subprocess.Popen[str], list[int]], which: int
-) -> None:
-    process, found = waiting
-    os.kill(found[which], signal.SIGKILL)
+def test_a_killed_worker_is_reported(two_workers: tuple[subprocess.Popen[str], list[int]]) -> None:
+    process, pids = two_workers
+    os.kill(pids[1], signal.SIGKILL)
     assert process.stdin is not None
     with suppress(BrokenPipeError):
         process.stdin.write("one more\n" * 2**10)
         process.stdin.close()
-    assert process.wait(timeout=PATIENCE) == 1
+    assert process.wait(timeout=TIMEOUT) == 1
     assert process.stderr is not None
     assert "a worker process died" in process.stderr.read()
 
 
-def test_workers_end_with_their_parent(waiting: tuple[subprocess.Popen[str], list[int]]) -> None:
-    process, found = waiting
+def test_workers_end_when_their_parent_is_killed(two_workers: tuple[subprocess.Popen[str], list[int]]) -> None:
+    process, pids = two_workers
     process.kill()
-    process.wait(timeout=PATIENCE)
-    wait_until(lambda: all(has_ended(pid) for pid in found))
+    process.wait(timeout=TIMEOUT)
+    wait_until(lambda: all(has_ended(pid) for pid in pids))
 
 
 def measured(*words: str) -> Any:
@@ -180,15 +171,15 @@ def measured(*words: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_more_text_takes_no_more_memory() -> None:
-    some, more = (measured("memory", megabytes, "a-token-a-line") for megabytes in ("5", "65"))
-    assert more["megabytes"] - some["megabytes"] > 50  # and the token ids take 25
-    assert more["tokens"] > 10 * some["tokens"]
-    assert more["peak_mb"] - some["peak_mb"] < 20
+def test_the_memory_of_tokenization_does_not_grow_with_the_text() -> None:
+    small, large = (measured("memory", megabytes, "a-token-a-line") for megabytes in ("5", "65"))
+    assert large["megabytes"] - small["megabytes"] > 50  # the token ids take 25
+    assert large["tokens"] > 10 * small["tokens"]
+    assert large["peak_mb"] - small["peak_mb"] < 20
 
 
-def test_ten_million_sequences_are_opened_in_little_memory() -> None:
+def test_a_store_of_ten_million_sequences_opens_in_little_memory() -> None:
     store = measured("store", "10000000")
     assert store["sequences"] == 10_000_000
     assert store["peak_mb"] < 200
-    assert store["extra_mb"] < 150  # where the sequences begin takes 80
+    assert store["extra_mb"] < 150  # the offsets take 80

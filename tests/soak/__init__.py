@@ -1,1 +1,1 @@
-"""Runs that are killed again and again end as one that nothing disturbed: `python -m tests.soak --kills 50`."""
+"""Runs that are killed and resumed have the result of an uninterrupted run: `python -m tests.soak --kills 50`."""

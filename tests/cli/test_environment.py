@@ -1,4 +1,4 @@
-"""What `minilm` makes of an environment that talks nonsense."""
+"""Messages of `minilm` where environment variables have wrong values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from .conftest import Minilm
-from .mistakes import DISTILL, Mistake, is_told
+from .mistakes import DISTILL, Mistake, check_mistake
 
-NEVER_HEARD_OF = Mistake(
-    "nobody", "distill --teacher nobody/nothing --student-config config.json", ("nobody/nothing", "cannot be loaded")
+UNKNOWN_TEACHER = Mistake(
+    "unknown teacher",
+    "distill --teacher nobody/nothing --student-config config.json",
+    ("nobody/nothing", "cannot be loaded"),
 )
 
 
@@ -37,27 +39,27 @@ NEVER_HEARD_OF = Mistake(
     ],
 )
 @pytest.mark.usefixtures("workplace")
-def test_nonsense_in_the_environment_changes_no_message(
+def test_wrong_values_of_variables_change_no_message(
     minilm: Minilm, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    is_told(NEVER_HEARD_OF, minilm)
-    is_told(Mistake("layer", DISTILL + "--teacher-layer 9", ("--teacher-layer: there is no layer 9",)), minilm)
+    check_mistake(UNKNOWN_TEACHER, minilm)
+    check_mistake(Mistake("layer", DISTILL + "--teacher-layer 9", ("--teacher-layer: there is no layer 9",)), minilm)
 
 
 @pytest.mark.slow
-def test_a_cache_of_models_that_is_a_file_is_named(tmp_path: Path, tiny_student_config: Path) -> None:
+def test_a_file_in_place_of_the_model_cache_is_reported(tmp_path: Path, tiny_student_config: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    ended = subprocess.run(
-        [sys.executable, "-m", "minilm_cli", *NEVER_HEARD_OF.words.split()],
+    done = subprocess.run(
+        [sys.executable, "-m", "minilm_cli", *UNKNOWN_TEACHER.words.split()],
         cwd=tiny_student_config.parent,
         env={**os.environ, "HF_HOME": str(file), "COLUMNS": "250"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (ended.returncode, ended.stdout) == (2, ""), ended.stderr
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     for words in ("nobody/nothing", "cannot be loaded", str(file), "HF_HOME"):
-        assert words in ended.stderr
-    assert "Traceback" not in ended.stderr
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr

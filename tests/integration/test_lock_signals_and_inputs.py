@@ -1,4 +1,4 @@
-"""A run is one process's at a time, and goes on with what it began with."""
+"""The lock of a run, its signals, and which inputs and settings may change when it is resumed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from minilm_cli.runs.folder import RunFolder
 from minilm_cli.training import run
 from minilm_cli.training.loop import TrainingLoop
 
-from .conftest import At, Commands, Settings, is_the_same, metrics, wait_until
+from .conftest import CallAt, Commands, Settings, assert_same_result, metrics, wait_until
 
 
 @pytest.fixture
-def long(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path) -> tuple[str, ...]:
-    """The words of a run that does not end by itself, in the folder `run`."""
+def endless(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path) -> tuple[str, ...]:
+    """The command of a run in the folder `run` that does not end by itself."""
     return (
         *("distill", "--teacher", str(tiny_teacher), "--student-config", str(tiny_student_config)),
         *("--data", str(tiny_store), "--steps", "100000", "--batch-size", "4", "--warmup-steps", "1"),
@@ -32,18 +32,18 @@ def long(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path) -> tup
     )
 
 
-def under_way(folder: Path) -> Callable[[], bool]:
+def has_done_a_step(folder: Path) -> Callable[[], bool]:
     """Whether the run in `folder` has done a step."""
     return lambda: (folder / "metrics.jsonl").exists() and bool((folder / "metrics.jsonl").read_text(encoding="utf-8"))
 
 
-def test_a_second_process_is_refused_while_the_first_lives(minilm: Commands, long: tuple[str, ...]) -> None:
+def test_a_second_process_is_refused_until_the_first_ends(minilm: Commands, endless: tuple[str, ...]) -> None:
     folder = minilm.folder / "run"
-    process = minilm.start(*long)
-    wait_until(under_way(folder), process)
+    process = minilm.start(*endless)
+    wait_until(has_done_a_step(folder), process)
     pid = (folder / "lock").read_text(encoding="utf-8").splitlines()[0]
     assert int(pid) == process.pid
-    for words in (("resume", "run"), (*long, "--force")):
+    for words in (("resume", "run"), (*endless, "--force")):
         refused = minilm(*words)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert f"process {pid} on " in refused.stderr
@@ -51,20 +51,20 @@ def test_a_second_process_is_refused_while_the_first_lives(minilm: Commands, lon
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     minilm.end(process)
-    # The lock died with it: this one is let in, and stops because it is asked to.
+    # The lock ended with the process: this one gets it.
     process = minilm.start("resume", "run")
     wait_until(lambda: (folder / "lock").read_text(encoding="utf-8").startswith(f"{process.pid}\n"), process)
-    wait_until(under_way(folder), process)
+    wait_until(has_done_a_step(folder), process)
     process.send_signal(signal.SIGINT)
     assert minilm.end(process).returncode == 130
     assert (folder / "lock").read_text(encoding="utf-8") == ""
 
 
-def test_sigusr1_saves_and_the_run_goes_on(minilm: Commands, long: tuple[str, ...]) -> None:
+def test_sigusr1_saves_a_checkpoint_and_the_run_continues(minilm: Commands, endless: tuple[str, ...]) -> None:
     folder = minilm.folder / "run"
-    process = minilm.start(*long)
+    process = minilm.start(*endless)
     os.kill(process.pid, 0)
-    wait_until(under_way(folder), process)
+    wait_until(has_done_a_step(folder), process)
     for _ in range(2):
         before = checkpoint.steps(folder / "checkpoints")
         os.kill(int((folder / "lock").read_text(encoding="utf-8").splitlines()[0]), signal.SIGUSR1)
@@ -79,11 +79,11 @@ def test_sigusr1_saves_and_the_run_goes_on(minilm: Commands, long: tuple[str, ..
     assert f"SIGUSR1: the checkpoint of step {saved.step} is saved." in ended.stderr
 
 
-def test_sigusr1_before_there_is_anything_to_save_ends_nothing(minilm: Commands, long: tuple[str, ...]) -> None:
-    process = minilm.start(*long)
+def test_sigusr1_before_the_first_step_does_no_harm(minilm: Commands, endless: tuple[str, ...]) -> None:
+    process = minilm.start(*endless)
     wait_until(lambda: list(minilm.folder.glob(".tmp-minilm-run-*")), process)
     process.send_signal(signal.SIGUSR1)
-    wait_until(under_way(minilm.folder / "run"), process)
+    wait_until(has_done_a_step(minilm.folder / "run"), process)
     process.send_signal(signal.SIGHUP)
     ended = minilm.end(process)
     assert ended.returncode == 129
@@ -91,9 +91,9 @@ def test_sigusr1_before_there_is_anything_to_save_ends_nothing(minilm: Commands,
     assert checkpoint.latest(minilm.folder / "run" / "checkpoints") is not None
 
 
-def test_a_second_signal_stops_at_once_with_what_was_saved_before(minilm: Commands, long: tuple[str, ...]) -> None:
-    # A single micro-batch that takes longer than the second signal is away.
-    process = minilm.start(*long, "--batch-size", "20000", "--micro-batch-tokens", "10000000", "--log-every", "1")
+def test_a_second_signal_stops_the_run_without_saving(minilm: Commands, endless: tuple[str, ...]) -> None:
+    # One micro-batch that takes longer than the second signal needs.
+    process = minilm.start(*endless, "--batch-size", "20000", "--micro-batch-tokens", "10000000", "--log-every", "1")
     folder = minilm.folder / "run"
     wait_until((folder / "log.txt").exists, process)
     wait_until((folder / "metrics.jsonl").exists, process)
@@ -107,7 +107,7 @@ def test_a_second_signal_stops_at_once_with_what_was_saved_before(minilm: Comman
     assert not list(folder.rglob(".tmp-*"))
 
 
-# --- What a run began with ---------------------------------------------------------------------------------------
+# --- Changed inputs ----------------------------------------------------------------------------------------------
 
 
 def edit(path: Path, **values: object) -> None:
@@ -115,35 +115,35 @@ def edit(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
-def other_weights(teacher: Path) -> None:
-    """One weight is another by a little."""
+def change_a_weight(teacher: Path) -> None:
+    """Change one weight a little."""
     weights = load_file(teacher / "model.safetensors")
     weights["encoder.layer.0.output.dense.bias"][0] += 1e-3
     save_file(weights, teacher / "model.safetensors", {"format": "pt"})
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "teacher's weights": (lambda place: other_weights(place / "teacher"), "the teacher's weights"),
+    "teacher's weights": (lambda folder: change_a_weight(folder / "teacher"), "the teacher's weights"),
     "teacher's config": (
-        lambda place: edit(place / "teacher" / "config.json", layer_norm_eps=1e-5),
+        lambda folder: edit(folder / "teacher" / "config.json", layer_norm_eps=1e-5),
         "the teacher's config.json",
     ),
     "student's config": (
-        lambda place: edit(place / "run" / "student-config.json", layer_norm_eps=1e-5),
+        lambda folder: edit(folder / "run" / "student-config.json", layer_norm_eps=1e-5),
         "the student's configuration",
     ),
-    "tokens": (lambda place: edit(place / "tokens" / "manifest.json", max_length=77), "the token store"),
+    "tokens": (lambda folder: edit(folder / "tokens" / "manifest.json", max_length=77), "the token store"),
 }
 
 
-@pytest.mark.parametrize(("change", "named"), CHANGES.values(), ids=CHANGES)
-def test_what_has_changed_since_the_run_began_is_refused_by_name(
+@pytest.mark.parametrize(("change", "message"), CHANGES.values(), ids=CHANGES)
+def test_resume_names_the_input_that_changed(
     tmp_path: Path,
     small_settings: Settings,
     tiny_teacher: Path,
     tiny_store: Path,
     change: Callable[[Path], object],
-    named: str,
+    message: str,
 ) -> None:
     shutil.copytree(tiny_teacher, tmp_path / "teacher")
     shutil.copytree(tiny_store, tmp_path / "tokens")
@@ -151,14 +151,14 @@ def test_what_has_changed_since_the_run_began_is_refused_by_name(
     folder = run.distill(small_settings(tmp_path / "run", **same), NoProgress()).path
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     change(tmp_path)
-    with pytest.raises(MinilmError, match=f"{named} changed since the run began") as caught:
+    with pytest.raises(MinilmError, match=f"{message} changed since the run began") as caught:
         run.resume(RunFolder(folder), NoProgress(), {"training.steps": 9})
     assert caught.value.exit_status == 2
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert [path.name for path in after if after[path] != before[path]] in ([], ["student-config.json"])
 
 
-def test_a_teacher_that_was_only_saved_again_is_the_same(
+def test_a_teacher_that_was_saved_again_is_accepted(
     tmp_path: Path, small_settings: Settings, tiny_teacher: Path
 ) -> None:
     shutil.copytree(tiny_teacher, tmp_path / "teacher")
@@ -167,13 +167,13 @@ def test_a_teacher_that_was_only_saved_again_is_the_same(
     assert run.resume(RunFolder(folder), NoProgress(), {"training.steps": 8}).step == 8
 
 
-# --- What may change ---------------------------------------------------------------------------------------------
+# --- Changed settings --------------------------------------------------------------------------------------------
 
 
-def test_another_budget_and_cadence_change_no_sequence_and_no_loss_beyond_rounding(
+def test_another_token_budget_and_other_intervals_change_losses_only_by_rounding(
     tmp_path: Path, small_settings: Settings, make_teacher: Callable[..., Path]
 ) -> None:
-    # Without dropout, whose masks depend on the cut.
+    # Without dropout, because its masks depend on the micro-batches.
     teacher = make_teacher(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     same = {
         "teacher__name": str(teacher),
@@ -181,11 +181,11 @@ def test_another_budget_and_cadence_change_no_sequence_and_no_loss_beyond_roundi
         "training__steps": 12,
         "reporting__log_every": 1,
     }
-    whole = run.distill(small_settings(tmp_path / "whole", **same), NoProgress()).path
-    # Stopped at step 4 of 12, and gone on with another cut, evaluated, saved and logged at other steps.
+    uninterrupted = run.distill(small_settings(tmp_path / "uninterrupted", **same), NoProgress()).path
+    # Stopped at step 4 of 12, and resumed with other micro-batches, evaluations, checkpoints and logs.
     stopped = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        run.distill(small_settings(stopped, **same), At(step_4=stop))
+        run.distill(small_settings(stopped, **same), CallAt(step_4=stop))
     changes = {
         "training.micro_batch_tokens": 33,
         "reporting.log_every": 4,
@@ -193,7 +193,7 @@ def test_another_budget_and_cadence_change_no_sequence_and_no_loss_beyond_roundi
         "evaluation.every": 6,
     }
     run.resume(RunFolder(stopped), NoProgress(), changes)
-    ours, theirs = losses_by_step(stopped), losses_by_step(whole)
+    ours, theirs = losses_by_step(stopped), losses_by_step(uninterrupted)
     assert list(ours) == [1, 2, 3, 4, 8, 12]
     for step, losses in ours.items():
         assert losses == pytest.approx(theirs[step], rel=1e-3)
@@ -208,20 +208,20 @@ def losses_by_step(folder: Path) -> dict[int, list[float]]:
     }
 
 
-def test_a_signal_before_an_evaluation_and_a_crash_after_it_write_no_line_twice(
+def test_an_evaluation_between_two_interruptions_is_logged_once(
     tmp_path: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run.distill(small_settings(tmp_path / "whole"), NoProgress()).path
+    uninterrupted = run.distill(small_settings(tmp_path / "uninterrupted"), NoProgress()).path
     folder = tmp_path / "run"
     evaluate = TrainingLoop._evaluate_if_due
 
-    def saved_without(training: TrainingLoop) -> None:
+    def save_and_stop(training: TrainingLoop) -> None:
         if training._step == 3:  # as after a signal
             training._save()
             stop()
         evaluate(training)
 
-    monkeypatch.setattr(TrainingLoop, "_evaluate_if_due", saved_without)
+    monkeypatch.setattr(TrainingLoop, "_evaluate_if_due", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         run.distill(small_settings(folder), NoProgress())
     monkeypatch.undo()
@@ -231,7 +231,7 @@ def test_a_signal_before_an_evaluation_and_a_crash_after_it_write_no_line_twice(
     monkeypatch.undo()
     assert [record["step"] for record in metrics(folder) if "eval_loss" in record] == [0, 3]
     run.resume(RunFolder(folder), NoProgress())
-    is_the_same(folder, whole)
+    assert_same_result(folder, uninterrupted)
 
 
 def stop() -> None:

@@ -1,10 +1,10 @@
-"""A process of `minilm` that kills itself in the middle of something.
+"""A process of `minilm` that kills itself at a chosen event.
 
-python -m tests.soak.victim REGION N -- -m minilm_cli WORDS...    at the N-th event in a region
-python -m tests.soak.victim count FILE -- -m minilm_cli WORDS...  never; writes into FILE how many events each has
+python -m tests.soak.killed_process REGION N -- -m minilm_cli WORDS...    at the N-th event in a region
+python -m tests.soak.killed_process count FILE -- -m minilm_cli WORDS...  never; counts the events into FILE
 
-An event is what Python's profiler sees. In a region that writes files only the calls of functions in C that may change
-one count, just before and just after: from one to the next, what a killed process leaves is the same.
+An event is a call or return that Python's profiler sees. In a region that writes files, only calls of C functions that
+may change a file count: between two of them, a killed process leaves the same files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-#: What a process may be in the middle of.
+#: The parts of a command in which a process can kill itself.
 REGIONS = ("begin", "checkpoint", "evaluation", "metrics", "student", "export")
 
 #: Functions of posix, safetensors and open files, by name, that may change a file.
@@ -36,13 +36,13 @@ class Watch:
     """Counts events while a region is on the stack."""
 
     def __init__(self, region: str | None = None, last: int = 0) -> None:
-        """`region`: the one to be watched, if not all. last: which of its events is this process's last, if any is."""
+        """region: the only region to count, or None for all. last: the number of the event that kills this process."""
         self.region, self.last = region, last
         self.counts: Counter[str] = Counter()
 
     @contextmanager
     def inside(self, region: str) -> Iterator[None]:
-        """The block belongs to a region."""
+        """Count the events of the block for a region."""
         if self.region not in (None, region):
             yield
             return
@@ -59,18 +59,18 @@ class Watch:
         finally:
             sys.setprofile(None)
 
-    def over(self, region: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, as a part of a region."""
+    def watched(self, region: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, as part of a region."""
 
         @wraps(function)
-        def watched(*values: Any, **named: Any) -> Any:
+        def counted(*values: Any, **named: Any) -> Any:
             with self.inside(region):
                 return function(*values, **named)
 
-        return watched
+        return counted
 
-    def everywhere(self) -> None:
-        """Put the regions where `minilm` finds them."""
+    def patch(self) -> None:
+        """Mark the regions in minilm's functions."""
         from minilm_cli.export import exporting
         from minilm_cli.runs import checkpoint, sinks
         from minilm_cli.training import distiller, run
@@ -79,10 +79,10 @@ class Watch:
 
         @contextmanager
         def staged_and_watched(path: Path, **options: Any) -> Iterator[Path]:
-            # What writes the files is watched already; flushing and renaming them is what is left.
-            with ExitStack() as rest, staged(path, **options) as built:
+            # Writing the files is watched already; flushing and renaming them is not.
+            with ExitStack() as stack, staged(path, **options) as built:
                 yield built
-                rest.enter_context(self.inside("student" if path.name == "student" else "begin"))
+                stack.enter_context(self.inside("student" if path.name == "student" else "begin"))
 
         run.staged = staged_and_watched
         for region, owner, name in (
@@ -95,16 +95,16 @@ class Watch:
             ("student", run, "write_verified"),
             ("export", exporting, "export"),
         ):
-            setattr(owner, name, self.over(region, getattr(owner, name)))
+            setattr(owner, name, self.watched(region, getattr(owner, name)))
 
 
 def _may_change_a_file(function: Any) -> bool:
-    # Strings can be replaced too, and locks are left.
+    # `str.replace` and the release of a lock have the same names.
     return function.__name__ in _CHANGES and (function.__module__ is not None or isinstance(function.__self__, IOBase))
 
 
 def main() -> None:
-    """Run the command; it ends as it would, or is killed."""
+    """Run the command, until it ends or kills itself."""
     match sys.argv[1:]:
         case ["count", file, "--", "-m", "minilm_cli", *words]:
             watch, counts = Watch(), Path(file)
@@ -112,8 +112,8 @@ def main() -> None:
             watch, counts = Watch(region, int(number)), None
         case _:
             raise SystemExit(__doc__)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as `minilm` does before it imports torch
-    watch.everywhere()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # like `minilm`, before it imports torch
+    watch.patch()
     from minilm_cli.cli import app
 
     sys.argv = ["minilm", *words]
