@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -138,12 +139,12 @@ def show(section: str, rows: list[Row]) -> None:
     Console().print(table)
 
 
-def main() -> None:
-    """Run all benchmarks."""
+def main(words: Sequence[str] | None = None) -> None:
+    """Run all benchmarks; `words` are those of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="run for a minute, to check that they run")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that they run")
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     figures = {
         "machine": machine(),
         "quick": options.quick,
