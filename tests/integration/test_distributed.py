@@ -260,9 +260,18 @@ def test_a_lost_process_is_named_and_a_checkpoint_is_saved(minilm: Commands, dis
 def test_an_error_is_reported_once_and_every_process_exits_with_its_status(
     minilm: Commands, distill: tuple[str, ...]
 ) -> None:
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "3"}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": "3",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     words = (*distill, "--lr", "-1")
-    ended = [minilm.end(process) for process in [minilm.start(*words, RANK=str(n), **address) for n in range(3)]]
+    others = [minilm.start(*words, RANK=str(rank), **environment) for rank in (1, 2)]
+    # Rank 0 does not wait long for processes that start late.
+    wait_until(lambda: store.check(["minilm/asks/1", "minilm/asks/2"]))
+    ended = [minilm.end(process) for process in (minilm.start(*words, RANK="0", **environment), *others)]
     assert [done.returncode for done in ended] == [2, 2, 2]
     assert [done.stderr for done in ended[1:]] == ["", ""]
     assert "--lr: must be greater than 0" in ended[0].stderr
