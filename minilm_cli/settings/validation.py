@@ -17,10 +17,9 @@ Model = TypeVar("Model", bound=BaseModel)
 #: Reasons for kinds of pydantic errors whose own message says more about parsers than about the value.
 _REASONS = {
     "model_type": "must be a mapping of names to values",
-    "bool_parsing": "must be true or false",
-    "float_parsing": "must be a number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "must be a whole number"),
 }
 
 
