@@ -140,6 +140,27 @@ def test_a_dry_run_prints_one_json_object_and_writes_no_file(minilm: Minilm) -> 
     assert plan["measured"]["seconds_per_step"] > 0
 
 
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("words", "warning"),
+    [
+        (("--warmup-steps", "1"), None),
+        (("--warmup-steps", "3"), "The warm-up of 3 steps does not end within the run's 3: see --warmup-steps."),
+        (
+            ("--warmup-steps", "1", "--batch-size", "400"),
+            "A batch of 400 sequences is larger than the training data of 262: each sequence comes 1.53 times in every"
+            " step. See --batch-size.",
+        ),
+    ],
+)
+def test_settings_that_are_rarely_meant_give_a_warning(
+    minilm: Minilm, words: tuple[str, ...], warning: str | None
+) -> None:
+    outcome = minilm(*DISTILL, *words, "--dry-run")
+    warnings = [line for line in outcome.err.splitlines() if line.startswith("Warning: ")]
+    assert warnings == ([f"Warning: {warning}"] if warning else [])
+
+
 def test_plain_progress_prints_at_most_one_line_in_ten_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
