@@ -49,6 +49,18 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
+def torchrun_store(processes: int) -> tuple[TCPStore, dict[str, str]]:
+    """A store as torchrun hosts it, open as long as it is referenced, and the environment of its processes."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return store, {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(processes),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": "none",
+    }
+
+
 @pytest.fixture
 def student_without_dropout(tmp_path: Path, tiny_student_config: Path) -> Path:
     """The tiny student's config without dropout."""
@@ -260,13 +272,7 @@ def test_a_lost_process_is_named_and_a_checkpoint_is_saved(minilm: Commands, dis
 def test_an_error_is_reported_once_and_every_process_exits_with_its_status(
     minilm: Commands, distill: tuple[str, ...]
 ) -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "WORLD_SIZE": "3",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
+    store, environment = torchrun_store(3)
     words = (*distill, "--lr", "-1")
     others = [minilm.start(*words, RANK=str(rank), **environment) for rank in (1, 2)]
     # Rank 0 does not wait long for processes that start late.
@@ -304,14 +310,7 @@ def test_an_error_of_one_process_is_reported_by_that_process(
 def test_keys_of_an_earlier_attempt_in_torchruns_store_do_no_harm(
     minilm: Commands, distill: tuple[str, ...], single_process: Callable[..., list[dict[str, float]]]
 ) -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "WORLD_SIZE": "2",
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RUN_ID": "none",
-    }
+    _store, environment = torchrun_store(2)
     words = (*distill, "--batch-size", "7")
     folder = minilm.folder / "run"
     (minilm.folder / PAUSE).write_text("4")
