@@ -27,4 +27,4 @@ def drop_layers_above(model: PreTrainedModel, layer: int) -> None:
     if stack is not None:
         del stack[1][layer:]
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # type: ignore[assignment]  # as transformers itself does without one
+        model.pooler = None

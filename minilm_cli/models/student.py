@@ -31,9 +31,7 @@ def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A model in fp32 with random weights, on torch's current device."""
-    model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]  # it has no types
-        config, attn_implementation=ATTENTION, dtype=torch.float32
-    )
+    model: PreTrainedModel = AutoModel.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
     return model
 
 
