@@ -33,6 +33,7 @@ class Commands:
         launcher: Sequence[str] = (),
         program: Sequence[str] = ("-m", "minilm_cli"),
         cold: bool = False,
+        stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
         **environment: str,
@@ -40,20 +41,21 @@ class Commands:
         """Start `python LAUNCHER... PROGRAM... WORDS...` and return at once.
 
         The process is forked from one that has imported torch and transformers. With `cold`, or with environment
-        variables that are read during imports, Python is started instead. `end` returns the output, except where
-        `stdout` or `stderr` is a file descriptor.
+        variables that are read during imports, Python is started instead. stdin, stdout, stderr: file descriptors;
+        None for an empty stdin, and for outputs that `end` returns.
         """
         command = [*launcher, *program, *map(os.fspath, words)]
         env = os.environ | FIXED_ENVIRONMENT | {"COLUMNS": "200", "TMPDIR": str(self.folder)} | environment
         process: AnyProcess
         if can_fork(environment) and not cold:
-            process = server().start(command, cwd=self.folder, environment=env, stdout=stdout, stderr=stderr)
+            streams = {"stdin": stdin, "stdout": stdout, "stderr": stderr}
+            process = server().start(command, cwd=self.folder, environment=env, **streams)
         else:
             process = subprocess.Popen(
                 [sys.executable, *command],
                 cwd=self.folder,
                 env=env,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if stdin is None else stdin,
                 stdout=subprocess.PIPE if stdout is None else stdout,
                 stderr=subprocess.PIPE if stderr is None else stderr,
                 text=True,
