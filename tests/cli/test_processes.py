@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import minilm_cli
+from tests.runs import Commands
 
 PACKAGE = Path(minilm_cli.__file__).parent
 
@@ -84,7 +85,7 @@ def test_a_mistake_of_the_user_exits_with_2(tmp_path: Path) -> None:
 
 
 def test_minilm_debug_prints_the_traceback(tmp_path: Path) -> None:
-    done = python("-m", "minilm_cli", "export", str(tmp_path / "nowhere"), MINILM_DEBUG="1")
+    done = Commands(tmp_path)("export", "nowhere", MINILM_DEBUG="1")
     assert done.returncode == 1
     assert done.stdout == ""
     assert "Traceback (most recent call last)" in done.stderr
@@ -101,7 +102,7 @@ def broken(path):
 lookup.find_run = broken
 sys.argv = ["minilm", "export", {str(tmp_path)!r}]
 app.main()"""
-    done = python("-c", code)
+    done = Commands(tmp_path)(program=("-c", code))
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert "ZeroDivisionError: a bug" in done.stderr

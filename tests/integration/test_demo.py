@@ -96,9 +96,21 @@ def test_a_failing_command_ends_the_demo(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "demo" / "tokens").exists()
 
 
+#: The demo without its first command, and with another second one.
+DEMO = """
+from minilm_cli.cli import app, demo
+
+run = demo._run
+demo._run = lambda words: run({distill}) if words[0] == "distill" else ""
+app.main()
+"""
+
+
 @pytest.mark.slow
-def test_an_interrupted_demo_saves_a_checkpoint(minilm: Commands) -> None:
-    process = minilm.start("demo", "--output", "demo")
+def test_an_interrupted_demo_saves_a_checkpoint(minilm: Commands, tiny_teacher: Path, tiny_store: Path) -> None:
+    words = ["distill", "--teacher", str(tiny_teacher), "--student-config", "l2-h24", "--data", str(tiny_store)]
+    words += ["--steps", "100000", "--output", "demo/run"]
+    process = minilm.start("demo", "--output", "demo", program=("-c", DEMO.format(distill=words)))
     written = minilm.folder / "demo" / "run" / "metrics.jsonl"
     wait_until(lambda: written.exists() and written.read_text(encoding="utf-8").count("\n") > 1, process)
     process.send_signal(signal.SIGTERM)

@@ -101,7 +101,7 @@ def _documented(page: Path) -> list[Documented]:
 def reader(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path, tiny_student_config: Path) -> Commands:
     """A folder with the reader's files. transformers prefers a local folder to a model of that name on the Hub."""
     # Short lines, because the time of the documented batches depends on their lengths.
-    lines = [" ".join(line.split()[:6]) for line in tiny_corpus.read_text(encoding="utf-8").splitlines()]
+    lines = [" ".join(line.split()[:2]) for line in tiny_corpus.read_text(encoding="utf-8").splitlines()]
     (minilm.folder / "corpus.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.copy(tiny_student_config, minilm.folder / "config.json")
     for name in ("bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"):

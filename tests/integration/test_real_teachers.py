@@ -133,30 +133,27 @@ def all_minilm() -> Path:
     return Path(package.submodule_search_locations[0]) / "model"
 
 
-@pytest.mark.parametrize(
-    ("student", "init", "share"),
-    [
-        ("l2-h192", "random", 0.8),  # measured: 71%
-        ("l2-h384", "teacher", 0.6),  # measured: 50%
-    ],
-)
-def test_a_small_bert_learns_from_all_minilm_l6_v2(tmp_path: Path, student: str, init: str, share: float) -> None:
-    text = "\n".join(SAMPLE.read_text(encoding="utf-8").splitlines()[:600])
-    lr = 5e-3 if init == "random" else 5e-4
-    folder = distilled(tmp_path, all_minilm(), text, student, **{"student.init": init, "optimizer.lr": lr})
-    assert remaining_share(folder) < share
+def first_lines() -> str:
+    """The first 600 lines of the sample text."""
+    return "\n".join(SAMPLE.read_text(encoding="utf-8").splitlines()[:600])
 
 
-def test_bf16_and_fp32_agree_within_half_a_percent_after_forty_steps(tmp_path: Path) -> None:
-    text = "\n".join(SAMPLE.read_text(encoding="utf-8").splitlines()[:600])
+def test_a_student_with_layers_of_all_minilm_l6_v2_learns_from_it(tmp_path: Path) -> None:
+    changes = {"student.init": "teacher", "optimizer.lr": 5e-4}
+    # Measured: 50%.
+    assert remaining_share(distilled(tmp_path, all_minilm(), first_lines(), "l2-h384", **changes)) < 0.6
+
+
+def test_a_random_student_learns_from_all_minilm_l6_v2_alike_in_bf16_and_fp32(tmp_path: Path) -> None:
     losses: dict[str, list[float]] = {}
     for precision in ("fp32", "bf16"):
         (tmp_path / precision).mkdir()
-        changes = {"training.precision": precision, "training.steps": 40, "optimizer.lr": 1e-3}
-        folder = distilled(tmp_path / precision, all_minilm(), text, "l2-h192", **changes, **{"reporting.log_every": 1})
+        changes = {"training.precision": precision, "reporting.log_every": 1}
+        folder = distilled(tmp_path / precision, all_minilm(), first_lines(), "l2-h192", **changes)
+        # Measured: 71%.
+        assert remaining_share(folder) < 0.8
         records = metrics(folder)
         # The mean over the last twenty steps of eight sequences, and the loss of all held-out sequences.
         tail = [record["loss"] for record in records if "loss" in record and record["step"] > 20]
         losses[precision] = [sum(tail) / len(tail), [r["eval_loss"] for r in records if "eval_loss" in r][-1]]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.005)  # measured: 0.1%
-    assert losses["fp32"][1] < 0.8  # measured: 0.72, at the start 0.97

@@ -6,16 +6,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
-from tests.integration.conftest import TIMEOUT, Commands, wait_until
+from tests.runs import AnyProcess
+
+from .conftest import Commands, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -113,24 +113,23 @@ def test_interrupted_tokenization_can_be_continued(
 
 
 @pytest.fixture
-def two_workers(place: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A process that waits for more text, and the process ids of its two workers."""
+def stdin() -> Iterator[tuple[int, BinaryIO]]:
+    """Both ends of a pipe: a file descriptor to read from, and a file to write to."""
+    reading, writing = os.pipe()
+    with open(writing, "wb", buffering=0) as file:  # noqa: PTH123  # a file descriptor
+        yield reading, file
+    os.close(reading)
+
+
+@pytest.fixture
+def process(minilm: Commands, place: Path, stdin: tuple[int, BinaryIO]) -> AnyProcess:
+    """A process that has two workers and waits for more text."""
+    assert place == minilm.folder
     words = ("tokenize", "-", "--tokenizer", "teacher", "--workers", "2", "--batch-size", "1")
-    with subprocess.Popen(
-        [sys.executable, "-m", "minilm_cli", *words],
-        cwd=place,
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        process.stdin.write("the man\n" * 2**10)
-        process.stdin.flush()
-        wait_until(lambda: len(workers(process.pid)) == 2, process)
-        yield process, workers(process.pid)
-        process.kill()
-        with suppress(BrokenPipeError):
-            process.stdin.close()
+    process = minilm.start(*words, stdin=stdin[0])
+    stdin[1].write(b"the man\n" * 2**10)
+    wait_until(lambda: len(workers(process.pid)) == 2, process)
+    return process
 
 
 def workers(parent: int) -> list[int]:
@@ -145,41 +144,37 @@ def has_ended(pid: int) -> bool:
     return True
 
 
-def test_a_killed_worker_is_reported(two_workers: tuple[subprocess.Popen[str], list[int]]) -> None:
-    process, pids = two_workers
-    os.kill(pids[1], signal.SIGKILL)
-    assert process.stdin is not None
-    with suppress(BrokenPipeError):
-        process.stdin.write("one more\n" * 2**10)
-        process.stdin.close()
-    assert process.wait(timeout=TIMEOUT) == 1
-    assert process.stderr is not None
-    assert "a worker process died" in process.stderr.read()
+def test_a_killed_worker_is_reported(minilm: Commands, process: AnyProcess, stdin: tuple[int, BinaryIO]) -> None:
+    os.kill(workers(process.pid)[1], signal.SIGKILL)
+    stdin[1].write(b"one more\n" * 2**10)
+    done = minilm.end(process)
+    assert done.returncode == 1
+    assert "a worker process died" in done.stderr
 
 
-def test_workers_end_when_their_parent_is_killed(two_workers: tuple[subprocess.Popen[str], list[int]]) -> None:
-    process, pids = two_workers
+def test_workers_end_when_their_parent_is_killed(minilm: Commands, process: AnyProcess) -> None:
+    pids = workers(process.pid)
     process.kill()
-    process.wait(timeout=TIMEOUT)
+    minilm.end(process)
     wait_until(lambda: all(has_ended(pid) for pid in pids))
 
 
-def measured(*words: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.tokenise", *words], check=True, stdout=subprocess.PIPE, cwd=ROOT
-    )
+def measured(minilm: Commands, *words: str, cold: bool = False) -> Any:
+    environment = {"PYTHONPATH": str(ROOT)}
+    done = minilm(*words, program=("-m", "tests.benchmarks.tokenise"), cold=cold, **environment)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_the_memory_of_tokenization_does_not_grow_with_the_text() -> None:
-    small, large = (measured("memory", megabytes, "a-token-a-line") for megabytes in ("5", "65"))
-    assert large["megabytes"] - small["megabytes"] > 50  # the token ids take 25
-    assert large["tokens"] > 10 * small["tokens"]
-    assert large["peak_mb"] - small["peak_mb"] < 20
+def test_the_memory_of_tokenization_does_not_grow_with_the_text(minilm: Commands) -> None:
+    small, large = (measured(minilm, "memory", megabytes, "a-token-a-line") for megabytes in ("5", "40"))
+    assert large["megabytes"] - small["megabytes"] > 30  # the token ids take 15
+    assert large["tokens"] > 7 * small["tokens"]
+    assert large["peak_mb"] - small["peak_mb"] < 10
 
 
-def test_a_store_of_ten_million_sequences_opens_in_little_memory() -> None:
-    store = measured("store", "10000000")
+def test_a_store_of_ten_million_sequences_opens_in_little_memory(minilm: Commands) -> None:
+    store = measured(minilm, "store", "10000000", cold=True)
     assert store["sequences"] == 10_000_000
     assert store["peak_mb"] < 200
     assert store["extra_mb"] < 150  # the offsets take 80
