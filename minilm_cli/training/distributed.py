@@ -183,6 +183,7 @@ class World:
                     self._rendezvous.answer()
                     time.sleep(POLL)
             elif status and reported:
+                self._rendezvous.mark("left")
                 self._rendezvous.dismiss(status)
         self._rendezvous.stop_heartbeat(_STAY)
         if self._connected and not status:

@@ -83,11 +83,11 @@ class Target:
 
 
 @contextmanager
-def bounded_memory() -> Iterator[None]:
-    """Allocations of more than `MEMORY` beyond the present memory raise `MemoryError`."""
+def bounded_memory(limit: int = MEMORY) -> Iterator[None]:
+    """Allocations of more than `limit` bytes beyond the present memory raise `MemoryError`."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limit, before[1]))
     try:
         yield
     finally:
