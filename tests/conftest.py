@@ -1,6 +1,7 @@
 """Fixtures for all tests: a tiny teacher, its tokenizer, text, tokens and a student's config.
 
-Fixtures of the session are read-only: a test that changes a file copies it first.
+Fixtures of the session are read-only: a test that changes a file copies it first. Files like this one import torch only
+inside fixtures: xdist's main process reads them before it starts the others.
 """
 
 from __future__ import annotations

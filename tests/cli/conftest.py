@@ -19,7 +19,6 @@ import typer
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.cli import app
 from minilm_cli.settings.load import load_distill_settings
-from minilm_cli.training import run
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,8 @@ def finished_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path
 ) -> Path:
     """A run of four steps, with checkpoints of steps 2 and 4. Read-only: a test that changes it copies it."""
+    from minilm_cli.training import run
+
     settings = load_distill_settings(
         flags={
             "teacher.name": str(tiny_teacher),

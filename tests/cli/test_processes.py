@@ -78,6 +78,7 @@ def test_no_command_prints_the_help_and_exits_with_2() -> None:
         assert command in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_of_the_user_exits_with_2(tmp_path: Path) -> None:
     done = python("-m", "minilm_cli", "export", str(tmp_path / "nowhere"))
     assert (done.returncode, done.stdout) == (2, "")
@@ -108,6 +109,7 @@ app.main()"""
     assert "ZeroDivisionError: a bug" in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130_anywhere(tmp_path: Path) -> None:
     # In an `exec` (as in the import of a dataclass) under `-m`, Python itself would die of the signal.
     code = """

@@ -12,7 +12,6 @@ import pytest
 
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.settings.load import load_distill_settings
-from minilm_cli.training import run
 from tests.runs import TIME_METRICS, TIMEOUT, AnyProcess, Commands, metrics, metrics_without_times, result_files
 
 __all__ = [
@@ -66,6 +65,8 @@ def small_settings(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Pa
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, small_settings: Settings) -> Path:
     """A run of six steps. Read-only: a test that changes it copies it."""
+    from minilm_cli.training import run
+
     return run.distill(small_settings(tmp_path_factory.mktemp("finished") / "run"), NoProgress()).path
 
 

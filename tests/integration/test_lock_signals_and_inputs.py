@@ -170,6 +170,7 @@ def test_a_teacher_that_was_saved_again_is_accepted(
 # --- Changed settings --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_token_budget_and_other_intervals_change_losses_only_by_rounding(
     tmp_path: Path, small_settings: Settings, make_teacher: Callable[..., Path]
 ) -> None:

@@ -190,6 +190,7 @@ def test_a_changed_setting_is_used_and_saved(copied_run: Path) -> None:
     assert RunFolder(copied_run).settings().checkpoint.keep == 1
 
 
+@pytest.mark.slow
 def test_a_token_budget_that_exceeded_the_memory_is_not_tried_again(
     tmp_path: Path, small_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_stores_without_weights_train_like_one_store(
     assert_same_result(several, one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [True, False])
 def test_a_crashed_run_on_several_stores_has_the_same_result_when_resumed(
     tmp_path: Path, mixed: Callable[..., Any], tiny_store: Path, ids: Path, weights: bool

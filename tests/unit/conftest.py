@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .distillers import Factory
+if TYPE_CHECKING:
+    from .distillers import Factory
 
 
 @pytest.fixture(scope="module")
 def factory(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path) -> Factory:
+    from .distillers import Factory
+
     return Factory(tiny_teacher, tiny_student_config, tiny_store)
