@@ -15,6 +15,9 @@ from minilm_cli.runs import checkpoint
 
 PAUSE = Path("pause")
 
+#: The program for `tests.runs.Commands`.
+PAUSED = ("-m", "tests.pause_after_checkpoint")
+
 _save = checkpoint.save
 
 

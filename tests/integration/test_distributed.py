@@ -18,7 +18,7 @@ from torch.distributed import TCPStore
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.runs import checkpoint
 from minilm_cli.training import run
-from tests.pause_after_checkpoint import PAUSE
+from tests.pause_after_checkpoint import PAUSE, PAUSED
 
 from .conftest import TIME_METRICS, Commands, Settings, metrics, metrics_without_times, result_files, wait_until
 
@@ -28,8 +28,6 @@ pytestmark = pytest.mark.slow
 ROUNDING = 2e-5
 
 STEPS = 12
-
-PAUSED = ("-m", "tests.pause_after_checkpoint")
 
 #: torchrun itself, and torchrun that forks its workers.
 TORCHRUN, FORKING = ("-m", "torch.distributed.run"), ("-m", "tests.torchrun")
@@ -240,19 +238,19 @@ def test_sigusr1_saves_a_checkpoint_and_ctrl_c_saves_and_ends_every_process(
 
 
 def test_a_second_signal_ends_every_process_at_once(minilm: Commands, distill: tuple[str, ...]) -> None:
-    # One micro-batch that takes longer than the second signal needs.
-    words = ("--batch-size", "12000", "--micro-batch-tokens", "10000000", "--eval-fraction", "0")
-    process = minilm.start(*distill, *words, launcher=torchrun(2))
     folder = minilm.folder / "run"
-    wait_until((folder / "metrics.jsonl").exists, process)
+    (minilm.folder / PAUSE).write_text("4")
+    words = ("--batch-size", "8", "--eval-fraction", "0")
+    process = minilm.start(*distill, *words, launcher=torchrun(2), program=PAUSED)
+    wait_until(saved(folder, 4), process)
     first = first_process(folder)
     os.kill(first, signal.SIGTERM)
     wait_until(lambda: "once more stops" in (folder / "log.txt").read_text(encoding="utf-8"), process)
     os.kill(first, signal.SIGTERM)
     ended = minilm.end(process)
     assert ended.returncode != 0
-    assert "Stopped: at once, without saving." in ended.stderr
-    assert checkpoint.steps(folder / "checkpoints") == []
+    assert ended.stderr.count("Stopped: at once, without saving.") == 1, ended.stderr
+    assert checkpoint.steps(folder / "checkpoints") == [4]
 
 
 def test_a_lost_process_is_named_and_a_checkpoint_is_saved(minilm: Commands, distill: tuple[str, ...]) -> None:

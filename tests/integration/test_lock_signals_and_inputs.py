@@ -18,6 +18,7 @@ from minilm_cli.runs import checkpoint
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.training import run
 from minilm_cli.training.loop import TrainingLoop
+from tests.pause_after_checkpoint import PAUSE, PAUSED
 
 from .conftest import CallAt, Commands, Settings, assert_same_result, metrics, wait_until
 
@@ -92,18 +93,17 @@ def test_sigusr1_before_the_first_step_does_no_harm(minilm: Commands, endless: t
 
 
 def test_a_second_signal_stops_the_run_without_saving(minilm: Commands, endless: tuple[str, ...]) -> None:
-    # One micro-batch that takes longer than the second signal needs.
-    process = minilm.start(*endless, "--batch-size", "20000", "--micro-batch-tokens", "10000000", "--log-every", "1")
     folder = minilm.folder / "run"
-    wait_until((folder / "log.txt").exists, process)
-    wait_until((folder / "metrics.jsonl").exists, process)
+    (minilm.folder / PAUSE).write_text("4")
+    process = minilm.start(*endless, "--save-every", "4", program=PAUSED)
+    wait_until(lambda: checkpoint.steps(folder / "checkpoints"), process)
     process.send_signal(signal.SIGTERM)
     wait_until(lambda: "once more stops at once" in (folder / "log.txt").read_text(encoding="utf-8"), process)
     process.send_signal(signal.SIGINT)
     ended = minilm.end(process)
     assert ended.returncode == 130
     assert "Stopped: at once, without saving." in ended.stderr
-    assert checkpoint.steps(folder / "checkpoints") == []
+    assert checkpoint.steps(folder / "checkpoints") == [4]
     assert not list(folder.rglob(".tmp-*"))
 
 
