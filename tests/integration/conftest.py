@@ -110,6 +110,11 @@ def wait_until(condition: Callable[[], object], process: AnyProcess | None = Non
         time.sleep(0.005)
 
 
+def has_done_a_step(folder: Path) -> Callable[[], bool]:
+    """Whether the run in `folder` has done a step."""
+    return lambda: (folder / "metrics.jsonl").exists() and bool((folder / "metrics.jsonl").read_text(encoding="utf-8"))
+
+
 def assert_same_result(folder: Path, other: Path) -> None:
     """Both runs ended with the same weights, moments and metrics."""
     assert metrics_without_times(folder) == metrics_without_times(other)

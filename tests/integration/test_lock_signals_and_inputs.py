@@ -18,9 +18,9 @@ from minilm_cli.runs import checkpoint
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.training import run
 from minilm_cli.training.loop import TrainingLoop
-from tests.pause_after_checkpoint import PAUSE, PAUSED
+from tests.pause_after_step import PAUSE, PAUSED
 
-from .conftest import CallAt, Commands, Settings, assert_same_result, metrics, wait_until
+from .conftest import CallAt, Commands, Settings, assert_same_result, has_done_a_step, metrics, wait_until
 
 
 @pytest.fixture
@@ -31,11 +31,6 @@ def endless(tiny_teacher: Path, tiny_student_config: Path, tiny_store: Path) -> 
         *("--data", str(tiny_store), "--steps", "100000", "--batch-size", "4", "--warmup-steps", "1"),
         *("--eval-fraction", "0", "--save-every", "1000000", "--log-every", "1", "--output", "run"),
     )
-
-
-def has_done_a_step(folder: Path) -> Callable[[], bool]:
-    """Whether the run in `folder` has done a step."""
-    return lambda: (folder / "metrics.jsonl").exists() and bool((folder / "metrics.jsonl").read_text(encoding="utf-8"))
 
 
 def test_a_second_process_is_refused_until_the_first_ends(minilm: Commands, endless: tuple[str, ...]) -> None:
@@ -94,16 +89,16 @@ def test_sigusr1_before_the_first_step_does_no_harm(minilm: Commands, endless: t
 
 def test_a_second_signal_stops_the_run_without_saving(minilm: Commands, endless: tuple[str, ...]) -> None:
     folder = minilm.folder / "run"
-    (minilm.folder / PAUSE).write_text("4")
-    process = minilm.start(*endless, "--save-every", "4", program=PAUSED)
-    wait_until(lambda: checkpoint.steps(folder / "checkpoints"), process)
+    (minilm.folder / PAUSE).write_text("1")
+    process = minilm.start(*endless, program=PAUSED)
+    wait_until(has_done_a_step(folder), process)
     process.send_signal(signal.SIGTERM)
     wait_until(lambda: "once more stops at once" in (folder / "log.txt").read_text(encoding="utf-8"), process)
     process.send_signal(signal.SIGINT)
     ended = minilm.end(process)
     assert ended.returncode == 130
     assert "Stopped: at once, without saving." in ended.stderr
-    assert checkpoint.steps(folder / "checkpoints") == [4]
+    assert checkpoint.steps(folder / "checkpoints") == []
     assert not list(folder.rglob(".tmp-*"))
 
 
