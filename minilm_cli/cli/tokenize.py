@@ -18,9 +18,18 @@ def tokenize(typed: Typed, as_json: Json = False) -> None:
     from minilm_cli.settings.validation import validate
 
     settings = validate(TokenizeSettings, typed)
+    console = open_console()
+    if settings.teacher is not None:
+        from minilm_cli.models.teacher import check_teacher
+
+        check_teacher(
+            settings.teacher,
+            max_length=settings.max_length,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
     from minilm_cli.corpus import tokenize as corpus
 
-    console = open_console()
     report = corpus.tokenize(settings, console.progress)
     facts = _facts(report, "sentences" if settings.split_sentences else "lines")
     console.table(f"Tokenised into {report.path}", [(name, f"{value:,}") for name, value in facts.items()])

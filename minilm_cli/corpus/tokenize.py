@@ -104,7 +104,7 @@ def _check_output(settings: TokenizeSettings, sources: Sequence[Source]) -> None
             hint="Name a token store without a suffix, a file of token-id lists with .jsonl.gz.",
         )
     files = [source.name for source in sources if source.size is not None]
-    refuse_existing(output, *files, settings.tokenizer, force=settings.force, folder=folder)
+    refuse_existing(output, *files, settings.tokenizer_name, force=settings.force, folder=folder)
     if settings.continued and not (folder and all(source.identity for source in sources)):
         what = "a store made from standard input" if folder else "a file of token-id lists"
         raise MinilmError(f"--continue: {what} cannot be continued", hint="Start again without --continue.")
@@ -113,15 +113,15 @@ def _check_output(settings: TokenizeSettings, sources: Sequence[Source]) -> None
 def _load_tokenizer(settings: TokenizeSettings) -> tuple[Tokenizer, TokenizerInfo]:
     """The fast tokenizer that transformers loads for this name, and its entry in the manifest."""
     loaded = load_tokenizer(
-        settings.tokenizer, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        settings.tokenizer_name, revision=settings.revision, trust_remote_code=settings.trust_remote_code
     )
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise MinilmError("this tokenizer has no fast version (tokenizer.json)", where=settings.tokenizer)
+        raise MinilmError("this tokenizer has no fast version (tokenizer.json)", where=settings.tokenizer_name)
     # A tokenizer's file may turn these on.
     backend.no_padding()
     backend.no_truncation()
-    return backend, tokenizer_info(loaded, settings.tokenizer, settings.revision)
+    return backend, tokenizer_info(loaded, settings.tokenizer_name, settings.revision)
 
 
 def _sequencer(settings: TokenizeSettings, tokenizer: Tokenizer) -> Sequencer:

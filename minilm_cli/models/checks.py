@@ -16,6 +16,8 @@ from minilm_cli.models.hub import quiet, reason
 #: Libraries create these one by one: of a billion they would, until memory is exhausted.
 _AT_MOST = {"num_hidden_layers": 1000, "num_labels": 100_000}
 
+_READABLE = "Choose an encoder such as BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ALBERT, ModernBERT or NomicBERT."
+
 
 def check_numbers(values: Mapping[str, Any], where: str) -> None:
     """Raise `MinilmError` for numbers in a config.json that no model can have, before its family computes with them."""
@@ -45,14 +47,37 @@ def refuse_decoder(config: PreTrainedConfig, side: str, where: str) -> None:
         )
 
 
-def refuse_causal(model: PreTrainedModel, side: str, where: str) -> None:
-    """Raise `MinilmError` if a built model's attention is causal."""
+def refuse_unsuitable(model: PreTrainedModel, side: str, where: str) -> None:
+    """Raise `MinilmError` if a built model is no encoder, or its queries, keys and values cannot be read.
+
+    The model needs no weights: what decides is how transformers builds the family.
+    """
+    family = family_of(model.config).name
+    if getattr(model, "encoder", None) is not None and getattr(model, "decoder", None) is not None:
+        raise MinilmError(
+            f"the {side} is of the encoder-decoder family {family}, whose encoder alone minilm cannot read yet",
+            where=where,
+            hint=_READABLE,
+        )
     if any(getattr(module, "is_causal", False) for module in model.modules()):
         raise MinilmError(
-            f"the {side} ({family_of(model.config).name}) is a causal model and not an encoder",
+            f"the {side} ({family}) is a causal language model: each token attends only to earlier ones, and the"
+            " relations to be learnt are between all tokens",
             where=where,
-            hint="Choose an encoder, such as BERT or RoBERTa.",
+            hint=_READABLE,
         )
+    if not (model._supports_attention_backend or model._supports_sdpa):
+        raise unreadable_attention(family, side, where)
+
+
+def unreadable_attention(family: str, side: str | None = None, where: str | None = None) -> MinilmError:
+    """The error for a family with attention code of its own, outside transformers' attention registry."""
+    of_side = f" of the {side}" if side else ""
+    return MinilmError(
+        f"minilm cannot read the queries, keys and values{of_side} yet: it is a {family} model",
+        where=where,
+        hint=_READABLE,
+    )
 
 
 def try_out(model: PreTrainedModel, side: str, where: str) -> None:

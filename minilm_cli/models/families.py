@@ -13,6 +13,21 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+#: Entries for widths that many models set to their hidden size.
+_AS_WIDE = ("embedding_size", "pooler_hidden_size")
+
+#: The words of various families for the same entry of a configuration.
+_WORDS = (
+    ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "layers", "encoder_layers"),
+    ("hidden_size", "dim", "d_model", "n_embd", "width", "embed_dim"),
+    ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads", "encoder_attention_heads"),
+    ("intermediate_size", "hidden_dim", "ffn_dim", "d_ff", "n_inner", "d_inner", "encoder_ffn_dim"),
+    ("max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length", "max_sequence_length"),
+    ("hidden_dropout_prob", "dropout", "dropout_rate", "hidden_dropout", "resid_pdrop"),
+    ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
+    ("hidden_act", "hidden_activation", "activation", "activation_function"),
+)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -35,14 +50,22 @@ class Family:
         return query * query.shape[-1] ** 0.5 if self.scales_queries else query
 
     def sizes(self, config: PreTrainedConfig, layers: int, width: int, heads: int) -> dict[str, int]:
-        """The configuration entries of a model of this size, like `config` otherwise; feed-forward 4 × the width."""
+        """The configuration entries of a model of this size, with the proportions of `config`.
+
+        The feed-forward part keeps its ratio to the hidden size. An embedding as wide as the hidden size stays so; a
+        narrower, factorised one keeps its own width.
+        """
         entries = {
             "num_hidden_layers": layers,
             "hidden_size": width,
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
-            self.feed_forward: 4 * width,
+            "head_dim": width // heads,
+            self.feed_forward: round(getattr(config, self.feed_forward, 0) * width / config.hidden_size),
         }
+        entries |= {name: width for name in _AS_WIDE if getattr(config, name, None) == config.hidden_size}
+        if getattr(config, "query_pre_attn_scalar", None) == getattr(config, "head_dim", 0):  # Gemma
+            entries["query_pre_attn_scalar"] = width // heads
         return {config.attribute_map.get(name, name): size for name, size in entries.items() if hasattr(config, name)}
 
     def layer_stack(self, model: PreTrainedModel, layers: int) -> tuple[str, nn.ModuleList] | None:
@@ -90,3 +113,8 @@ def family_of(config: PreTrainedConfig) -> Family:
     """The family of a configuration."""
     name: Any = config.model_type
     return _FAMILIES.get(name) or Family(name)
+
+
+def other_words(entry: str) -> tuple[str, ...]:
+    """The words of all families for what this entry of a configuration says; none if it is no such word."""
+    return next((words for words in _WORDS if entry in words), ())

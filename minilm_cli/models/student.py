@@ -23,7 +23,7 @@ def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "student"))
-        with building(config, "student.config"):
+        with building(config, "student", "student.config"):
             model = random_model(config)
         try_out(model, "student", "student.config")
     return model
@@ -36,11 +36,11 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 @contextmanager
-def building(config: PreTrainedConfig, where: str) -> Iterator[None]:
+def building(config: PreTrainedConfig, side: str, where: str) -> Iterator[None]:
     """Turn anything that a family's own code raises into a `MinilmError`."""
     try:
         with quiet():
             yield
     except Exception as error:
         family = family_of(config).name
-        raise MinilmError(f"the student ({family}) cannot be built: {reason(error)}", where=where) from error
+        raise MinilmError(f"the {side} ({family}) cannot be built: {reason(error)}", where=where) from error

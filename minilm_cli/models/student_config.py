@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from minilm_cli.base.errors import MinilmError, remedy
 from minilm_cli.base.jsonio import read_json
-from minilm_cli.models.checks import check_numbers, refuse_causal, refuse_decoder
-from minilm_cli.models.families import family_of
+from minilm_cli.models.checks import check_numbers, refuse_decoder, refuse_unsuitable
+from minilm_cli.models.families import Family, family_of, other_words
 from minilm_cli.models.hub import quiet, reason
-from minilm_cli.models.student import building, random_model
+from minilm_cli.models.student import building
+from minilm_cli.models.weightless import count_parameters, weightless
+
+logger = logging.getLogger(__name__)
 
 #: What a student config may leave to the teacher, because it must fit the teacher's tokens.
 _FROM_TEACHER = (
@@ -33,6 +35,17 @@ _FROM_TEACHER = (
     "type_vocab_size",
 )
 
+#: Entries of many a config.json that this transformers ignores, and that do not change the model.
+_NO_EFFECT = {
+    "architectures",
+    "auto_map",
+    "gradient_checkpointing",
+    "model_type",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
 _PRESET = re.compile(r"l([1-9][0-9]{0,8})-h([1-9][0-9]{0,8})")
 
 
@@ -40,7 +53,7 @@ def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
     """The student's configuration; vocabulary, positions and token types that it leaves out are the teacher's.
 
     source: a `config.json`, a folder that has one, or a preset `lN-hM` (the teacher's family with N layers of width M,
-    12 heads where they divide M, else heads 64 wide, and a feed-forward part of 4 M).
+    12 heads where they divide M, else heads 64 wide, and every other width in the teacher's proportion).
     Raises `MinilmError` for a file that is not a configuration, a misspelt or wrong entry, or another vocabulary.
     """
     if preset := _PRESET.fullmatch(source):
@@ -50,8 +63,10 @@ def student_config(source: str, teacher: PreTrainedConfig) -> PreTrainedConfig:
         values, where = _read(path), str(path)
     family = values.setdefault("model_type", teacher.model_type)
     with _valid(values, where):
-        known = AutoConfig.for_model(family).to_dict().keys()
-    _refuse_misspelt(values, known, where)
+        default = AutoConfig.for_model(family)
+    known = default.to_dict().keys() | default.attribute_map.keys()
+    if not preset:  # what a teacher's config.json has besides is not the user's
+        _check_names(values, known, family_of(default), where)
     for name in _FROM_TEACHER:
         if values.get(name) is None and name in known and (theirs := _of_teacher(teacher, name)) is not None:
             values[name] = theirs
@@ -131,12 +146,25 @@ def _valid(values: Mapping[str, Any], where: str) -> Iterator[None]:
         raise MinilmError(f"this student config is not valid for {family}: {reason(error)}", where=where) from error
 
 
-def _refuse_misspelt(values: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """An entry that the family does not know is harmless and common, unless it resembles one that it knows."""
-    for name in values:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        if name not in known and near and near[0] not in values and not name.startswith("_"):
-            raise MinilmError(f"there is no entry {name!r}", where=where, hint=f"Did you mean {near[0]!r}?")
+def _check_names(values: Mapping[str, Any], known: Collection[str], family: Family, where: str) -> None:
+    """Refuse an entry that the family lacks and another family has, or that is misspelt; warn of other unknown ones.
+
+    An entry that stands next to the one it might mean is not a mistake, only without effect.
+    """
+    ignored = []
+    for name, value in values.items():
+        if name in known or name in _NO_EFFECT or name.startswith("_"):
+            continue
+        meant = next((word for word in other_words(name) if word in known), None)
+        if meant is None:
+            meant = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None)
+        if meant is not None and meant not in values:
+            hint = f"Did you mean {meant!r}?"
+            raise MinilmError(f"there is no entry {name!r} in the family {family.name}", where=where, hint=hint)
+        if (name, value) != ("position_embedding_type", "absolute"):  # all that transformers 5 has, and the old default
+            ignored.append(name)
+    if ignored:
+        logger.warning("%s: %s models have no %s: ignored.", where, family.name, ", ".join(ignored))
 
 
 def _of_teacher(teacher: PreTrainedConfig, name: str) -> int | None:
@@ -179,10 +207,11 @@ def _check_sizes(config: PreTrainedConfig, where: str) -> None:
 
 def _check_memory(config: PreTrainedConfig, where: str) -> None:
     """Count the student's parameters without making them; raises `MinilmError` if memory is too small for them."""
-    with building(config, where), torch.device("meta"):
-        model = random_model(copy.deepcopy(config))
-    refuse_causal(model, "student", where)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    with building(config, "student", where):
+        model = weightless(config)
+    assert model is not None, "a student's family is one of transformers'"
+    refuse_unsuitable(model, "student", where)
+    parameters = count_parameters(model)
     needed, memory = parameters * 4 / 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     if needed > memory:
         raise MinilmError(

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.models.checks import unreadable_attention
 from minilm_cli.models.families import family_of
 from minilm_cli.models.inputs import InputAdapter, Inputs
 from minilm_cli.ops.attention import Packing, attend_packed, attend_padded
@@ -167,10 +168,7 @@ class RegistryTap(Tap):
 
     def _missing(self) -> MinilmError:
         if self._calls == 0:
-            return MinilmError(
-                f"models of the family {self.family.name!r} do not use transformers' attention registry",
-                hint="BERT, RoBERTa, ELECTRA, DistilBERT, ALBERT, ModernBERT and their relatives do.",
-            )
+            return unreadable_attention(self.family.name)
         return MinilmError(f"layer {self.layer} was requested, and the model has {self._calls}")
 
 

@@ -8,11 +8,13 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.models.checks import check_numbers, refuse_causal, refuse_decoder, try_out
+from minilm_cli.models.checks import check_numbers, refuse_decoder, refuse_unsuitable, try_out
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import loading
 from minilm_cli.models.layers import drop_layers_above, resolve_layer
+from minilm_cli.models.student import building
 from minilm_cli.models.tap import ATTENTION
+from minilm_cli.models.weightless import weightless
 
 
 def read_teacher_config(
@@ -20,7 +22,8 @@ def read_teacher_config(
 ) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """The teacher's configuration, and the entries of its config.json as written there.
 
-    name: Hub name or local folder. Raises `MinilmError` if it cannot be loaded, or is not that of a text encoder.
+    name: Hub name or local folder. Raises `MinilmError` if it cannot be loaded, or is not that of an encoder that
+    can be distilled. No weights are read.
     """
     with loading("teacher", name, revision):
         values, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
@@ -30,7 +33,24 @@ def read_teacher_config(
             name, revision=revision, trust_remote_code=trust_remote_code
         )
     _check_config(config, name)
+    with building(config, "teacher", name):
+        model = weightless(config)
+    if model is not None:
+        refuse_unsuitable(model, "teacher", name)
     return config, values
+
+
+def check_teacher(name: str, *, max_length: int, revision: str | None = None, trust_remote_code: bool = False) -> None:
+    """Raise `MinilmError` if this is no teacher, or reads no sequences of `max_length` tokens. No weights are read."""
+    config, _ = read_teacher_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    model = weightless(config)
+    limit = None if model is None else family_of(config).longest_input(model)
+    if limit is not None and max_length > limit:
+        raise MinilmError(
+            f"the teacher reads at most {limit} tokens, and sequences may have {max_length}",
+            where=name,
+            hint=f"Set --max-length to {limit}.",
+        )
 
 
 def load_teacher(
@@ -59,7 +79,7 @@ def load_teacher(
             dtype=torch.float32,
             output_loading_info=True,
         )
-    refuse_causal(model, "teacher", name)
+    refuse_unsuitable(model, "teacher", name)
     _refuse_missing_weights(report, name)
     layers = model.config.num_hidden_layers
     wanted = family_of(model.config).best_layer(layers) if layer == "auto" else int(layer)

@@ -35,8 +35,11 @@ class TokenizeSettings(Section):
     Hub."""
     tokenizer: Annotated[str, Flag("--tokenizer", metavar="NAME"), Field(min_length=1)] = "bert-base-uncased"
     """Hub name or local folder of the tokenizer."""
+    teacher: Annotated[str | None, Flag("--teacher", metavar="NAME"), Field(min_length=1)] = None
+    """Hub name or local folder of the teacher: its tokenizer is used, and a teacher that `distill` would refuse is
+    refused before any text is read."""
     revision: Annotated[str | None, Flag("--revision")] = None
-    """Branch, tag or commit of the tokenizer on the Hub."""
+    """Branch, tag or commit of the tokenizer or teacher on the Hub."""
     trust_remote_code: Annotated[bool, Flag("--trust-remote-code")] = False
     """Run tokenizer code that comes with the tokenizer. Only for sources you trust."""
     output: Annotated[Path, Flag("--output", short="-o")] = Path("tokens")
@@ -71,3 +74,14 @@ class TokenizeSettings(Section):
         if "language" in self.model_fields_set and not self.split_sentences:
             raise ValueError("--language only affects how sentences are split; add --split-sentences")
         return self
+
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> Self:
+        if self.teacher is not None and "tokenizer" in self.model_fields_set:
+            raise ValueError("--teacher names the tokenizer too; leave --tokenizer out")
+        return self
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer, or the teacher that has it."""
+        return self.teacher or self.tokenizer

@@ -17,6 +17,9 @@ from minilm_cli.ops.relations import Projections
 #: Relation heads in the paper (MiniLMv2, section 4.1), by the teacher's width.
 _HEADS, _LARGE_WIDTH, _HEADS_OF_LARGE = 48, 1024, 64
 
+#: The narrowest relation head that `auto` chooses. A head of width 1 or 2 says little about how two tokens relate.
+NARROWEST_HEAD = 4
+
 
 class Objective(Protocol):
     """A sum over sequences, so that the way a step is cut into micro-batches does not change it."""
@@ -65,11 +68,12 @@ def relation_heads(wanted: int | str, teacher_widths: set[int], student_widths: 
     """The number of relation heads (MiniLMv2, section 4.1: 48, or 64 for a 1024-wide teacher).
 
     The widths are those of the projections in use; heads divide every one. `auto` takes the divisor nearest to the
-    paper's number. Raises `MinilmError` if a wanted number does not divide.
+    paper's number, with heads at least `NARROWEST_HEAD` wide. Raises `MinilmError` if a wanted number does not divide.
     """
     common = gcd(*teacher_widths, *student_widths)
     if wanted == "auto":
-        return _nearest_divisor(common, _HEADS_OF_LARGE if _LARGE_WIDTH in teacher_widths else _HEADS)
+        most = max(1, min(*teacher_widths, *student_widths) // NARROWEST_HEAD)
+        return _nearest_divisor(common, _HEADS_OF_LARGE if _LARGE_WIDTH in teacher_widths else _HEADS, most)
     heads = int(wanted)
     if common % heads:
         sides = (("teacher", teacher_widths), ("student", student_widths))
@@ -81,7 +85,7 @@ def relation_heads(wanted: int | str, teacher_widths: set[int], student_widths: 
     return heads
 
 
-def _nearest_divisor(number: int, target: int) -> int:
-    """The divisor nearest to `target`; of two, the larger."""
-    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+def _nearest_divisor(number: int, target: int, most: int | None = None) -> int:
+    """The divisor, up to `most`, nearest to `target`; of two, the larger."""
+    divisors = [divisor for divisor in range(1, min(number, most or number) + 1) if number % divisor == 0]
     return min(divisors, key=lambda divisor: (abs(divisor - target), -divisor))

@@ -405,13 +405,13 @@ MISTAKES_IN_CAUSAL_MODELS = [
     Mistake(
         "teacher of a causal family",
         DISTILL,
-        ("teacher: the teacher (gpt2) is a causal model and not an encoder", "such as BERT"),
+        ("teacher: the teacher (gpt2) is a causal language model", "such as BERT"),
         causal_teacher,
     ),
     Mistake(
         "student of a causal family",
         DISTILL,
-        ("config.json: the student (gpt2) is a causal model and not an encoder", "such as BERT"),
+        ("config.json: the student (gpt2) is a causal language model", "such as BERT"),
         write("config.json", '{"model_type": "gpt2", "n_embd": 24, "n_layer": 2, "n_head": 4}'),
     ),
 ]

@@ -180,7 +180,7 @@ MISTAKES_IN_TEACHERS = [
     Mistake(
         "teacher outside the registry",
         DISTILL,
-        ("'deberta-v2'", "attention registry", "BERT, RoBERTa"),
+        ("the teacher yet: it is a deberta-v2 model", "BERT, RoBERTa"),
         teacher_outside_the_registry,
     ),
     *wrong_entries(

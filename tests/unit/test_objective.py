@@ -13,15 +13,18 @@ from minilm_cli.training.objective import relation_heads
         ({768}, {768}, 48),
         ({1024}, {384}, 64),
         ({1024}, {1024}, 64),
-        ({48}, {24}, 24),
+        ({48}, {24}, 6),
         ({768}, {312}, 24),
         ({768}, {100}, 4),
         ({7}, {5}, 1),
-        ({768, 256}, {384, 128}, 64),
-        ({80}, {40}, 40),
+        ({768, 256}, {384, 128}, 32),
+        ({80}, {40}, 10),
+        ({768}, {96}, 24),
+        ({1024}, {64}, 16),
+        ({3}, {3}, 1),
     ],
 )
-def test_auto_takes_the_heads_of_the_paper_or_the_nearest_divisor(
+def test_auto_takes_the_heads_of_the_paper_or_the_nearest_divisor_with_heads_four_wide(
     teacher: set[int], student: set[int], heads: int
 ) -> None:
     assert relation_heads("auto", teacher, student) == heads

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from minilm_cli.base.errors import MinilmError
 from minilm_cli.models import student_config as student_configs
 from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import saved_config, student_config
+from minilm_cli.models.tap import RegistryTap
 
 from .model_configs import small
 
@@ -53,19 +55,61 @@ def test_token_types_have_the_family_default_if_the_teacher_has_none(tmp_path: P
     assert student_config(source, teacher).type_vocab_size == 2
 
 
-@pytest.mark.parametrize("key", ["architectures", "_name_or_path", "transformers_version", "my_own_note"])
-def test_entries_without_a_meaning_are_ignored(tmp_path: Path, key: str) -> None:
-    value = ["BertModel"] if key == "architectures" else "x"
-    student_config(write(tmp_path, hidden_size=24, num_attention_heads=4, **{key: value}), TEACHER)
-
-
 @pytest.mark.parametrize(("wrong", "meant"), [("hiden_size", "hidden_size"), ("num_hidden_layer", "num_hidden_layers")])
 def test_misspelt_entry_is_refused_with_a_suggestion(tmp_path: Path, wrong: str, meant: str) -> None:
     source = write(tmp_path, model_type="bert", num_attention_heads=4, **{wrong: 24})
-    with pytest.raises(MinilmError, match=f"there is no entry '{wrong}'") as caught:
+    with pytest.raises(MinilmError, match=f"there is no entry '{wrong}' in the family bert") as caught:
         student_config(source, TEACHER)
     assert caught.value.hint == f"Did you mean '{meant}'?"
     assert caught.value.where == source
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong", "meant"),
+    [
+        ("bert", "num_layers", "num_hidden_layers"),
+        ("bert", "n_heads", "num_attention_heads"),
+        ("bert", "dim", "hidden_size"),
+        ("bert", "ffn_dim", "intermediate_size"),
+        ("bert", "dropout", "hidden_dropout_prob"),
+        ("bert", "n_positions", "max_position_embeddings"),
+        ("distilbert", "intermediate_size", "hidden_dim"),
+    ],
+)
+def test_another_familys_word_is_refused_with_the_right_one(
+    tmp_path: Path, family: str, wrong: str, meant: str
+) -> None:
+    source = write(tmp_path, model_type=family, **{wrong: 24})
+    with pytest.raises(MinilmError, match=f"there is no entry '{wrong}' in the family {family}") as caught:
+        student_config(source, TEACHER)
+    assert caught.value.hint == f"Did you mean '{meant}'?"
+
+
+def test_a_family_may_be_configured_in_the_words_of_transformers(tmp_path: Path) -> None:
+    source = write(tmp_path, model_type="distilbert", hidden_size=24, num_hidden_layers=2, num_attention_heads=4)
+    config = student_config(source, TEACHER)
+    assert (config.dim, config.n_layers, config.n_heads) == (24, 2, 4)
+
+
+def test_unknown_entries_give_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ignored = {"embedding_size": 24, "my_own_note": "x", "num_layers": 7}
+    source = write(tmp_path, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, **ignored)
+    with caplog.at_level(logging.WARNING, logger="minilm_cli"):
+        assert student_config(source, TEACHER).num_hidden_layers == 2
+    assert caplog.messages == [f"{source}: bert models have no embedding_size, my_own_note, num_layers: ignored."]
+
+
+def test_entries_of_a_usual_config_json_give_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    usual = {
+        "architectures": ["BertForMaskedLM"], "transformers_version": "4.6.0", "gradient_checkpointing": False,
+        "position_embedding_type": "absolute", "use_cache": True, "torch_dtype": "float32", "_name_or_path": "x",
+    }  # fmt: skip
+    with caplog.at_level(logging.WARNING, logger="minilm_cli"):
+        student_config(write(tmp_path, hidden_size=24, num_attention_heads=4, **usual), TEACHER)
+        assert caplog.messages == []
+        relative = usual | {"position_embedding_type": "relative_key"}
+        student_config(write(tmp_path, hidden_size=24, num_attention_heads=4, **relative), TEACHER)
+        assert "bert models have no position_embedding_type" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -162,13 +206,33 @@ def test_unknown_preset_is_refused_with_an_example(source: str) -> None:
 
 @pytest.mark.parametrize(
     ("preset", "shape"),
-    [("l3-h384", (3, 384, 12, 1536)), ("l6-h768", (6, 768, 12, 3072)), ("l2-h128", (2, 128, 2, 512))],
+    [("l3-h384", (3, 384, 12, 768)), ("l6-h768", (6, 768, 12, 1536)), ("l2-h128", (2, 128, 2, 256))],
 )
 def test_preset_gives_layers_and_width(preset: str, shape: tuple[int, ...]) -> None:
     config = student_config(preset, TEACHER)
     actual = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size)
     assert actual == shape
     assert (config.vocab_size, config.pad_token_id, config.max_position_embeddings) == (180, 3, 128)
+
+
+@pytest.mark.parametrize("family", ["nomic_bert", "eurobert", "gemma3_text"])
+def test_preset_keeps_heads_as_wide_as_the_student(family: str) -> None:
+    teacher = small(family, hidden_size=768, num_attention_heads=12, head_dim=64, intermediate_size=1152)
+    teacher.use_bidirectional_attention = True
+    if family == "gemma3_text":
+        teacher.query_pre_attn_scalar = 64
+    config = student_config("l2-h384", teacher)
+    assert (config.num_attention_heads, config.head_dim, config.intermediate_size) == (12, 32, 576)
+    assert getattr(config, "num_key_value_heads", 12) == 12
+    assert getattr(config, "query_pre_attn_scalar", 32) == 32
+    tap = RegistryTap(build_student(config, seed=0), 2)
+    assert tap.widths() == {"q": 384, "k": 384, "v": 384}
+
+
+def test_preset_scales_an_embedding_as_wide_as_the_hidden_size() -> None:
+    wide, narrow = (small("electra", hidden_size=48, embedding_size=size) for size in (48, 16))
+    assert student_config("l2-h24", wide).embedding_size == 24
+    assert student_config("l2-h24", narrow).embedding_size == 16
 
 
 @pytest.mark.parametrize("width", [7, 100, 130, 200])

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, BertModel
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.models.teacher import load_teacher
+from minilm_cli.models.teacher import check_teacher, load_teacher, read_teacher_config
 
 from .model_configs import small
 
@@ -186,6 +186,37 @@ def test_code_of_a_teacher_is_not_run(teacher_copy: Path, tmp_path: Path) -> Non
     with pytest.raises(MinilmError, match="--trust-remote-code"):
         load_teacher(str(teacher_copy), layer="auto")
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("qwen3", r"the teacher \(qwen3\) is a causal language model: each token attends only to earlier ones"),
+        ("gemma3_text", r"the teacher \(gemma3_text\) is a causal language model"),
+        ("llama", r"the teacher \(llama\) is a causal language model"),
+        ("gpt2", r"the teacher \(gpt2\) is a causal language model"),
+        ("t5", "the teacher is of the encoder-decoder family t5, whose encoder alone minilm cannot read yet"),
+        ("mpnet", "cannot read the queries, keys and values of the teacher yet: it is a mpnet model"),
+        ("deberta-v2", "cannot read the queries, keys and values of the teacher yet: it is a deberta-v2 model"),
+    ],
+)
+def test_unsuitable_teacher_is_refused_with_the_reason_before_its_weights_are_read(
+    tmp_path: Path, family: str, message: str
+) -> None:
+    config = small(family)
+    config.is_encoder_decoder = False  # as T5EncoderModel saves it
+    config.save_pretrained(tmp_path)
+    with pytest.raises(MinilmError, match=message) as caught:
+        read_teacher_config(str(tmp_path))
+    assert caught.value.where == str(tmp_path)
+    assert "encoder such as BERT" in (caught.value.hint or "")
+
+
+def test_teacher_is_checked_for_the_length_of_sequences(tiny_teacher: Path) -> None:
+    longest = json.loads((tiny_teacher / "config.json").read_text())["max_position_embeddings"]
+    check_teacher(str(tiny_teacher), max_length=longest)
+    with pytest.raises(MinilmError, match=f"reads at most {longest} tokens, and sequences may have {longest + 1}"):
+        check_teacher(str(tiny_teacher), max_length=longest + 1)
 
 
 def test_teacher_with_a_decoder_is_refused(tmp_path: Path) -> None:
