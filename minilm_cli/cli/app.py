@@ -18,6 +18,7 @@ from minilm_cli import __version__
 from minilm_cli.base.errors import Dismissed, Interrupted, MinilmError, RunError, remedy
 from minilm_cli.cli import demo, distill, export, resume, signals, tokenize, usage
 from minilm_cli.cli.result import open_console
+from minilm_cli.cli.torchrun import repeat_after_torchrun
 from minilm_cli.training.distributed import World
 from minilm_cli.training.rendezvous import Lost
 
@@ -101,6 +102,7 @@ def _explain(error: BaseException, world: World) -> int:
     if not world.leads:
         message.message = f"rank {world.rank}: {message.message}"
     open_console().error(message)
+    repeat_after_torchrun(f"{'Stopped' if isinstance(message, Interrupted) else 'Error'}: {message}")
     return message.exit_status
 
 
