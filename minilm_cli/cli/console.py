@@ -1,7 +1,7 @@
 """Messages, progress and tables for a person, on stderr.
 
-On a terminal progress is drawn live; elsewhere it is plain lines, at most one every ten seconds. The terminal may go
-away during a run of days: output that cannot be written is then dropped, and the run continues.
+On a terminal progress is drawn live; elsewhere it is plain lines, at first one every ten seconds, later fewer. The
+terminal may go away during a run of days: output that cannot be written is then dropped, and the run continues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -34,12 +33,14 @@ from rich.text import Text
 from minilm_cli.base.errors import Interrupted, MinilmError
 from minilm_cli.base.progress import Record
 
-#: Seconds between two plain lines of progress.
-PLAIN_INTERVAL = 10.0
+#: Seconds between two plain lines of progress, and for how long after the start; later ones are rarer, so that the log
+#: of a run of days can be read.
+PLAIN_INTERVALS = ((10.0, 120.0), (60.0, 3600.0), (600.0, float("inf")))
 
 #: Metrics shown next to the progress bar, in this order: label and format.
 _SHOWN = {
     "loss": ("loss", "{:.4f}"),
+    "mean_loss": ("mean", "{:.4f}"),
     "eval_loss": ("held-out", "{:.4f}"),
     "lr": ("lr", "{:.1e}"),
     "sequences_per_second": ("seq/s", "{:.1f}"),
@@ -120,22 +121,41 @@ class Console:
 
     def table(self, title: str, rows: Iterable[Sequence[str]]) -> None:
         """Print names and values in two columns."""
-        self._print(Text(title, style="bold"))
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(escape(_harmless(name)), escape(_harmless(value)))
-        self._rich.print(table)
+        _print_table(self._rich, title, rows)
 
-    def listen(self) -> None:
-        """Show the package's log messages of level INFO and above."""
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._print(_warning(text))
+
+    def listen(self, *, verbose: bool = False) -> None:
+        """Show the package's log messages of level INFO and above, or of all levels."""
         root = logging.getLogger("minilm_cli")
         root.setLevel(logging.DEBUG)
         root.propagate = False
         for handler in [handler for handler in root.handlers if isinstance(handler, _Handler)]:
             root.removeHandler(handler)
-        root.addHandler(_Handler(self._print))
+        root.addHandler(_Handler(self._print, logging.DEBUG if verbose else logging.INFO))
+
+
+def _print_table(rich: RichConsole, title: str, rows: Iterable[Sequence[str]]) -> None:
+    """Names and values in two columns. In a file or pipe, lines are neither wrapped nor padded."""
+    rows = [(_harmless(name), _harmless(value)) for name, value in rows]
+    rich.print(Text(_harmless(title), style="bold"), soft_wrap=not rich.is_terminal)
+    if rich.is_terminal:
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(escape(name), escape(value))
+        rich.print(table)
+    else:
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            rich.print(Text(f"  {name:<{width}}    {value}"), soft_wrap=True)
+
+
+def _warning(text: str) -> Text:
+    return Text.assemble(("Warning: ", "yellow"), text)
 
 
 def _harmless(text: str) -> str:
@@ -144,13 +164,13 @@ def _harmless(text: str) -> str:
 
 
 class _Handler(logging.Handler):
-    def __init__(self, show: Callable[[Text], None]) -> None:
-        super().__init__(logging.INFO)
+    def __init__(self, show: Callable[[Text], None], level: int) -> None:
+        super().__init__(level)
         self._show = show
 
     def emit(self, record: logging.LogRecord) -> None:
-        warning = record.levelno >= logging.WARNING
-        self._show(Text.assemble(("Warning: " if warning else "", "yellow"), record.getMessage()))
+        text = record.getMessage()
+        self._show(_warning(text) if record.levelno >= logging.WARNING else Text(text))
 
 
 class ProgressSink:
@@ -160,11 +180,16 @@ class ProgressSink:
         self._rich = rich
         self._live: Live | None = None
 
+    def announce(self, title: str, rows: Iterable[Sequence[str]]) -> None:
+        """Print what the job is going to do."""
+        _print_table(self._rich, title, rows)
+
     def start(self, title: str, total: float | None, *, done: float = 0, unit: str = "steps") -> None:
         """Begin a job, of which `done` of `total` units are done already."""
         self._title, self._total, self._unit = title, total, unit
-        self._began, self._began_at = time.monotonic(), done
+        self._began, self._began_at, self._done = time.monotonic(), done, done
         self._last_line = time.monotonic()
+        self._activity, self._left = "", ""
         self._shown: dict[str, float] = {}
         if self._rich.is_terminal:
             count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
@@ -172,23 +197,28 @@ class ProgressSink:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
                 count,
-                *([] if total is None else [TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(compact=True)]),
+                *([] if total is None else [TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[left]}")]),
                 console=self._rich,
                 expand=True,
             )
-            self._task: TaskID = self._bar.add_task(title, total=total)
-            self._bar.update(self._task, completed=done)
+            self._task: TaskID = self._bar.add_task(title, total=total, completed=int(done), left="")
             self._live = Live(get_renderable=self._render, console=self._rich, refresh_per_second=4, transient=True)
             self._live.start()
 
-    def update(self, done: float, shown: Record | None = None) -> None:
+    def update(self, done: float, shown: Record | None = None, *, left: float | None = None) -> None:
         """Show that `done` units are done; `shown` replaces the metrics of the same names."""
+        self._done = done
         self._shown.update(shown or {})
-        if self._live is not None:
-            self._bar.update(self._task, completed=done)
-        elif time.monotonic() - self._last_line >= PLAIN_INTERVAL:
-            self._last_line = time.monotonic()
-            self._rich.print(Text(self._plain_line(done)), soft_wrap=True)
+        if self._total is not None:
+            if left is None and done > self._began_at:
+                left = (time.monotonic() - self._began) / (done - self._began_at) * (self._total - done)
+            self._left = "" if left is None else f"{duration(left)} left"
+        self._show()
+
+    def activity(self, text: str) -> None:
+        """Show this in place of the job's title, until it is empty."""
+        self._activity = text
+        self._show()
 
     def stop(self) -> None:
         """End the job."""
@@ -196,26 +226,37 @@ class ProgressSink:
             self._live.stop()
             self._live = None
 
+    def _show(self) -> None:
+        now = time.monotonic()
+        if self._live is not None:
+            title = self._activity or self._title
+            self._bar.update(self._task, completed=self._done, description=title, left=self._left)
+        elif now - self._last_line >= _plain_interval(now - self._began):
+            self._last_line = now
+            self._rich.print(Text(self._plain_line()), soft_wrap=True)
+
     def _render(self) -> RenderableType:
         return Group(self._bar, Text(f"  {_describe(self._shown)}", style="dim", overflow="ellipsis", no_wrap=True))
 
-    def _plain_line(self, done: float) -> str:
+    def _plain_line(self) -> str:
         if self._unit == "bytes":
-            count = f"{done / 1e6:.1f}{'' if self._total is None else f'/{self._total / 1e6:.1f}'} MB"
+            count = f"{self._done / 1e6:.1f}{'' if self._total is None else f'/{self._total / 1e6:.1f}'} MB"
         else:
-            count = f"step {done:.0f}{'' if self._total is None else f'/{self._total:.0f}'}"
-        parts = [f"{self._title}: {count}", _describe(self._shown)]
-        if self._total is not None and done > self._began_at:
-            left = (time.monotonic() - self._began) / (done - self._began_at) * (self._total - done)
-            parts.append(f"{_duration(left)} left")
+            count = f"step {self._done:.0f}{'' if self._total is None else f'/{self._total:.0f}'}"
+        parts = [f"{self._title}: {count}", self._activity.lower(), _describe(self._shown), self._left]
         return "  ".join(part for part in parts if part)
+
+
+def _plain_interval(elapsed: float) -> float:
+    return next(interval for interval, until in PLAIN_INTERVALS if elapsed < until)
 
 
 def _describe(shown: Mapping[str, float]) -> str:
     return "  ".join(f"{label} {form.format(shown[name])}" for name, (label, form) in _SHOWN.items() if name in shown)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as `1:05` or `2:00:00`."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

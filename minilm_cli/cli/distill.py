@@ -26,6 +26,10 @@ def distill(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, measure a few steps, print the plan, write nothing.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Print more: each tensor that is not trained, what is saved and when."),
+    ] = False,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -33,14 +37,15 @@ def distill(
     from minilm_cli.settings.load import load_distill_settings
 
     settings = load_distill_settings(config, assignments or (), typed)
+    from minilm_cli.runs import plan_text
     from minilm_cli.training import run
 
-    console = open_console()
+    console = open_console(verbose=verbose)
     if not dry_run:
         print_run(console, run.distill(settings, console.progress, force=force, world=context.obj), as_json)
         return
     plan = run.dry_run(settings, force=force)
-    for section, rows in plan.tables().items():
+    for section, rows in plan_text.tables(plan, verbose=verbose).items():
         console.table(section.capitalize(), rows)
     if as_json:
         print(plan.model_dump_json())

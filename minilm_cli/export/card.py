@@ -10,6 +10,7 @@ import yaml
 from minilm_cli import __version__
 from minilm_cli.export.formats import Source
 from minilm_cli.export.loss_curve import loss_curve
+from minilm_cli.runs.held_out import HeldOut
 from minilm_cli.runs.plan import DataFacts, Plan
 from minilm_cli.settings.distill import DistillSettings
 
@@ -93,10 +94,17 @@ def _losses(records: Sequence[Mapping[str, float]], step: int) -> str:
 ![Loss over the training steps]({CURVE_FILE})
 
 {_loss_table(records, step)}
-
+{_outcome(records)}
 The loss of a sequence is the sum over the relations of weight × mean over relation heads and tokens of the KL
 divergence of the student's relation from the teacher's, in nats. The training loss is that of one step, with the
 student's dropout; the held-out loss is without."""
+
+
+def _outcome(records: Sequence[Mapping[str, float]]) -> str:
+    """What the table does not say by itself."""
+    held_out = HeldOut.of(records)
+    said = [] if held_out is None else list(filter(None, (held_out.warning, held_out.best_before)))
+    return f"\n**{' '.join(said)}**\n" if said else ""
 
 
 def _start(plan: Plan) -> str:
@@ -141,7 +149,7 @@ def _training(settings: DistillSettings, plan: Plan, step: int, changes: Sequenc
             f"AdamW, lr {optimizer.lr:g}, betas {optimizer.betas[0]:g}/{optimizer.betas[1]:g}, eps {optimizer.eps:g},"
             f" weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.clip_norm:g}",
         ),
-        ("schedule", f"{schedule.kind}, {schedule.warmup_steps:,} warm-up steps"),
+        ("schedule", f"{schedule.kind}, {int(schedule.warmup_steps):,} warm-up steps"),
         ("precision", f"{training.precision} (loss in fp32)"),
         ("seed", f"{training.seed}"),
         *((f"changed after step {after:,}", change) for after, change in changes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minilm_cli.base.atomic import restore
@@ -82,7 +82,7 @@ def refuse_lost_checkpoints(run: RunFolder, settings: CheckpointSettings) -> Non
         )
 
 
-def final_losses(records: list[dict[str, float]]) -> Mapping[str, float]:
+def final_losses(records: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
     """The last value of each loss in the metrics."""
     losses: dict[str, float] = {}
     for record in records:

@@ -1,6 +1,7 @@
 """What a run trains on what, in numbers: shown by a dry run, kept in the run folder, and stated in the model card.
 
-Fields that end in `_sha256` are for the program: a resumed run must find the same.
+Fields that end in `_sha256` are for the program: a resumed run must find the same. Fields that may be null are absent
+from the plans of earlier versions.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,7 +20,11 @@ class _Facts(BaseModel):
 
 
 class TeacherFacts(_Facts):
-    """The teacher; `parameters` counts those up to the tapped layer."""
+    """The teacher; `parameters` counts those up to the tapped layer, and `total_parameters` all.
+
+    `operations_per_token` are the floating-point operations of a pass of the whole model over one token, null for a
+    family that has to be run on real input to know.
+    """
 
     name: str
     on_hub: bool
@@ -29,19 +33,27 @@ class TeacherFacts(_Facts):
     layer: int
     width: int
     parameters: int
+    total_parameters: int | None = None
+    operations_per_token: int | None = None
     config_sha256: str
     weights_sha256: str
 
 
 class StudentFacts(_Facts):
-    """The student; `untrained` are the parameters that the loss does not reach."""
+    """The student; `untrained` are the parameters that the loss does not reach.
+
+    `init_from_teacher_layers` is empty for random initial weights; `operations_per_token` is as for the teacher.
+    """
 
     name: str
     family: str
     layers: int
     layer: int
     width: int
+    attention_heads: int | None = None
+    feed_forward_width: int | None = None
     parameters: int
+    operations_per_token: int | None = None
     init_from_teacher_layers: list[int]
     tensors: int
     untrained: list[str]
@@ -88,25 +100,30 @@ class DataFacts(_Facts):
 
 
 class TrainingFacts(_Facts):
-    """Length of the training, and where it runs."""
+    """Length of the training, the learning rate, and where it runs."""
 
     steps: int
     epochs: float
     batch_size: int
     tokens_per_step: int
     micro_batch_tokens: int
+    learning_rate: float | None = None
+    warmup_steps: int | None = None
+    schedule: str | None = None
     precision: str
     device: str
     processes: int = 1
 
 
 class Measured(_Facts):
-    """Time and memory of a few real steps."""
+    """Time and memory of a few real steps; `hours_in_all` counts evaluations and checkpoints too."""
 
     seconds_per_step: float
     sequences_per_second: float
     tokens_per_second: float
     peak_memory_gib: float
+    seconds_per_evaluation: float | None = None
+    seconds_per_checkpoint: float | None = None
     hours_in_all: float
 
 
@@ -119,45 +136,6 @@ class Plan(_Facts):
     data: DataFacts
     training: TrainingFacts
     measured: Measured | None = None
-
-    def tables(self) -> dict[str, list[tuple[str, str]]]:
-        """Rows of names and values for a person, by section."""
-        sections = {name: getattr(self, name) for name in type(self).model_fields}
-        return {
-            name: [
-                row
-                for key, value in facts
-                if value not in (None, []) and not key.endswith("_sha256")
-                for row in _rows(key, value)
-            ]
-            for name, facts in sections.items()
-            if facts is not None
-        }
-
-
-def _rows(key: str, value: Any) -> list[tuple[str, str]]:
-    if key == "stores":
-        return [(store.name, store.described) for store in value]
-    if key == "hours_in_all":
-        hours = f"{value:,.2f}"
-        return [("hours in all", "less than 0.01" if hours == "0.00" else hours)]
-    return [(key.replace("_", " "), _shown(value))]
-
-
-def _shown(value: Any) -> str:
-    match value:
-        case bool():
-            return "yes" if value else "no"
-        case int():
-            return f"{value:,}"
-        case float():
-            return f"{value:.4g}"
-        case list():
-            return ", ".join(map(str, value))
-        case dict():
-            return ", ".join(f"{key}={number:g}" for key, number in value.items())
-        case _:
-            return str(value)
 
 
 # --- Before and after an interruption ----------------------------------------------------------------------------

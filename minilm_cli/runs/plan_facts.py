@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from minilm_cli.base.checksums import sha256, sha256_of_text
 from minilm_cli.models.layers import evenly_spaced
 from minilm_cli.models.tap import Tap
+from minilm_cli.models.weightless import count_parameters, operations_per_token, weightless
 from minilm_cli.runs.plan import DataFacts, StoreFacts, StudentFacts, TeacherFacts
 from minilm_cli.tokens.mixture import Mixture
 from minilm_cli.tokens.store import TokenStore
@@ -24,7 +25,7 @@ def short_name(config: PreTrainedConfig) -> str:
 
 def teacher_facts(tap: Tap, name: str, *, config_sha256: str) -> TeacherFacts:
     """`name`: as the settings give it. config_sha256: of its config.json, as `models.teacher` read it."""
-    config = tap.model.config
+    config, whole = tap.model.config, weightless(tap.model.config)
     return TeacherFacts(
         name=_public_name(name) or name,
         on_hub=not Path(name).is_dir(),
@@ -32,7 +33,9 @@ def teacher_facts(tap: Tap, name: str, *, config_sha256: str) -> TeacherFacts:
         layers=config.num_hidden_layers,
         layer=tap.layer,
         width=config.hidden_size,
-        parameters=sum(parameter.numel() for parameter in tap.model.parameters()),
+        parameters=count_parameters(tap.model),
+        total_parameters=None if whole is None else count_parameters(whole),
+        operations_per_token=None if whole is None else operations_per_token(whole),
         config_sha256=config_sha256,
         weights_sha256=_weights_sha256(tap.model),
     )
@@ -41,13 +44,17 @@ def teacher_facts(tap: Tap, name: str, *, config_sha256: str) -> TeacherFacts:
 def student_facts(tap: Tap, *, teacher_layer: int | None, untrained: Sequence[str], config_sha256: str) -> StudentFacts:
     """teacher_layer: the last teacher layer that the student was initialised from, if it was."""
     config, named = tap.model.config, dict(tap.model.named_parameters())
+    shape = weightless(config)
     return StudentFacts(
         name=short_name(config),
         family=tap.family.name,
         layers=config.num_hidden_layers,
         layer=tap.layer,
         width=config.hidden_size,
-        parameters=sum(parameter.numel() for parameter in named.values()),
+        attention_heads=config.num_attention_heads,
+        feed_forward_width=getattr(config, tap.family.feed_forward, None),
+        parameters=count_parameters(tap.model),
+        operations_per_token=None if shape is None else operations_per_token(shape),
         init_from_teacher_layers=[] if teacher_layer is None else evenly_spaced(tap.layer, teacher_layer),
         tensors=len(named),
         untrained=list(untrained),

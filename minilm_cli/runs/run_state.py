@@ -20,12 +20,15 @@ class Best(_Part):
     eval_loss: float
 
 
-class Since(_Part):
-    """What was done since the last line of metrics."""
+class Done(_Part):
+    """What some steps have done, added up."""
 
+    steps: int = 0
     sequences: int = 0
     tokens: int = 0
     padded_tokens: int = 0
+    loss: float = 0.0
+    """Sum over the steps."""
 
 
 class BackedOff(_Part):
@@ -43,8 +46,15 @@ class RunState(_Part):
     best: Best | None = None
     elapsed: float = 0.0
     """Seconds of training until the last line of metrics."""
-    since: Since = Since()
+    since: Done = Done()
+    """Since the last line of metrics."""
     since_seconds: float = 0.0
+    sequences: int = 0
+    """All that were trained on, each as often as it came."""
+    tokens: int = 0
+    """Those of these sequences."""
+    wall_seconds: float = 0.0
+    """Since the run was started, evaluations and checkpoints included, interruptions not."""
     backed_off: BackedOff | None = None
     first_loss: float | None = None
     """Mean loss of the first steps, for `training.monitor`."""

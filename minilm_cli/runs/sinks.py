@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -143,6 +144,26 @@ def check_sinks(names: Iterable[str]) -> None:
             raise _missing(name)
 
 
+def log_in(names: Iterable[str], *, needed: bool) -> None:
+    """Log in to Weights & Biases if it is among the sinks, before there is a run folder.
+
+    Without a key it asks for one, and Ctrl-C at its question is a `KeyboardInterrupt`. needed: `MinilmError` if that
+    fails; else `open_sinks` warns.
+    """
+    if "wandb" not in names or os.environ.get("WANDB_MODE", "online") not in {"online", "run"}:
+        return
+    import wandb
+
+    try:
+        wandb.login()
+    except Exception as error:  # whatever the package raises
+        if isinstance(error.__context__, KeyboardInterrupt):  # its prompt turns Ctrl-C into an exception of its own
+            raise error.__context__ from None
+        if needed:
+            hint = "Log in with: wandb login. Or set WANDB_MODE=offline."
+            raise MinilmError(f"reporting.sinks: no login to wandb: {error}", hint=hint) from error
+
+
 def open_sinks(
     names: Sequence[str], folder: Path, *, run_id: str, first_step: int, settings: Mapping[str, Any], needed: bool
 ) -> list[Sink]:
@@ -160,7 +181,8 @@ def open_sinks(
             raise
         except Exception as error:  # whatever the package raises without login or network
             if needed:
-                raise MinilmError(f"reporting.sinks: {name} cannot be started: {error}") from error
+                hint = f"Training has not begun. To start it in any case: minilm resume {shlex.quote(str(folder))}"
+                raise MinilmError(f"reporting.sinks: {name} cannot be started: {error}", hint=hint) from error
             logger.warning("%s cannot be started and is left out: %s", name, error)
     return sinks
 

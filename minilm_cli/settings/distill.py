@@ -240,8 +240,9 @@ class ScheduleSettings(Section):
 
     kind: Annotated[Literal["linear", "cosine", "constant"], Flag("--schedule")] = "linear"
     """Learning rate after the warm-up: decay to zero at the last step, linear or cosine, or constant."""
-    warmup_steps: Annotated[NonNegativeInt, Flag("--warmup-steps")] = 4000
-    """Warm-up steps, in which the learning rate rises linearly from zero."""
+    warmup_steps: Annotated[Literal["auto"] | NonNegativeInt, Flag("--warmup-steps")] = "auto"
+    """Warm-up steps, in which the learning rate rises linearly from zero. `auto`: 4000, or a tenth of the steps of a
+    run of fewer than 40000."""
 
 
 class EvaluationSettings(Section):

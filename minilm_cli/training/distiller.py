@@ -211,15 +211,18 @@ class Distiller:
 
     # --- Evaluation ----------------------------------------------------------------------------------------------
 
-    def evaluate(self, stream: BatchStream, *, stop: Stop = lambda: 0) -> dict[str, float]:
+    def evaluate(
+        self, stream: BatchStream, *, stop: Stop = lambda: 0, done: Callable[[int], None] = lambda _: None
+    ) -> dict[str, float]:
         """The mean loss per sequence over the held-out ones, without dropout; each process does its share.
 
+        done: called after each micro-batch with the number of sequences of its share that this process has done.
         Empty if there are none, or if `stop` returns a number in one of the processes, which is kept in `stopped_by`.
         Memory that runs out is treated as in `steps`.
         """
         self.student.eval()
         try:
-            held_out = partial(self._held_out_losses, stream, stop)
+            held_out = partial(self._held_out_losses, stream, stop, done)
             losses, sequences, number = self._backoff.retry(held_out, "the evaluation", stream)
         finally:
             self.student.train()
@@ -235,7 +238,7 @@ class Distiller:
         return {name: value / seen for name, value in zip(names, sums, strict=True)}
 
     @torch.no_grad()
-    def _held_out_losses(self, stream: BatchStream, stop: Stop) -> tuple[Tensor, int, int]:
+    def _held_out_losses(self, stream: BatchStream, stop: Stop, done: Callable[[int], None]) -> tuple[Tensor, int, int]:
         """Losses summed over this process's share, its number of sequences, and the number that `stop` returned."""
         losses = [torch.zeros(1 + len(self.objective.parts), device=self.device)]
         sequences = number = 0
@@ -243,6 +246,7 @@ class Distiller:
             loss, parts = self.loss(batch)
             losses.append(torch.cat([loss[None], parts]))
             sequences += len(batch.inputs.lengths)
+            done(sequences)
             if number := stop():
                 break
         return torch.stack(losses).cpu().double().sum(0), sequences, number if sequences else stop()

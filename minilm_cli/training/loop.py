@@ -11,11 +11,13 @@ from minilm_cli.base.locks import Lock
 from minilm_cli.base.progress import Progress, Record
 from minilm_cli.runs.checkpoint import Checkpoint
 from minilm_cli.runs.folder import RunFolder
-from minilm_cli.runs.run_state import BackedOff, Best, RunState, Since
+from minilm_cli.runs.lookup import final_losses
+from minilm_cli.runs.run_state import BackedOff, Best, Done, RunState
 from minilm_cli.runs.sinks import Fanout, JsonlSink, open_sinks
 from minilm_cli.training import nonfinite
 from minilm_cli.training.distiller import StepNotFinite, StepReport
 from minilm_cli.training.monitor import Monitor
+from minilm_cli.training.pace import Pace
 from minilm_cli.training.rendezvous import Lost
 from minilm_cli.training.saving import CheckpointSaver
 from minilm_cli.training.setup import PreparedRun
@@ -45,10 +47,15 @@ class TrainingLoop:
         self._saved = None if newest is None else newest.step
         self._evaluated, self._best = state.evaluated, state.best
         self._elapsed, self._since, self._since_seconds = state.elapsed, state.since, state.since_seconds
+        self.sequences, self.tokens = state.sequences, state.tokens
+        self._began = time.monotonic() - state.wall_seconds
+        self._pace = Pace(self._total, self._settings.evaluation, self._settings.checkpoint)
         self._budget = self._stream.micro_batch_tokens
         if state.backed_off is not None and state.backed_off.wanted == self._budget:
             self._stream.micro_batch_tokens = state.backed_off.became
-        self._monitor = Monitor(warmup_steps=self._settings.schedule.warmup_steps, first_loss=state.first_loss)
+        self._monitor = Monitor(
+            warmup_steps=self._distiller.optimizer.learning_rate.warmup_steps, first_loss=state.first_loss
+        )
         if newest is not None:
             self._distiller.load_state({group: newest.tensors(group) for group in ("student", "optimizer")})
             logger.info("Resuming from step %d.", newest.step)
@@ -77,13 +84,19 @@ class TrainingLoop:
         self._saver = CheckpointSaver(self._run, lock, metrics, keep=self._settings.checkpoint.keep)
 
     def close(self) -> None:
-        """End the progress display and the sinks."""
-        self._progress.stop()
+        """Close the sinks."""
         self._sinks.close()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run was started, interruptions not counted."""
+        return time.monotonic() - self._began
 
     def run(self) -> None:
         """Train to the last step; raises `Interrupted` after a signal, once a checkpoint is saved."""
         self._progress.start("Distilling", self._total, done=self._step)
+        if self._step and self._saver is not None:
+            self._progress.update(self._step, final_losses(self._run.metrics()))
         self._mark = time.monotonic() - self._since_seconds
         try:
             self._evaluate_if_due()
@@ -108,29 +121,45 @@ class TrainingLoop:
 
     def _take_steps(self) -> None:
         steps = self._distiller.steps(self._stream, first=self._step + 1, last=self._total, stop=self._signals.pending)
+        ready = time.monotonic()
         for report in steps:
+            self._pace.step.add(time.monotonic() - ready)
             self._step = report.step
-            self._since = Since(**{name: value + getattr(report, name) for name, value in self._since})
+            self._add(report)
             for warning in self._monitor.look(report.step, report.loss, report.grad_norm):
                 logger.warning("Step %d: %s", report.step, warning)
             shown = None
             if report.step in (1, self._total) or report.step % self._settings.reporting.log_every == 0:
                 shown = self._log(report)
-            self._progress.update(report.step, shown)
+            self._progress.update(report.step, shown, left=self._pace.left(report.step))
             self._evaluate_if_due()
             if self._distiller.stopped_by:
                 break
             self._save_if_due()
+            ready = time.monotonic()
+
+    def _add(self, report: StepReport) -> None:
+        since = self._since
+        self._since = Done(
+            steps=since.steps + 1,
+            sequences=since.sequences + report.sequences,
+            tokens=since.tokens + report.tokens,
+            padded_tokens=since.padded_tokens + report.padded_tokens,
+            loss=since.loss + report.loss,
+        )
+        self.sequences += report.sequences
+        self.tokens += report.tokens
 
     def _log(self, report: StepReport) -> dict[str, float]:
         """Write a line of metrics over the steps since the last one; returns it."""
         now = time.monotonic()
         seconds, self._mark = max(now - self._mark, 1e-9), now
         self._elapsed += seconds
-        since, self._since = self._since, Since()
+        since, self._since = self._since, Done()
         record: dict[str, float] = {
             "step": self._step,
             **report.metrics(self._distiller.objective.parts),
+            "mean_loss": since.loss / since.steps,
             "sequences_per_second": since.sequences / seconds,
             "tokens_per_second": since.tokens / seconds,
             "padding_fraction": 1 - since.tokens / since.padded_tokens,
@@ -150,10 +179,12 @@ class TrainingLoop:
         if not due or self._evaluated == self._step or not self._stream.held_out_sequences:
             return
         started = time.monotonic()
-        losses = self._distiller.evaluate(self._stream, stop=self._signals.pending)
+        losses = self._distiller.evaluate(self._stream, stop=self._signals.pending, done=self._show_evaluation)
+        self._progress.activity("")
         if not losses:
             return  # a signal stopped it: the evaluation is repeated when the run resumes
         self._mark += time.monotonic() - started  # rates are those of training
+        self._pace.evaluation.add(time.monotonic() - started)
         self._evaluated = self._step
         self._sinks.write({"step": self._step, **losses})
         self._progress.update(self._step, losses)
@@ -161,6 +192,11 @@ class TrainingLoop:
         if self._step and (self._best is None or losses["eval_loss"] < self._best.eval_loss):
             self._best = Best(step=self._step, eval_loss=losses["eval_loss"])
             self._save()
+
+    def _show_evaluation(self, done: int) -> None:
+        """The other processes are about as far with their shares."""
+        held_out = self._stream.held_out_sequences
+        self._progress.activity(f"Evaluating {min(done * self._world.size, held_out):,}/{held_out:,}")
 
     # --- Checkpoints ---------------------------------------------------------------------------------------------
 
@@ -182,6 +218,7 @@ class TrainingLoop:
         if self._saver is None:
             return
         started = time.monotonic()
+        self._progress.activity("Saving")
         self._saver.save(
             self._step,
             self._distiller,
@@ -191,13 +228,18 @@ class TrainingLoop:
                 elapsed=self._elapsed,
                 since=self._since,
                 since_seconds=started - self._mark,
+                sequences=self.sequences,
+                tokens=self.tokens,
+                wall_seconds=self.seconds,
                 first_loss=self._monitor.first_loss,
                 backed_off=BackedOff(wanted=self._budget, became=self._stream.micro_batch_tokens),
             ),
         )
+        self._progress.activity("")
         self._saved = self._step
         self._last_save = time.monotonic()
         self._mark += time.monotonic() - started
+        self._pace.checkpoint.add(time.monotonic() - started)
 
     # --- A step that is not finite -------------------------------------------------------------------------------
 

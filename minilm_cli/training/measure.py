@@ -1,18 +1,27 @@
-"""Time and memory of a few real steps, for a dry run."""
+"""Time and memory of a few real steps, of an evaluation and of a checkpoint, for a dry run."""
 
 from __future__ import annotations
 
 import resource
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 
+from minilm_cli.base.errors import RunError
+from minilm_cli.runs import checkpoint
 from minilm_cli.runs.plan import Measured
+from minilm_cli.training.distiller import Distiller
+from minilm_cli.training.pace import Pace
 from minilm_cli.training.setup import PreparedRun
 
 #: Steps that are measured; the first is a warm-up.
 MEASURED_STEPS = 3
+
+#: Seconds after which the evaluation is broken off; what is left is estimated.
+_EVALUATION_SECONDS = 5.0
 
 
 def measure(prepared: PreparedRun) -> Measured:
@@ -32,11 +41,44 @@ def measure(prepared: PreparedRun) -> Measured:
     else:
         # Kilobytes on Linux, bytes on macOS.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    seconds_per_step = seconds / (MEASURED_STEPS - 1)
+    pace = Pace(prepared.total_steps, prepared.settings.evaluation, prepared.settings.checkpoint)
+    pace.step.add(seconds / (MEASURED_STEPS - 1))
+    evaluation = _seconds_per_evaluation(prepared)
+    saving = _seconds_per_checkpoint(distiller)
+    pace.evaluation.add(evaluation or 0.0)
+    pace.checkpoint.add(saving or 0.0)
     return Measured(
-        seconds_per_step=seconds_per_step,
+        seconds_per_step=pace.step.value,
         sequences_per_second=sequences / seconds,
         tokens_per_second=tokens / seconds,
         peak_memory_gib=peak / 2**30,
-        hours_in_all=seconds_per_step * prepared.total_steps / 3600,
+        seconds_per_evaluation=evaluation,
+        seconds_per_checkpoint=saving,
+        hours_in_all=((evaluation or 0.0) + pace.left(0)) / 3600,  # one evaluation before the first step
     )
+
+
+def _seconds_per_evaluation(prepared: PreparedRun) -> float | None:
+    """Of the held-out sequences, estimated from their first micro-batches; `None` without any."""
+    stream, distiller = prepared.stream, prepared.distiller
+    started, sequences = time.perf_counter(), 0
+
+    def done(count: int) -> None:
+        nonlocal sequences
+        sequences = count
+
+    distiller.evaluate(stream, stop=lambda: int(time.perf_counter() - started > _EVALUATION_SECONDS), done=done)
+    if not sequences:
+        return None
+    return (time.perf_counter() - started) * stream.held_out_sequences / sequences
+
+
+def _seconds_per_checkpoint(distiller: Distiller) -> float | None:
+    """Of one that is written to a temporary folder; `None` if there is no room for it."""
+    with tempfile.TemporaryDirectory(prefix="minilm-") as folder:
+        started = time.perf_counter()
+        try:
+            checkpoint.save(Path(folder), MEASURED_STEPS, distiller.state(), {})
+        except RunError:
+            return None
+        return time.perf_counter() - started

@@ -16,24 +16,35 @@ from minilm_cli.settings.distill import OptimizerSettings, ScheduleSettings
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
+#: Warm-up of the paper (MiniLMv2, section 4.1), and the largest share of a run that `auto` gives to it.
+_WARMUP_STEPS, _WARMUP_SHARE = 4000, 0.1
+
+
+def warmup_steps(wanted: int | str, total_steps: int) -> int:
+    """The number of warm-up steps; `auto` is the paper's, or a tenth of a shorter run."""
+    return min(_WARMUP_STEPS, round(_WARMUP_SHARE * total_steps)) if wanted == "auto" else int(wanted)
+
+
 class LearningRate:
     """The learning rate of each step: linear warm-up, then constant or decaying to zero at the last step."""
 
     def __init__(self, schedule: ScheduleSettings, peak: float, total_steps: int) -> None:
         """`peak` is reached at the end of the warm-up."""
         self.peak = peak
-        self._schedule, self._total = schedule, total_steps
+        self.warmup_steps = warmup_steps(schedule.warmup_steps, total_steps)
+        self.total_steps = total_steps
+        self._kind = schedule.kind
 
     def __call__(self, step: int) -> float:
         """The learning rate of `step` (1-based)."""
         return self.peak * self._factor(step)
 
     def _factor(self, step: int) -> float:
-        warmup = self._schedule.warmup_steps
+        warmup = self.warmup_steps
         if step <= warmup:
             return step / warmup
-        left = max(0.0, (self._total - step) / max(1, self._total - warmup))
-        match self._schedule.kind:
+        left = max(0.0, (self.total_steps - step) / max(1, self.total_steps - warmup))
+        match self._kind:
             case "linear":
                 return left
             case "cosine":

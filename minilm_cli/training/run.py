@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from minilm_cli.models.hub import quiet
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.checkpoint import Checkpoint
 from minilm_cli.runs.folder import RunFolder
+from minilm_cli.runs.held_out import HeldOut
 from minilm_cli.runs.lookup import final_losses, find_run, refuse_lost_checkpoints
 from minilm_cli.runs.plan import Plan
-from minilm_cli.runs.sinks import check_sinks
+from minilm_cli.runs.plan_text import banner
+from minilm_cli.runs.run_state import RunState
+from minilm_cli.runs.sinks import check_sinks, log_in
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.load import change_mid_run
 from minilm_cli.training import environment, nonfinite
@@ -52,10 +55,27 @@ class RunReport:
 
     path: Path
     step: int
-    losses: Mapping[str, float]
-    """The last value of each loss."""
+    plan: Plan
+    records: Sequence[Mapping[str, float]] = ()
+    """The lines of `metrics.jsonl`."""
+    seconds: float = 0.0
+    """Of the whole run, interruptions not counted."""
+    sequences: int = 0
+    """Trained on, each as often as it came."""
+    tokens: int = 0
+    """Those of these sequences."""
     finished_before: bool = False
     """There was nothing left to do."""
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """The last value of each loss."""
+        return final_losses(self.records)
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The held-out loss over the run."""
+        return HeldOut.of(self.records)
 
 
 def distill(
@@ -72,6 +92,7 @@ def distill(
         logger.info("Restarted: resuming %s.", begun.path)
         return resume(begun, progress, world=world)
     named = _load_named(settings, force=force)
+    log_in(settings.reporting.sinks, needed=True)
     with staged(named.output, force=force, folder=True) as built:
         prepared = prepare(settings, named, converted=RunFolder(built).tokens, world=world)
         _write_folder(RunFolder(built), prepared, environment.describe(prepared.distiller.device, world.size, settings))
@@ -100,9 +121,10 @@ def resume(
         before = run.settings()
         settings = change_mid_run(before, changes or {})
         check_sinks(settings.reporting.sinks)
+        log_in(settings.reporting.sinks, needed=False)
         newest = checkpoint.latest(run.checkpoints)
         if _is_finished(run, newest, before, settings):
-            return RunReport(run.path, settings.training.steps or 0, final_losses(run.metrics()), finished_before=True)
+            return _finished(run, settings.training.steps or 0, RunState.of(newest))
         if newest is None:
             refuse_lost_checkpoints(run, before.checkpoint)
         prepared = prepare_again(run, settings, world or World())
@@ -112,6 +134,19 @@ def resume(
             run.write_settings(prepared.settings)
             run.write_plan(prepared.plan)
         return _train(prepared, run, progress, newest, lock)
+
+
+def _finished(run: RunFolder, step: int, state: RunState) -> RunReport:
+    return RunReport(
+        run.path,
+        step,
+        run.plan(),
+        records=run.metrics(),
+        seconds=state.wall_seconds,
+        sequences=state.sequences,
+        tokens=state.tokens,
+        finished_before=True,
+    )
 
 
 def follow(world: World) -> None:
@@ -209,17 +244,46 @@ def _train(
     world.connect(prepared.distiller.device)
     log = run.log_file if world.leads else run.rank_log_file(world.rank)
     logs = world.leads or prepared.settings.reporting.log_ranks
-    with logging_to(log) if logs else nullcontext(), signals.caught():
+    with logging_to(log) if logs else nullcontext(), signals.caught(), _stopping(progress):
+        if world.leads:
+            _announce(prepared.plan, run, progress, newest)
         loop = TrainingLoop(prepared, run, progress, signals, newest, lock)
         try:
             loop.run()
         finally:
             loop.close()
+        report = RunReport(
+            run.path,
+            prepared.total_steps,
+            prepared.plan,
+            seconds=loop.seconds,
+            sequences=loop.sequences,
+            tokens=loop.tokens,
+        )
         if not world.leads:
-            return RunReport(run.path, prepared.total_steps, {})
+            return report
         signals.end_at_once("Training is done and saved, but the student is not written.", hint=run.resume_hint)
+        progress.activity("Writing the student")
         _write_student(run, prepared.total_steps)
-        return RunReport(run.path, prepared.total_steps, final_losses(run.metrics()))
+        return replace(report, records=run.metrics())
+
+
+@contextmanager
+def _stopping(progress: Progress) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        progress.stop()
+
+
+def _announce(plan: Plan, run: RunFolder, progress: Progress, newest: Checkpoint | None) -> None:
+    """Show what is trained, and write it to the log."""
+    rows = banner(plan, str(run.path))
+    if newest is not None:
+        rows.append(("resumed from", f"step {newest.step:,}"))
+    progress.announce("Distilling", rows)
+    for name, value in rows:
+        logger.debug("%s: %s", name, value)
 
 
 def _write_student(run: RunFolder, step: int) -> None:

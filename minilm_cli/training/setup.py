@@ -39,6 +39,7 @@ from minilm_cli.settings.distill import (
 )
 from minilm_cli.tokens.mixture import Mixture
 from minilm_cli.training import micro_batch_budget
+from minilm_cli.training.advice import advice
 from minilm_cli.training.batches import BatchStream
 from minilm_cli.training.devices import choose_device, has_bf16, repeat_exactly
 from minilm_cli.training.distiller import Distiller
@@ -139,7 +140,6 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     pack = teacher.packs() and student.packs()
     stream = _batch_stream(settings, mixture, max_length, pack=pack, device=device, world=world)
     total_steps = _total_steps(settings.training, stream)
-    _warn(settings, stream, total_steps)
     distiller = _distiller(settings, teacher, student, relations, total_steps=total_steps, device=device, world=world)
     tokens_per_step = stream.batch_size * mixture.mean_length(max_length)
     if settings.training.micro_batch_tokens == "auto":
@@ -165,8 +165,10 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
             held_out=stream.held_out_sequences,
             max_length=max_length,
         ),
-        training=_training_facts(resolved.training, distiller, stream, tokens_per_step=round(tokens_per_step)),
+        training=_training_facts(resolved, distiller, stream, tokens_per_step=round(tokens_per_step)),
     )
+    for warning in advice(plan):
+        logger.warning(warning)
     return PreparedRun(resolved, named.tokenizer, named.student_config, stream, distiller, total_steps, plan)
 
 
@@ -224,23 +226,6 @@ def _total_steps(settings: TrainingSettings, stream: BatchStream) -> int:
     if settings.epochs is not None:
         return math.ceil(settings.epochs * stream.train_sequences / settings.batch_size)
     return settings.steps or DEFAULT_STEPS
-
-
-def _warn(settings: DistillSettings, stream: BatchStream, total_steps: int) -> None:
-    """Warn of settings that are valid but rarely meant."""
-    warmup, batch = settings.schedule.warmup_steps, settings.training.batch_size
-    if warmup >= total_steps:
-        logger.warning(
-            "The warm-up of %d steps does not end within the run's %d: see --warmup-steps.", warmup, total_steps
-        )
-    if batch > stream.train_sequences:
-        logger.warning(
-            "A batch of %s sequences is larger than the training data of %s: each sequence comes %s times in every"
-            " step. See --batch-size.",
-            f"{batch:,}",
-            f"{stream.train_sequences:,}",
-            f"{batch / stream.train_sequences:.3g}",
-        )
 
 
 def _distiller(
@@ -320,6 +305,7 @@ def _resolved(
             "precision": "bf16" if distiller.bf16 else "fp32",
             "micro_batch_tokens": stream.micro_batch_tokens,
         },
+        "schedule": {"warmup_steps": distiller.optimizer.learning_rate.warmup_steps},
     }
     values = settings.model_dump()
     for section, entries in updates.items():
@@ -328,16 +314,19 @@ def _resolved(
 
 
 def _training_facts(
-    resolved: TrainingSettings, distiller: Distiller, stream: BatchStream, *, tokens_per_step: int
+    resolved: DistillSettings, distiller: Distiller, stream: BatchStream, *, tokens_per_step: int
 ) -> TrainingFacts:
-    assert resolved.steps is not None
+    training, rate = resolved.training, distiller.optimizer.learning_rate
     return TrainingFacts(
-        steps=resolved.steps,
-        epochs=resolved.steps * stream.batch_size / stream.train_sequences,
+        steps=rate.total_steps,
+        epochs=rate.total_steps * stream.batch_size / stream.train_sequences,
         batch_size=stream.batch_size,
         tokens_per_step=tokens_per_step,
         micro_batch_tokens=stream.micro_batch_tokens,
-        precision=resolved.precision,
+        learning_rate=rate.peak,
+        warmup_steps=rate.warmup_steps,
+        schedule=resolved.schedule.kind,
+        precision=training.precision,
         device=str(distiller.device),
         processes=distiller.world.size,
     )

@@ -33,14 +33,14 @@ from .conftest import Minilm
 #: The options of each command, by the contract.
 OPTIONS = {
     "tokenize": (
-        "--tokenizer --revision --trust-remote-code --output --max-length --overflow --pack --split-sentences"
+        "--tokenizer --teacher --revision --trust-remote-code --output --max-length --overflow --pack --split-sentences"
         " --language --text-field --workers --batch-size --errors --continue --force --json"
     ),
     "distill": (
         "--teacher --student-config --data --config --set --output --revision --trust-remote-code --teacher-layer"
         " --student-layer --init --relation-heads --relations --steps --epochs --batch-size --micro-batch-tokens"
         " --max-length --lr --warmup-steps --schedule --weight-decay --clip-norm --precision --device --compile --seed"
-        " --eval-fraction --eval-every --save-every --keep --log-every --report-to --dry-run --force --json"
+        " --eval-fraction --eval-every --save-every --keep --log-every --report-to --dry-run --verbose --force --json"
     ),
     "resume": "--steps --set --json",
     "export": "--format --checkpoint --dtype --output --push-to-hub --private --force --json",
@@ -80,6 +80,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--clip-norm 5", "optimizer.clip_norm", 5.0),
     ("--schedule cosine", "schedule.kind", "cosine"),
     ("--warmup-steps 0", "schedule.warmup_steps", 0),
+    ("--warmup-steps auto", "schedule.warmup_steps", "auto"),
     ("--eval-fraction 0", "evaluation.fraction", 0.0),
     ("--eval-every 50", "evaluation.every", 50),
     ("--save-every 20", "checkpoint.every", 20),
@@ -98,13 +99,13 @@ COMMANDS = typer.main.get_command(app.app).commands  # type: ignore[attr-defined
 
 
 @pytest.fixture
-def distilled(monkeypatch: pytest.MonkeyPatch) -> list[DistillSettings]:
+def distilled(monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> list[DistillSettings]:
     """Collects the settings of `minilm distill` instead of running it."""
     calls: list[DistillSettings] = []
 
     def distill(settings: DistillSettings, *_: object, **__: object) -> RunReport:
         calls.append(settings)
-        return RunReport(Path("runs/new"), 1, {"loss": 1.0})
+        return RunReport(Path("runs/new"), 1, RunFolder(finished_run).plan(), records=[{"step": 1, "loss": 1.0}])
 
     monkeypatch.setattr(run, "distill", distill)
     return calls
@@ -139,7 +140,7 @@ def test_a_flag_sets_its_setting(
 
 
 def test_every_option_with_a_setting_is_tested() -> None:
-    without_setting = {"--config", "--set", "--dry-run", "--force", "--json"}
+    without_setting = {"--config", "--set", "--dry-run", "--verbose", "--force", "--json"}
     tested = {word for flag, _, _ in FLAGS for word in flag.split() if word.startswith("--")} - {"--no-compile"}
     assert tested == set(OPTIONS["distill"].split()) - without_setting
 
@@ -321,7 +322,7 @@ def test_resume_options_are_passed_on(minilm: Minilm, monkeypatch: pytest.Monkey
     def resume(folder: RunFolder, _: object, changes: dict[str, object], *, world: World) -> RunReport:
         assert world.size == 1
         calls.append((folder, changes))
-        return RunReport(folder.path, 8, {"loss": 1.0})
+        return RunReport(folder.path, 8, folder.plan())
 
     monkeypatch.setattr(run, "resume", resume)
     words = "--steps 8 --set checkpoint.keep=5 --set reporting.log_every=2"

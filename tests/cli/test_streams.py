@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.cli import console
-from minilm_cli.cli.console import PLAIN_INTERVAL, Console
+from minilm_cli.cli.console import Console
+from minilm_cli.runs.folder import RunFolder
 from minilm_cli.training import run
 from minilm_cli.training.run import RunReport
 
@@ -74,11 +76,15 @@ def test_distill_export_and_resume_print_their_paths(minilm: Minilm) -> None:
     assert "is finished: 3 steps" in resumed.err
 
 
-def test_a_run_without_metrics_prints_its_steps(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "distill", lambda *_, **__: RunReport(Path("runs/new"), 6, {}))
+def test_a_run_without_metrics_prints_its_steps(
+    minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path
+) -> None:
+    plan = RunFolder(finished_run).plan()
+    monkeypatch.setattr(run, "distill", lambda *_, **__: RunReport(Path("runs/new"), 6, plan))
     outcome = minilm("distill", "--teacher", "teacher", "--student-config", "config.json")
     assert (outcome.status, outcome.out) == (0, "runs/new\n")
-    assert "Trained 6 steps.\n" in outcome.err
+    assert "Trained 6 steps\n" in outcome.err
+    assert "loss" not in outcome.err
 
 
 @pytest.mark.usefixtures("workplace")
@@ -94,7 +100,14 @@ def test_distill_resume_and_export_print_one_json_object_each(minilm: Minilm) ->
     assert (facts["path"], facts["step"]) == ("run", 3)
     assert (facts["loss"], facts["eval_loss"]) == (last[0]["loss"], last[1]["eval_loss"])
     assert facts["loss_qq"] == last[0]["loss_qq"]
-    assert json.loads(resumed.out) == facts
+    assert facts["first_eval_loss"] == json.loads(Path("run/metrics.jsonl").read_text().splitlines()[0])["eval_loss"]
+    assert (facts["best_step"], facts["best_eval_loss"]) == (3, facts["eval_loss"])
+    assert facts["improved"] == (facts["eval_loss"] < facts["first_eval_loss"])
+    assert facts["sequences"] == 12
+    assert facts.pop("seconds") > 0
+    again = json.loads(resumed.out)
+    assert again.pop("seconds") > 0
+    assert again == facts
     assert json.loads(exported.out)["path"] == "run/export/hf"
     assert json.loads(exported.out)["step"] == 3
 
@@ -121,7 +134,10 @@ def test_a_dry_run_prints_the_plan(minilm: Minilm) -> None:
     assert (outcome.status, outcome.out) == (0, "")
     for heading in ("Teacher", "Student", "Relations", "Data", "Training", "Measured"):
         assert f"{heading}\n" in outcome.err.replace(" \n", "\n").replace(" ", "") + "\n"
-    assert "encoder.layer.1.output.dense.weight" in outcome.err
+    assert "not trained" in outcome.err
+    name = "encoder.layer.1.output.dense.weight"
+    assert name not in outcome.err
+    assert name in minilm(*DISTILL, "--dry-run", "--verbose").err
 
 
 @pytest.mark.usefixtures("workplace")
@@ -132,7 +148,8 @@ def test_a_dry_run_prints_one_json_object_and_writes_no_file(minilm: Minilm) -> 
     assert set(Path().rglob("*")) == before
     assert "hours in all" in outcome.err
     assert plan["student"]["parameters"] > plan["student"]["untrained_parameters"] > 0
-    assert plan["relations"]["heads"] == 24
+    assert plan["relations"]["heads"] == 6
+    assert plan["student"]["operations_per_token"] < plan["teacher"]["operations_per_token"]
     assert outcome.out.count("\n") == 1
     assert plan["training"]["steps"] == 3
     assert plan["student"]["layers"] == 2
@@ -173,11 +190,46 @@ def test_plain_progress_prints_at_most_one_line_in_ten_seconds(
         progress.update(step, {"loss": 1.0, "lr": 1e-3})
     progress.stop()
     lines = capsys.readouterr().err.splitlines()
-    assert PLAIN_INTERVAL == 10
     assert 9 <= len(lines) <= 10
     assert lines[0].startswith("Distilling: step ")
     assert "loss 1.0000" in lines[0]
     assert "left" in lines[0]
+
+
+def test_plain_lines_get_rarer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    monkeypatch.setattr(console, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
+    progress = Console().progress
+    progress.start("Distilling", 10_000)
+    printed = []
+    for step in range(1, 10_001):
+        now += 1.0
+        progress.update(step)
+        if capsys.readouterr().err:
+            printed.append(now)
+    progress.stop()
+    assert printed[:13] == [*range(10, 111, 10), 170, 230]
+    assert {after - before for before, after in itertools.pairwise(printed)} == {10, 60, 600}
+    assert printed[-1] - printed[-2] == 600
+
+
+def test_activities_are_shown_in_place_of_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
+    progress = Console().progress
+    progress.start("Distilling", 100)
+    progress.update(20, {"loss": 1.0, "mean_loss": 2.0}, left=65.0)
+    now = 10.0
+    progress.activity("Evaluating 310/717")
+    now = 20.0
+    progress.activity("")
+    progress.stop()
+    assert capsys.readouterr().err.splitlines() == [
+        "Distilling: step 20/100  evaluating 310/717  loss 1.0000  mean 2.0000  1:05 left",
+        "Distilling: step 20/100  loss 1.0000  mean 2.0000  1:05 left",
+    ]
 
 
 def test_plain_progress_prints_nothing_in_the_first_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -236,7 +288,7 @@ def test_a_run_finishes_after_stderr_fails(
     minilm: Minilm, monkeypatch: pytest.MonkeyPatch, error: int, terminal: bool
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
+    monkeypatch.setattr(console, "PLAIN_INTERVALS", ((0.0, float("inf")),))
     stream = FailingStream(error, terminal=terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     outcome = minilm(*DISTILL, "-o", "run")

@@ -91,7 +91,7 @@ class CallAt(NoProgress):
         """`step_3=disk.fill` and the like."""
         self.steps = {int(name.removeprefix("step_")): action for name, action in steps.items()}
 
-    def update(self, done: float, shown: object = None) -> None:  # noqa: ARG002
+    def update(self, done: float, shown: object = None, *, left: float | None = None) -> None:  # noqa: ARG002
         if action := self.steps.pop(int(done), None):
             action()
 

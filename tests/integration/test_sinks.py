@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from .conftest import Commands, metrics
 
 WANDB = """
-import json, os
+import json, os, time
 
 def log_call(what, **facts):
     with open(os.environ["CALLS"], "a") as file:
@@ -25,6 +25,18 @@ class Run:
 
     def finish(self):
         log_call("finish")
+
+def login():
+    log_call("login", run_folder=os.path.exists("run"))
+    if os.environ.get("CTRL_C"):  # as click's prompt answers it
+        import signal
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise RuntimeError("aborted")
+    if os.environ.get("NO_KEY"):
+        raise RuntimeError("No API key configured.")
 
 def init(**options):
     log_call("init", options=sorted(options), id=options["id"], lr=options["config"]["optimizer"]["lr"])
@@ -69,7 +81,8 @@ def test_tensorboard_gets_every_metric(minilm: Commands, distill: tuple[str, ...
 def test_wandb_gets_every_metric(minilm: Commands, distill: tuple[str, ...], fake_wandb: dict[str, str]) -> None:
     done = minilm(*distill, "--report-to", "wandb", **fake_wandb)
     assert done.returncode == 0, done.stderr
-    first, *logged, last = calls(fake_wandb)
+    login, first, *logged, last = calls(fake_wandb)
+    assert login == {"what": "login", "run_folder": False}
     environment = json.loads((minilm.folder / "run" / "environment.json").read_text(encoding="utf-8"))
     assert (first["what"], first["id"], first["lr"]) == ("init", f"run-{environment['id']}", 6e-4)
     assert last == {"what": "finish"}
@@ -83,5 +96,26 @@ def test_a_failing_sink_is_dropped_and_the_run_continues(
     assert (done.returncode, done.stdout) == (0, "run\n")
     assert done.stderr.count("is left out from now on") == 1
     assert "failed and is left out from now on: no more space for charts" in done.stderr
-    assert [call.get("step") for call in calls(fake_wandb)] == [None, 0, 1, 2, 3]
+    assert [call.get("step") for call in calls(fake_wandb)] == [None, None, 0, 1, 2, 3]
     assert [record["step"] for record in metrics(minilm.folder / "run")] == [0, 1, 2, 3, 4, 4]
+
+
+def test_without_a_login_to_wandb_no_run_begins(
+    minilm: Commands, distill: tuple[str, ...], fake_wandb: dict[str, str]
+) -> None:
+    done = minilm(*distill, "--report-to", "wandb", NO_KEY="1", **fake_wandb)
+    assert done.returncode == 2
+    assert "no login to wandb: No API key configured.\nLog in with: wandb login." in done.stderr
+    assert not (minilm.folder / "run").exists()
+    offline = minilm(*distill, "--report-to", "wandb", NO_KEY="1", WANDB_MODE="offline", **fake_wandb)
+    assert offline.returncode == 0, offline.stderr
+
+
+def test_ctrl_c_at_the_login_to_wandb_ends_at_once(
+    minilm: Commands, distill: tuple[str, ...], fake_wandb: dict[str, str]
+) -> None:
+    done = minilm(*distill, "--report-to", "wandb", CTRL_C="1", **fake_wandb)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "Traceback" not in done.stderr
+    assert not (minilm.folder / "run").exists()
+    assert [call["what"] for call in calls(fake_wandb)] == ["login"]

@@ -27,7 +27,7 @@ RECORDS: list[dict[str, float]] = [
 
 
 def settings_of(*assignments: str) -> DistillSettings:
-    given = ["relations.weights=qk=2,vv=0.5", "teacher.revision=abc123", *assignments]
+    given = ["relations.weights=qk=2,vv=0.5", "teacher.revision=abc123", "schedule.warmup_steps=4000", *assignments]
     return load_distill_settings(None, given, {"teacher.name": "big/teacher", "student.config": "l3-h384"})
 
 
@@ -53,6 +53,15 @@ def test_yaml_header_names_a_teacher_on_the_hub_as_base_model() -> None:
     }
     _, header, _ = card(changed("teacher", on_hub=False)).split("---\n", 2)
     assert "base_model" not in yaml.safe_load(header)
+
+
+def test_card_says_if_the_held_out_loss_did_not_improve() -> None:
+    assert "did not improve" not in card()
+    records = [*RECORDS, {"step": 200, "eval_loss": 20.0, "eval_loss_qk": 4.0, "eval_loss_vv": 12.0}]
+    assert (
+        "\n**The held-out loss did not improve: 9.5 at the start, 20 at the end. The held-out loss was lowest at step"
+        " 100: 2.75.**\n"
+    ) in card(records=records, step=200)
 
 
 def test_changed_settings_are_listed() -> None:

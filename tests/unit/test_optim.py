@@ -30,6 +30,21 @@ def test_learning_rate_schedule(kind: Any, warmup: int, total: int, factors: dic
     assert {step: rate(step) for step in factors} == pytest.approx(factors, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "total", "steps"),
+    [
+        ("auto", 400_000, 4000),
+        ("auto", 40_000, 4000),
+        ("auto", 10_000, 1000),
+        ("auto", 40, 4),
+        ("auto", 3, 0),
+        (7, 5, 7),
+    ],
+)
+def test_warm_up_is_the_papers_or_a_tenth_of_a_shorter_run(wanted: Any, total: int, steps: int) -> None:
+    assert LearningRate(ScheduleSettings(warmup_steps=wanted), 1.0, total).warmup_steps == steps
+
+
 def test_each_step_uses_its_learning_rate(factory: Factory) -> None:
     distiller = factory.distiller("optimizer.lr=0.004", "schedule.warmup_steps=2", steps=4)
     rates = [report.lr for report in train(distiller, factory.stream(), last=4)]

@@ -42,7 +42,7 @@ def test_defaults_of_distill() -> None:
         "optimizer.eps": 1e-6,
         "optimizer.clip_norm": 1.0,
         "schedule.kind": "linear",
-        "schedule.warmup_steps": 4000,
+        "schedule.warmup_steps": "auto",
         "evaluation.fraction": 0.01,
         "evaluation.limit": 10_000,
         "evaluation.every": 1000,
@@ -63,6 +63,7 @@ def test_defaults_of_tokenize() -> None:
     assert values_of(settings) | {"workers": 1} == {
         "inputs": ("corpus.txt",),
         "tokenizer": "bert-base-uncased",
+        "teacher": None,
         "revision": None,
         "trust_remote_code": False,
         "output": Path("tokens"),
