@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.jsonio import parse_json
+from minilm_cli.base.packages import missing_package
 from minilm_cli.corpus.lines import LONGEST_CHARACTER, Place, parts
 from minilm_cli.corpus.packing import SpecialTokens, Units
 from minilm_cli.corpus.sources import Batch
@@ -199,7 +200,5 @@ def sentence_splitter(language: str) -> Callable[[str], list[str]]:
     try:
         segment = import_module("sentencex").segment
     except ImportError:
-        raise MinilmError(
-            "--split-sentences needs the package sentencex", hint="pip install 'minilm-cli[sentences]'"
-        ) from None
+        raise missing_package("sentencex", "--split-sentences") from None
     return lambda text: [sentence for found in segment(language, text) if (sentence := found.strip())]

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.base.packages import missing_package
 from minilm_cli.corpus.decompress import File
 from minilm_cli.corpus.lines import whole_lines
 from minilm_cli.models.hub import reason
@@ -145,9 +146,7 @@ def _open_parquet(name: str) -> Iterator[tuple[Any, Any]]:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        raise MinilmError(
-            "reading Parquet needs the package pyarrow", where=name, hint="pip install 'minilm-cli[datasets]'"
-        ) from None
+        raise missing_package("datasets", "reading Parquet", where=name) from None  # it installs pyarrow
     try:
         # With a buffer, a column is read in a stream instead of at once.
         with parquet.ParquetFile(name, buffer_size=_BUFFER) as file:
@@ -166,9 +165,7 @@ def hub_rows(name: str, field: str) -> tuple[dict[str, str | int], Rows]:
     try:
         import datasets
     except ImportError:
-        raise MinilmError(
-            "reading from the Hub needs the package datasets", where=name, hint="pip install 'minilm-cli[datasets]'"
-        ) from None
+        raise missing_package("datasets", "reading from the Hub", where=name) from None
     datasets.disable_progress_bars()
     try:
         builder = datasets.load_dataset_builder(path, config)

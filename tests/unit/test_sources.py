@@ -360,19 +360,19 @@ print([name for name in ("torch", "transformers", "datasets", "pyarrow", "backpo
 
 
 @pytest.mark.parametrize(
-    ("name", "package", "extra"),
+    ("name", "package", "installs"),
     [
-        ("text.zst", "backports", "zstd"),
+        ("text.zst", "backports", "backports.zstd"),
         ("table.parquet", "pyarrow", "datasets"),
         ("hf://datasets/some", "datasets", "datasets"),
     ],
 )
-def test_missing_package_is_named(name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(name: str, package: str, installs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, "compression", None)
     if "://" not in name:
         put(name, zstd.compress(b""))
-    with refused("needs the package", name, f"pip install 'minilm-cli[{extra}]'"):
+    with refused("needs the package", name, f"pip install {installs}"):
         find_sources([name], None)
 
 

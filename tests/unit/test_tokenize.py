@@ -346,7 +346,7 @@ def test_splitting_sentences_needs_a_package(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr(tokenizing, "WORTH_A_WORKER", 1)
     with pytest.raises(MinilmError, match="needs the package sentencex") as caught:
         run("one", split_sentences=True, workers=workers)
-    assert caught.value.hint == "pip install 'minilm-cli[sentences]'"
+    assert caught.value.hint == "pip install sentencex"
 
 
 @pytest.mark.parametrize("pack", [False, True])
