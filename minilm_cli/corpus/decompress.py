@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from minilm_cli.base.errors import InputChanged, MinilmError
 from minilm_cli.base.inputs import unreadable
+from minilm_cli.base.packages import missing_package
 
 logger = logging.getLogger(__name__)
 
@@ -179,11 +180,7 @@ def _zstd(name: str) -> Any:
         try:
             from backports import zstd
         except ImportError:
-            raise MinilmError(
-                "reading .zst files needs the package backports.zstd",
-                where=name,
-                hint="pip install 'minilm-cli[zstd]'",
-            ) from None
+            raise missing_package("backports.zstd", "reading .zst files", where=name) from None
     return zstd
 
 

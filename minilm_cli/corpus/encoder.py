@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.jsonio import parse_json
+from minilm_cli.base.packages import missing_package
 from minilm_cli.corpus.lines import LONGEST_CHARACTER, Place, parts
 from minilm_cli.corpus.packing import SpecialTokens, Units
 from minilm_cli.corpus.sources import Batch
@@ -37,6 +38,8 @@ class Recipe:
     """What to do with bytes that are not UTF-8."""
     sentences: str | None = None
     """Language of the sentences, each of which is a sample; `None`: a line is a sample."""
+    documents: bool = False
+    """A row or JSON object is a document, whose lines (or sentences) are samples."""
 
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
@@ -83,7 +86,7 @@ class Encoder:
 
     def __call__(self, batch: Batch) -> Units:
         """The ids of each line, or of each sentence; raises `MinilmError` with the line that is wrong."""
-        is_part = batch.continues or batch.place.skipped > 0
+        documents = self._recipe.documents and batch.is_records
         texts: list[str] = []
         begins: list[int] = []  # index of each unit's first text
         replaced = 0
@@ -91,12 +94,8 @@ class Encoder:
             text, more_replaced = self._decoded(line, batch, index)
             replaced += more_replaced
             if batch.field is not None and text.strip():
-                text = _field(text, batch.field, batch.where(index))
-            if self._split is not None:
-                units = self._split(text) or ([] if is_part else [""])
-            else:  # some tokenizers have tokens for white space
-                units = [text if is_part or text.strip() else ""]
-            for unit in units:
+                text = _field(text, batch.field, batch.unit, batch.where(index))
+            for unit in self._document(text) if documents else self._units(text, batch):
                 begins.append(len(texts))
                 texts.extend(_short(unit))
         try:
@@ -109,7 +108,20 @@ class Encoder:
             raise
         if len(begins) != len(texts):
             lengths = np.add.reduceat(lengths, begins)
-        return Units(ids, lengths, batch.continues and self._split is None, replaced)
+        ends = len(batch.lines) if documents else 0
+        return Units(ids, lengths, batch.continues and self._split is None, replaced, ends)
+
+    def _units(self, text: str, batch: Batch) -> list[str]:
+        """The line or its sentences; a blank line is one empty text, so that it is counted."""
+        is_part = batch.continues or batch.place.skipped > 0
+        if self._split is not None:
+            return self._split(text) or ([] if is_part else [""])
+        return [text if is_part or text.strip() else ""]  # some tokenizers have tokens for white space
+
+    def _document(self, text: str) -> list[str]:
+        """The lines or sentences of a row that is a document, and the empty text that ends it."""
+        lines = self._split(text) if self._split is not None else text.replace("\r\n", "\n").split("\n")
+        return [*([line for line in lines if line.strip()] or [""]), ""]
 
     def _decoded(self, line: bytes, batch: Batch, index: int) -> tuple[str, int]:
         """The text of a line, and how many characters replace bytes that are not UTF-8."""
@@ -161,14 +173,18 @@ def _in_portions(texts: list[str]) -> Iterator[list[str]]:
     yield texts[begin:]
 
 
-def _field(line: str, field: str, where: str) -> str:
+def _field(line: str, field: str, unit: str, where: str) -> str:
     """The text in a JSON object; null is an empty text, as in tables."""
-    value = parse_json(line, kind="line", where=where)
+    value = parse_json(line, kind=unit, where=where)
     if not isinstance(value, dict):
-        raise MinilmError(f"this line is not a JSON object, so it has no field {field!r}", where=where)
+        raise MinilmError(
+            f"this {unit} is not a JSON object, so it has no field {field!r}",
+            where=where,
+            hint="A file that is one list of objects must be named .json." if isinstance(value, list) else None,
+        )
     if field not in value:
         raise MinilmError(
-            f"this line has no field {field!r}; its fields are {reprlib.repr(list(value))}",
+            f"this {unit} has no field {field!r}; its fields are {reprlib.repr(list(value))}",
             where=where,
             hint="Name the field that has the text with --text-field.",
         )
@@ -184,7 +200,5 @@ def sentence_splitter(language: str) -> Callable[[str], list[str]]:
     try:
         segment = import_module("sentencex").segment
     except ImportError:
-        raise MinilmError(
-            "--split-sentences needs the package sentencex", hint="pip install 'minilm-cli[sentences]'"
-        ) from None
+        raise missing_package("sentencex", "--split-sentences") from None
     return lambda text: [sentence for found in segment(language, text) if (sentence := found.strip())]

@@ -19,7 +19,7 @@ _CONTINUATION, _CONTINUATION_BITS = 0x80, 0xC0
 LONGEST_CHARACTER = 4
 
 #: What reading raises for a file that cannot be read on, or is damaged.
-_DAMAGE = (OSError, EOFError, zlib.error)
+DAMAGE = (OSError, EOFError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def runs(
                 yield Run(place, place.at + end, [text[:end]], continues=True)
                 place = Place(place.at + end, place.number, place.skipped + end)
                 text = text[end:] + (b"" if is_whole else file.readline(end))
-    except _DAMAGE as error:
+    except DAMAGE as error:
         damage = unreadable(error, f"{name}, line {place.number + len(lines)}")
     if lines:
         yield Run(place, place.at + size, lines)
@@ -113,7 +113,7 @@ def whole_lines(file: BufferedIOBase, name: str, longest: int) -> Iterator[bytes
                 raise too_long(name, number, longest)
             yield line.removeprefix(BOM) if number == 1 else line
             number += 1
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise unreadable(error, f"{name}, line {number}") from None
 
 

@@ -29,6 +29,8 @@ class Units:
     """This is a part of one line, alone, and the next `Units` is the next part of it."""
     replaced: int = 0
     """Characters that replace bytes which are not UTF-8."""
+    ends: int = 0
+    """Blank lines among these that were put in only to end a document; they are not counted."""
 
 
 @dataclass
@@ -95,6 +97,8 @@ class Sequencer:
     def add(self, units: Units) -> tuple[TokenIds, Indices]:
         """The sequences that these lines complete: their ids, one after the other, and their lengths."""
         self.counts.replaced += units.replaced
+        self.counts.units -= units.ends
+        self.counts.blank -= units.ends
         if units.continues or self._line is not None:
             ids, lengths = self._take_part(units)
         else:

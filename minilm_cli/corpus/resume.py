@@ -56,7 +56,7 @@ class _Saved(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     #: To be raised whenever lines become sequences in another way: older unfinished stores cannot be continued then.
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     written_by: str = __version__
     made_with: dict[str, Any]
     inputs: list[str]

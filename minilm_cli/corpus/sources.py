@@ -1,4 +1,4 @@
-"""From the names of inputs to batches of samples, as bytes: text, JSON lines and tables.
+"""From the names of inputs to batches of samples, as bytes: text, JSON and tables.
 
 Inputs are read in a stream, in bounded memory, and can be read again from the place of any batch. Whether samples are
 UTF-8 or JSON is for the encoder to check.
@@ -17,8 +17,9 @@ from pathlib import Path
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.inputs import unreadable
 from minilm_cli.corpus.decompress import STANDARD_INPUT, find_file, standard_input
+from minilm_cli.corpus.json_records import json_records
 from minilm_cli.corpus.lines import BEGINNING, Place, runs
-from minilm_cli.corpus.tables import HUB, Rows, csv_rows, hub_rows, parquet_rows
+from minilm_cli.corpus.tables import COMMAS, HUB, TABS, Rows, csv_rows, hub_rows, parquet_rows
 
 #: Bytes of a line of text that are handed over at once; a longer line comes in parts.
 LONGEST_PART = 2**20
@@ -29,13 +30,15 @@ LONGEST_JSON = 2**28
 #: Bytes after which a batch is handed over, however few samples it has.
 _BATCH_BYTES = 2**22
 
-#: Default name of the text column of a table, and of the text field of a JSON line.
+#: Default name of the text column of a table, and of the text field of a JSON object.
 _FIELD = "text"
 
 _JSON_LINES = frozenset({".jsonl", ".ndjson"})
 
+_TABLES = {".csv": COMMAS, ".tsv": TABS}
+
 #: Kinds of files that could be mistaken for text.
-_NOT_READ = frozenset({".7z", ".arrow", ".json", ".npy", ".npz", ".rar", ".tar", ".tgz", ".tsv", ".zip"})
+_NOT_READ = frozenset({".7z", ".arrow", ".npy", ".npz", ".rar", ".tar", ".tgz", ".zip"})
 
 _Opened = Callable[[], AbstractContextManager[tuple[BufferedIOBase, Callable[[], int] | None]]]
 
@@ -57,7 +60,12 @@ class Batch:
     field: str | None = None
     """The lines are JSON objects, and this field has the text."""
     unit: str = "line"
-    """What a sample is: "line" or "row"."""
+    """What a sample is: "line", "row" or "record"."""
+
+    @property
+    def is_records(self) -> bool:
+        """Whether the samples are rows or JSON objects, not lines of text."""
+        return self.unit != "line" or self.field is not None
 
     def where(self, index: int) -> str:
         """The input and number of the sample at `index`, for messages."""
@@ -89,7 +97,7 @@ class Source:
 def find_sources(inputs: Sequence[str], text_field: str | None) -> list[Source]:
     """The inputs in order: files, patterns of files, `-` for standard input, `hf://datasets/NAME:SPLIT`.
 
-    text_field: the column or field of the text in JSON lines, CSV, Parquet and Hub data sets. If it is `None`, it is
+    text_field: the column or field of the text in JSON, CSV, TSV, Parquet and Hub data sets. If it is `None`, it is
     "text", and standard input is plain text. Raises `MinilmError` for whatever is wrong and can be seen before reading.
     """
     field = text_field or _FIELD
@@ -108,7 +116,7 @@ def find_sources(inputs: Sequence[str], text_field: str | None) -> list[Source]:
         raise MinilmError(
             "--text-field: none of the inputs has fields",
             where=inputs[0],
-            hint="JSON lines (.jsonl), CSV, Parquet and data sets of the Hub have fields.",
+            hint="JSON (.jsonl, .json), CSV, TSV, Parquet and data sets of the Hub have fields.",
         )
     return sources
 
@@ -140,13 +148,16 @@ def _file_source(name: str, field: str) -> Source:
         raise MinilmError(
             f"{file.kind}{file.compression} files are not supported",
             where=name,
-            hint="Give text, JSON lines (.jsonl) or CSV, plain or as .gz, .bz2, .xz or .zst, or Parquet.",
+            hint="Give text, JSON (.jsonl, .json), CSV or TSV, plain or as .gz, .bz2, .xz or .zst, or Parquet.",
         )
     if file.kind == ".parquet":
         return _table(file.name, file.size, file.identity, field, parquet_rows(file, field))
     file.check()
-    if file.kind == ".csv":
-        return _table(file.name, file.size, file.identity, field, csv_rows(file, field))
+    if file.kind in _TABLES:
+        return _table(file.name, file.size, file.identity, field, csv_rows(file, field, _TABLES[file.kind]))
+    if file.kind == ".json":
+        read = partial(_read_rows, json_records(file), file.name, json_field=field)
+        return Source(file.name, file.size, file.identity, field, read)
     json_field = field if file.kind in _JSON_LINES else None
     return Source(
         file.name, file.size, file.identity, json_field, partial(_read_lines, file.open, file.name, json_field)
@@ -166,7 +177,9 @@ def _table(name: str, size: int | None, identity: dict[str, str | int], field: s
     return Source(name, size, identity, field, partial(_read_rows, rows, name))
 
 
-def _read_rows(rows: Rows, name: str, count: int, start: Place) -> Iterator[Batch]:
+def _read_rows(rows: Rows, name: str, count: int, start: Place, *, json_field: str | None = None) -> Iterator[Batch]:
+    """Rows of text; or JSON objects, if there is a `json_field`."""
+    unit = "row" if json_field is None else "record"
     at = start.at
     texts: list[bytes] = []
     size = bytes_read = 0
@@ -174,8 +187,8 @@ def _read_rows(rows: Rows, name: str, count: int, start: Place) -> Iterator[Batc
         texts.append(text)
         size += len(text)
         if len(texts) == count or size >= _BATCH_BYTES:
-            yield Batch(name, Place(at, at + 1), texts, bytes_read, unit="row")
+            yield Batch(name, Place(at, at + 1), texts, bytes_read, field=json_field, unit=unit)
             at += len(texts)
             texts, size = [], 0
     if texts:
-        yield Batch(name, Place(at, at + 1), texts, bytes_read, unit="row")
+        yield Batch(name, Place(at, at + 1), texts, bytes_read, field=json_field, unit=unit)

@@ -1,4 +1,4 @@
-"""The texts in one column of CSV, Parquet and data sets of the Hub, in a stream.
+"""The texts in one column of CSV, TSV, Parquet and data sets of the Hub, in a stream.
 
 Whether the texts are UTF-8 is for the encoder to check.
 """
@@ -10,10 +10,12 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.base.packages import missing_package
 from minilm_cli.corpus.decompress import File
 from minilm_cli.corpus.lines import whole_lines
 from minilm_cli.models.hub import reason
@@ -23,7 +25,7 @@ HUB = "hf://"
 
 _HUB_NAMES = "A data set of the Hub is named hf://datasets/NAME:SPLIT or hf://datasets/NAME:CONFIG/SPLIT."
 
-#: Bytes of a line of CSV, and of a text in it.
+#: Bytes of a line of CSV or TSV, and of a text in it.
 _LONGEST = 2**28
 
 #: Bytes of a Parquet column that are read at a time.
@@ -41,21 +43,46 @@ _TEXT_TYPES = ("string", "large_string", "string_view")
 Rows = Callable[[int], Iterator[tuple[bytes, int]]]
 
 
-# --- CSV ---------------------------------------------------------------------------------------------------------
-def csv_rows(file: File, field: str) -> Rows:
-    """The rows of a CSV file with a header; raises `MinilmError` if the header or the first row is wrong."""
-    rows = partial(_csv_rows, file, field)
+# --- CSV and TSV -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Dialect:
+    """How the values of a row are written."""
+
+    name: str
+    delimiter: str
+    quoting: Literal[0, 3]
+    """One of csv's constants."""
+    advice: str
+    """For a row with a wrong number of values."""
+
+
+COMMAS = Dialect(
+    "CSV", ",", csv.QUOTE_MINIMAL, "Separate values by commas; put a text that contains commas in quotation marks."
+)
+
+#: Quotation marks are characters like any other: texts in such files have them unpaired.
+TABS = Dialect(
+    "TSV",
+    "\t",
+    csv.QUOTE_NONE,
+    "Separate values by tabs. A text cannot have tabs or line ends, not even in quotation marks: use .csv for those.",
+)
+
+
+def csv_rows(file: File, field: str, dialect: Dialect) -> Rows:
+    """The rows of a CSV or TSV file with a header; raises `MinilmError` if the header or the first row is wrong."""
+    rows = partial(_csv_rows, file, field, dialect)
     next(rows(0), None)
     return rows
 
 
-def _csv_rows(file: File, field: str, at: int) -> Iterator[tuple[bytes, int]]:
+def _csv_rows(file: File, field: str, dialect: Dialect, at: int) -> Iterator[tuple[bytes, int]]:
     with file.open() as (stream, bytes_read):
         csv.field_size_limit(_LONGEST)
         # Bytes that are not UTF-8 are kept, for the encoder to report.
         lines = (line.decode("utf-8", "surrogateescape") for line in whole_lines(stream, file.name, _LONGEST))
         # Strict: otherwise a missing quotation mark makes a single text of all that follows.
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, delimiter=dialect.delimiter, quoting=dialect.quoting, strict=True)
         try:
             header = next(reader, [field])
             if field not in header:
@@ -67,18 +94,19 @@ def _csv_rows(file: File, field: str, at: int) -> Iterator[tuple[bytes, int]]:
                     raise MinilmError(
                         f"the header has {len(header)} values, and this row has {len(row)}",
                         where=f"{file.name}, line {reader.line_num}",
-                        hint="Separate values by commas; put a text that contains commas in quotation marks.",
+                        hint=dialect.advice,
                     )
                 yield (row[column] if row else "").encode("utf-8", "surrogateescape"), bytes_read()
         except csv.Error as error:
             where = f"{file.name}, line {reader.line_num}"
             if str(error).startswith("new-line character"):  # what follows is advice to programmers
+                place = "inside a line" if dialect.quoting == csv.QUOTE_NONE else "outside quotation marks"
                 raise MinilmError(
-                    "this is not CSV: there is a carriage return outside quotation marks",
+                    f"this is not {dialect.name}: there is a carriage return {place}",
                     where=where,
                     hint="If lines end in carriage returns alone, convert the file: tr '\\r' '\\n'",
                 ) from None
-            raise MinilmError(f"this is not CSV: {error}", where=where) from None
+            raise MinilmError(f"this is not {dialect.name}: {error}", where=where) from None
 
 
 # --- Parquet -----------------------------------------------------------------------------------------------------
@@ -118,9 +146,7 @@ def _open_parquet(name: str) -> Iterator[tuple[Any, Any]]:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        raise MinilmError(
-            "reading Parquet needs the package pyarrow", where=name, hint="pip install 'minilm-cli[datasets]'"
-        ) from None
+        raise missing_package("datasets", "reading Parquet", where=name) from None  # it installs pyarrow
     try:
         # With a buffer, a column is read in a stream instead of at once.
         with parquet.ParquetFile(name, buffer_size=_BUFFER) as file:
@@ -139,9 +165,7 @@ def hub_rows(name: str, field: str) -> tuple[dict[str, str | int], Rows]:
     try:
         import datasets
     except ImportError:
-        raise MinilmError(
-            "reading from the Hub needs the package datasets", where=name, hint="pip install 'minilm-cli[datasets]'"
-        ) from None
+        raise missing_package("datasets", "reading from the Hub", where=name) from None
     datasets.disable_progress_bars()
     try:
         builder = datasets.load_dataset_builder(path, config)
@@ -193,7 +217,7 @@ def _hub_name(name: str) -> tuple[str, str | None, str]:
 def _no_column(name: str, field: str, columns: Iterable[str]) -> MinilmError:
     found = list(columns)
     hint = "Name the column that has the text with --text-field."
-    if len(found) == 1 and re.search("[;\t|]", found[0]):
-        hint = "The columns may be separated by another character; only commas are supported."
+    if len(found) == 1 and re.search("[;\t|,]", found[0]):
+        hint = "The columns may be separated by another character: .csv means commas, .tsv tabs."
     columns_found = f"its columns are {', '.join(map(repr, found))}" if found else "it has no columns"
     return MinilmError(f"there is no column {field!r}; {columns_found}", where=name, hint=hint)

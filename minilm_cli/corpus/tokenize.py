@@ -5,6 +5,7 @@ The output depends on the inputs and settings alone: not on the number of worker
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ from minilm_cli.models.hub import load_tokenizer, tokenizer_info
 from minilm_cli.settings.tokenize import TokenizeSettings
 from minilm_cli.tokens.id_lists import IdListWriter, is_id_lists
 from minilm_cli.tokens.store import Indices, TokenIds, TokenizerInfo, TokenStoreWriter, id_dtype
+
+logger = logging.getLogger(__name__)
 
 #: Bytes of input that are worth the second or so that starting a worker takes.
 WORTH_A_WORKER = 2**20
@@ -70,6 +73,7 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
         id_dtype(info.vocabulary_size).name,
         errors=settings.errors,
         sentences=settings.language if settings.split_sentences else None,
+        documents=settings.pack and not settings.join_rows,
     )
     total = _total(sources)
     workers = settings.workers if total is None else min(settings.workers, math.ceil(total / WORTH_A_WORKER))
@@ -79,6 +83,7 @@ def tokenize(settings: TokenizeSettings, progress: Progress) -> TokenizeReport:
         if not output.tokens:
             raise _no_text(settings.inputs, lines, sequencer.counts)
         tokens_per_second = output.tokens_per_second
+    _warn_if_nothing_is_packed(settings, sources, sequencer.counts, int(output.length_histogram.sum()))
     return TokenizeReport(
         path=settings.output,
         lines=lines,
@@ -131,6 +136,14 @@ def _sequencer(settings: TokenizeSettings, tokenizer: Tokenizer) -> Sequencer:
             f"--max-length {settings.max_length} leaves no room for text: there are {len(special)} special tokens"
         )
     return Sequencer(special, settings.max_length, settings.overflow, settings.pack)
+
+
+def _warn_if_nothing_is_packed(
+    settings: TokenizeSettings, sources: Sequence[Source], counts: Counts, sequences: int
+) -> None:
+    has_records = any(source.field is not None for source in sources)
+    if settings.pack and not settings.join_rows and has_records and sequences >= counts.units - counts.blank:
+        logger.warning("--pack joined no lines: each row or JSON object is a document. --join-rows joins them.")
 
 
 def _no_text(inputs: Sequence[str], lines: int, counts: Counts) -> MinilmError:
@@ -253,6 +266,7 @@ def _output(
         "--max-length": settings.max_length,
         "--overflow": settings.overflow,
         "--pack": settings.pack,
+        "--join-rows": settings.pack and settings.join_rows,
         "--split-sentences": settings.split_sentences,
         "--language": recipe.sentences,
         "version of sentencex": version("sentencex") if recipe.sentences else None,

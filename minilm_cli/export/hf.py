@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
+from minilm_cli.base.jsonio import read_json, write_json
 from minilm_cli.export.formats import Encode, Source
-from minilm_cli.models.hub import loading, quiet
+from minilm_cli.models.hub import ABOUT_LOADING, loading, quiet
 
 
 class HuggingFace:
@@ -24,6 +25,7 @@ class HuggingFace:
         with quiet():
             source.student().to(getattr(torch, source.dtype)).save_pretrained(folder)
         copy_files(source.run.tokenizer, folder)
+        _forget_loading(folder / "tokenizer_config.json")
 
     def load(self, folder: Path, dtype: str) -> Encode:
         """As every format."""
@@ -35,6 +37,12 @@ class HuggingFace:
             return states
 
         return encode
+
+
+def _forget_loading(file: Path) -> None:
+    """Remove entries about loading from a tokenizer's configuration; older runs have them."""
+    if file.exists() and ABOUT_LOADING & (entries := read_json(file, kind="configuration of a tokenizer")).keys():
+        write_json(file, {name: value for name, value in entries.items() if name not in ABOUT_LOADING})
 
 
 def copy_files(source: Path, target: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 360, 60, 20, 30, 45
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 360, 80, 30, 30, 45
+
+#: Ticks on an axis.
+_FEWEST, _MOST = 3, 8
 
 #: Name, key in the records and colour of each line.
 _LINES = (("training", "loss", "#7aa6d8"), ("held out", "eval_loss", "#c0392b"))
@@ -16,13 +20,14 @@ _LINES = (("training", "loss", "#7aa6d8"), ("held out", "eval_loss", "#c0392b"))
 def loss_curve(records: Sequence[Mapping[str, float]], title: str) -> str:
     """The training and held-out loss over the steps, with a logarithmic loss axis."""
     lines = {
-        name: [(record["step"], record[key]) for record in records if record.get(key, 0) > 0] for name, key, _ in _LINES
+        name: [(record["step"], record[key]) for record in records if record.get(key, 0) > sys.float_info.min]
+        for name, key, _ in _LINES
     }
     points = [point for line in lines.values() for point in line] or [(0, 1.0)]
     axes = _Axes(
         last=max(1, *(step for step, _ in points)),
         low=min(loss for _, loss in points) * 0.95,
-        high=max(loss for _, loss in points) * 1.05,
+        high=min(max(loss for _, loss in points) * 1.05, sys.float_info.max),
     )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
@@ -61,14 +66,47 @@ class _Axes:
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     def drawn(self) -> Iterator[str]:
-        """Five losses, evenly spaced on the logarithmic axis, and five steps, with their names."""
-        for number in range(5):
-            loss = self.low * (self.high / self.low) ** (number / 4)
+        """Lines or marks at round losses and steps, with their values, and the names of the axes."""
+        for loss in logarithmic_ticks(self.low, self.high):
             x, y = self.place(0, loss)
             yield f'<line x1="{x}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" stroke="#ddd"/>'
-            yield f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{loss:.3g}</text>'
-        for quarter in range(5):
-            step = round(self.last * quarter / 4)
-            x, y = self.place(step, self.low)
-            yield f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{step:,}</text>'
+            yield f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{loss:.12g}</text>'
+        for step in ticks(0, self.last):
+            if step == int(step):
+                x, y = self.place(step, self.low)
+                yield f'<path d="M{x:.1f} {y:.1f}v4" stroke="#999"/>'
+                yield f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{int(step):,}</text>'
+        middle = (TOP + HEIGHT - BOTTOM) / 2
         yield f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">optimiser step</text>'
+        yield f'<text transform="rotate(-90 18 {middle})" x="18" y="{middle}" text-anchor="middle">loss (nats)</text>'
+
+
+def logarithmic_ticks(low: float, high: float) -> list[float]:
+    """Round values from `low` to `high`: 1, 2 and 5 times powers of ten, or fewer of a wide range.
+
+    Multiples of one round step if the range has less than three of these.
+    """
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1,)):
+        found = [loss for power in exponents for digit in digits if low <= (loss := _decimal(digit, power)) <= high]
+        if len(found) < _FEWEST:
+            return ticks(low, high)
+        if len(found) <= _MOST:
+            return found
+    return found[:: math.ceil(len(found) / _MOST)]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """The multiples from `low` to `high` of a step that is 1, 2 or 5 times a power of ten."""
+    least = (high - low) / _MOST
+    below = math.floor(math.log10(least))
+    candidates = [(digit, exponent) for exponent in (below, below + 1) for digit in (1, 2, 5)]
+    digit, exponent = next(step for step in candidates if _decimal(*step) >= least)
+    step = _decimal(digit, exponent)
+    numbers = range(math.ceil(low / step), math.floor(high / step) + 1)
+    return [_decimal(number * digit, exponent) for number in numbers]
+
+
+def _decimal(digits: int, exponent: int) -> float:
+    """Exactly rounded, unlike a product with a power of ten."""
+    return float(f"{digits}e{exponent}")

@@ -19,6 +19,9 @@ from minilm_cli.tokens.store import TokenizerInfo
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+#: Entries about how a tokenizer was loaded, which transformers saves with it.
+ABOUT_LOADING = frozenset({"is_local", "local_files_only"})
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -109,6 +112,8 @@ def load_tokenizer(
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        for entry in ABOUT_LOADING:
+            tokenizer.init_kwargs.pop(entry, None)
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
         # For a folder without tokenizer files, transformers makes one up with an empty vocabulary.
         raise MinilmError(

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from minilm_cli.base.atomic import sync
 from minilm_cli.base.errors import Interrupted, MinilmError
 from minilm_cli.base.jsonio import replace_text
+from minilm_cli.base.packages import missing_package
 from minilm_cli.base.progress import Record
 from minilm_cli.base.write_errors import writing
 
@@ -130,9 +131,7 @@ class WandbSink:
 
 
 def _missing(package: str) -> MinilmError:
-    return MinilmError(
-        f"--report-to {package} needs the package {package}", hint=f"pip install 'minilm-cli[{package}]'"
-    )
+    return missing_package(package, f"--report-to {package}")
 
 
 def check_sinks(names: Iterable[str]) -> None:

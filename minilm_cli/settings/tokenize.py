@@ -30,9 +30,9 @@ class TokenizeSettings(Section):
     ONLY_READ = frozenset({"inputs"})
 
     inputs: Annotated[tuple[str, ...], Flag("INPUT", repeatable=True), Field(min_length=1)]
-    """Text (a line is a sample), `.jsonl` or `.csv` files, each also as `.gz`, `.bz2`, `.xz` or `.zst`; `.parquet`
-    files; a quoted pattern of such files; `-` for standard input; `hf://datasets/NAME[:SPLIT]` for a data set of the
-    Hub."""
+    """Text (a line is a sample), `.jsonl`, `.json`, `.csv` or `.tsv` files, each also as `.gz`, `.bz2`, `.xz` or
+    `.zst`; `.parquet` files; a quoted pattern of such files; `-` for standard input; `hf://datasets/NAME[:SPLIT]` for a
+    data set of the Hub."""
     tokenizer: Annotated[str, Flag("--tokenizer", metavar="NAME"), Field(min_length=1)] = "bert-base-uncased"
     """Hub name or local folder of the tokenizer."""
     teacher: Annotated[str | None, Flag("--teacher", metavar="NAME"), Field(min_length=1)] = None
@@ -49,7 +49,10 @@ class TokenizeSettings(Section):
     overflow: Annotated[Literal["split", "truncate", "drop"], Flag("--overflow")] = "split"
     """What to do with a longer line: split it into several sequences, truncate it, or drop it."""
     pack: Annotated[bool, Flag("--pack")] = False
-    """Join successive lines, up to the maximum length; a blank line ends a document. No sequence crosses it."""
+    """Join successive lines of a document, up to the maximum length; a blank line, and each row or JSON object, ends a
+    document."""
+    join_rows: Annotated[bool, Flag("--join-rows")] = False
+    """With `--pack`, join rows and JSON objects as lines are joined; otherwise each is a document of its own."""
     split_sentences: Annotated[bool, Flag("--split-sentences")] = False
     """Make each sentence a sample, instead of each line."""
     language: Annotated[str, Flag("--language"), AfterValidator(_check_language)] = "en"
@@ -68,6 +71,12 @@ class TokenizeSettings(Section):
     """Continue an interrupted token store after its last complete shard."""
     force: Annotated[bool, Flag("--force")] = False
     """Replace an existing output, or the rest of an interrupted one."""
+
+    @model_validator(mode="after")
+    def _packed_rows(self) -> Self:
+        if self.join_rows and not self.pack:
+            raise ValueError("--join-rows only affects --pack; add --pack")
+        return self
 
     @model_validator(mode="after")
     def _language_of_sentences(self) -> Self:

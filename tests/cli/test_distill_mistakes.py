@@ -490,7 +490,7 @@ def test_a_missing_optional_package_is_reported_with_its_remedy(
     minilm: Minilm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    message = ("--report-to wandb", "pip install 'minilm-cli[wandb]'")
+    message = ("--report-to wandb", "pip install wandb")
     check_mistake(Mistake("no wandb", DISTILL + "--report-to wandb", message), minilm)
 
 

@@ -33,8 +33,8 @@ from .conftest import Minilm
 #: The options of each command, by the contract.
 OPTIONS = {
     "tokenize": (
-        "--tokenizer --teacher --revision --trust-remote-code --output --max-length --overflow --pack --split-sentences"
-        " --language --text-field --workers --batch-size --errors --continue --force --json"
+        "--tokenizer --teacher --revision --trust-remote-code --output --max-length --overflow --pack --join-rows"
+        " --split-sentences --language --text-field --workers --batch-size --errors --continue --force --json"
     ),
     "distill": (
         "--teacher --student-config --data --config --set --output --revision --trust-remote-code --teacher-layer"
@@ -264,7 +264,7 @@ def test_tokenize_options_set_their_settings(minilm: Minilm, monkeypatch: pytest
     monkeypatch.setattr(tokenizing, "tokenize", tokenize)
     words = (
         "a.txt b.jsonl --tokenizer t --revision r --trust-remote-code --output o.jsonl.gz --max-length 9"
-        " --overflow drop --text-field body --errors replace --workers 3 --batch-size 7 --force --pack"
+        " --overflow drop --text-field body --errors replace --workers 3 --batch-size 7 --force --pack --join-rows"
         " --split-sentences --language de --continue"
     )
     assert minilm("tokenize", *words.split()).out == "o.jsonl.gz\n"
@@ -278,6 +278,7 @@ def test_tokenize_options_set_their_settings(minilm: Minilm, monkeypatch: pytest
             max_length=9,
             overflow="drop",
             pack=True,
+            join_rows=True,
             split_sentences=True,
             language="de",
             continued=True,

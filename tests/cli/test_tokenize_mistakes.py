@@ -63,6 +63,7 @@ MISTAKES_IN_OPTIONS = [
             f"--workers {10**30}": ("workers", "less than"),
             "--batch-size 0": ("--batch-size: ", "greater than 0"),
             f"--batch-size {2**63}": ("--batch-size: ", "less than"),
+            "--join-rows": ("--join-rows", "add --pack"),
             "--language de": ("--language", "--split-sentences"),
             "--split-sentences --language ''": ("language",),
             "--split-sentences --language English": ("language", "English"),
@@ -138,10 +139,10 @@ MISTAKES_IN_INPUTS = [
             (
                 "e.tar.gz",
                 "an archive",
-                (".tar.gz files are not supported", "JSON lines (.jsonl) or CSV"),
+                (".tar.gz files are not supported", "JSON (.jsonl, .json), CSV or TSV"),
                 write("e.tar.gz", PACKED),
             ),
-            ("E.TSV", "a table", (".tsv files are not supported",), write("E.TSV", "a\tb\n")),
+            ("E.TSV", "without the column", ("no column 'text'; its columns are 'a', 'b'",), write("E.TSV", "a\tb\n")),
             (
                 "e.csv",
                 "without the column",
@@ -151,7 +152,7 @@ MISTAKES_IN_INPUTS = [
             (
                 "e.csv",
                 "of semicolons",
-                ("no column 'text'", "only commas"),
+                ("no column 'text'", ".csv means commas"),
                 write("e.csv", "id;text\n1;the\n"),
             ),
             (
@@ -159,6 +160,20 @@ MISTAKES_IN_INPUTS = [
                 "with a value too many",
                 (", line 3", "header has 2 values", "row has 3", "quotation marks"),
                 write("e.csv", "id,text\n1,the\n2,of,and\n"),
+            ),
+            ("e.json", "cut short", (", record 2", "ends too early"), write("e.json", '[{"text": "a"}, {"text": "b"')),
+            ("e.json", "of texts", (", record 1", "an object is expected"), write("e.json", '["a"]')),
+            (
+                "e.json",
+                "one object",
+                ("record 1", "its fields are ['data']"),
+                write("e.json", '{"data": [{"text": 1}]}'),
+            ),
+            (
+                "e.json",
+                "with a wrong record",
+                (", record 2", "cannot be read as JSON"),
+                write("e.json", '[{"text": "a"}, {a}]'),
             ),
             ("e.parquet", "text", ("damaged",), write("e.parquet", "the\n")),
             ("E.JSONL", "without the field", (", line 1", "'text'"), write("E.JSONL", '{"body": "a"}\n')),
@@ -178,7 +193,7 @@ MISTAKES_IN_INPUTS = [
         for what, line, message in (
             ("cut short", '{"text": "a"}\n{"text": \n', ("e.jsonl, line 2", "cannot be read as JSON")),
             ("without the field", '{"body": "a"}\n', ("e.jsonl, line 1", "'text'", "--text-field")),
-            ("a list", "[1, 2]\n", ("e.jsonl, line 1", "JSON object")),
+            ("a list", "[1, 2]\n", ("e.jsonl, line 1", "JSON object", "named .json")),
             ("not a number", '{"text": NaN}\n', ("e.jsonl, line 1", "'text'")),
             ("a long list", '[\n{"text": "a"}\n]\n', ("e.jsonl, line 1", "cannot be read as JSON")),
             ("too many digits", f'{{"text": "a", "n": {"9" * 5000}}}\n', ("e.jsonl, line 1", "cannot be read as JSON")),

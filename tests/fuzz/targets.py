@@ -210,7 +210,20 @@ def _open_lists(folder: Path) -> None:
 
 _TEXT = b"the of and\r\n\n" + b"to in is was it " * 9 + b"\n\xef\xbb\xbf\xc3\xa9\xf0\x9f\x98\x80\0\nthe"
 _OBJECTS = b'{"text": "the of"}\n{"id": 3, "text": "\\ud83d\\ude00 and", "more": [1, {"text": null}]}\n'
+_LIST = b'\n[ {"text": "the of"}, {"id": [3, {"a": "]}"}], "text": "\\"and\\\\"}\n]\n'
+_TABBED = b'id\ttext\n1\tthe "of\n\n3\twas\r\n'
 _ROWS = b'id,text\n1,the of\n2,"and, to ""in""\nis"\n\n3,was\n'
+
+
+#: Files, and how their text is damaged besides as bytes.
+_CONTENTS = (
+    ("x.txt", _TEXT, damaged),
+    ("x.jsonl", _OBJECTS, changed_lines),
+    ("x.json", _OBJECTS, changed_lines),
+    ("x.json", _LIST, changed_json),
+    ("x.csv", _ROWS, damaged),
+    ("x.tsv", _TABBED, damaged),
+)
 
 
 @cache
@@ -230,13 +243,15 @@ def _zstd() -> Callable[[bytes], bytes]:
 def _inputs() -> Iterator[st.SearchStrategy[Files]]:
     """Text, JSON lines and tables that are damaged before or after compression."""
     compressions = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": _zstd()}
-    for name, content in (("x.txt", _TEXT), ("x.jsonl", _OBJECTS), ("x.csv", _ROWS)):
-        texts = damaged(content) | changed_lines(content) if name == "x.jsonl" else damaged(content)
+    for name, content, way in _CONTENTS:
+        texts = damaged(content) | way(content)
         for end, compress in compressions.items():
             packed = texts.map(compress) | damaged(compress(content) * 2)
             yield st.fixed_dictionaries({name + end: packed})
-    # A line of 64 MB.
+    # A line of 64 MB, and a record of as much.
     yield st.sampled_from([b" ", b"9"]).map(lambda byte: {"x.txt.gz": gzip.compress(byte * 2**20, 1) * 64})
+    begin = gzip.compress(b'[{"text": "')
+    yield st.sampled_from(b' "\\').map(lambda byte: {"x.json.gz": begin + gzip.compress(bytes([byte]) * 2**20, 1) * 64})
     yield st.fixed_dictionaries({"x.parquet": damaged(_parquet())})
 
 

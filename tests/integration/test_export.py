@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
@@ -98,6 +99,26 @@ def test_the_tokenizer_is_the_teacher_s(copied_run: Path, tiny_teacher: Path) ->
     ours, theirs = (AutoTokenizer.from_pretrained(path) for path in (folder, tiny_teacher))
     assert ours(text) == theirs(text)
     assert ours.get_vocab() == theirs.get_vocab()
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_nothing_of_our_loading_is_exported(copied_run: Path, tiny_teacher: Path, is_old: bool) -> None:
+    file = copied_run / "tokenizer" / "tokenizer_config.json"
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    teacher_s = json.loads((tiny_teacher / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert saved == teacher_s
+    if is_old:
+        file.write_text(json.dumps(saved | {"is_local": True, "local_files_only": False}), encoding="utf-8")
+    folder = exporting.export(ExportSettings(run=copied_run)).path
+    assert json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) == teacher_s
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    teacher_config = json.loads((tiny_teacher / "config.json").read_text(encoding="utf-8"))
+    assert config.keys() == teacher_config.keys()
+    student_config = {path.name: path.read_bytes() for path in (copied_run / "student").glob("*.json")}
+    assert "is_local" not in student_config["tokenizer_config.json"].decode()
+    assert student_config["config.json"] == (folder / "config.json").read_bytes()
+    with safe_open(folder / "model.safetensors", "pt") as weights:
+        assert weights.metadata() == {"format": "pt"}
 
 
 def test_the_card_describes_the_training(copied_run: Path, finished_run: Path) -> None:

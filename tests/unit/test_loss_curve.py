@@ -3,10 +3,11 @@ from __future__ import annotations
 import itertools
 from xml.etree import ElementTree as ET
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli.export.loss_curve import loss_curve
+from minilm_cli.export.loss_curve import logarithmic_ticks, loss_curve
 
 from .test_card import RECORDS
 
@@ -39,6 +40,46 @@ def test_curve_falls_with_the_logarithm_of_the_loss() -> None:
     falls = [lower - upper for (_, upper), (_, lower) in itertools.pairwise(training)]  # SVG counts y downwards
     assert min(falls) > 1
     assert max(falls) - min(falls) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.35, 12.6, [0.5, 1, 2, 5, 10]),
+        (0.95, 1.05, [0.96, 0.98, 1.0, 1.02, 1.04]),
+        (2.1, 4.9, [2.5, 3.0, 3.5, 4.0, 4.5]),
+        (0.0009, 2000, [0.001, 0.01, 0.1, 1, 10, 100, 1000]),
+        (1e-12, 1e4, [1e-12, 1e-9, 1e-6, 1e-3, 1, 1e3]),
+    ],
+)
+def test_losses_on_the_axis_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert logarithmic_ticks(low, high) == expected
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (1, ["0", "1"]),
+        (4, ["0", "1", "2", "3", "4"]),
+        (717, ["0", "100", "200", "300", "400", "500", "600", "700"]),
+        (400_000, ["0", "50,000", *(f"{number},000" for number in range(100, 401, 50))]),
+    ],
+)
+def test_steps_on_the_axis_are_round(last: int, expected: list[str]) -> None:
+    svg = loss_curve([{"step": 0, "loss": 8.0}, {"step": last, "loss": 0.1}], "x")
+    texts = [text for element in ET.fromstring(svg).iter(f"{SVG}text") if (text := element.text or "")]
+    start = texts.index("0")
+    assert texts[start : start + len(expected)] == expected
+    assert texts[start + len(expected) :] == ["optimiser step", "loss (nats)", "training", "held out"]
+    assert texts[1:start] == ["0.1", "0.2", "0.5", "1", "2", "5"]
+
+
+@given(low=st.floats(1e-300, 1e300), ratio=st.floats(1.1, 1e6))
+def test_axis_has_a_few_round_losses(low: float, ratio: float) -> None:
+    found = logarithmic_ticks(low, low * ratio)
+    assert 3 <= len(found) <= 9
+    assert all(low <= loss <= low * ratio for loss in found)
+    assert all(float(f"{loss:.12g}") == loss for loss in found)
 
 
 def test_title_is_escaped() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,13 @@ def test_packed_sequences_end_at_blank_lines_and_ends_of_inputs() -> None:
     assert sequences(*sequencer.add(units([9]))) == []
     assert sequences(*sequencer.end()) == [[101, 9, 102]]
     assert sequences(*sequencer.end()) == []
+
+
+def test_line_that_only_ends_a_document_is_not_counted() -> None:
+    sequencer = Sequencer(BERT, 100, "split", pack=True)
+    rows = replace(units([5], [6], [], [], [], [7], []), ends=3)  # the second row is blank
+    assert sequences(*sequencer.add(rows)) == [[101, 5, 6, 102], [101, 7, 102]]
+    assert sequencer.counts == Counts(units=4, blank=1)
 
 
 @pytest.mark.parametrize("overflow", ["split", "truncate", "drop"])

@@ -122,7 +122,7 @@ def test_missing_package_is_reported_with_the_install_command(monkeypatch: pytes
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MinilmError, match="--report-to wandb needs the package wandb") as caught:
         check_sinks(["wandb"])
-    assert caught.value.hint == "pip install 'minilm-cli[wandb]'"
+    assert caught.value.hint == "pip install wandb"
 
 
 def test_sink_whose_package_cannot_be_imported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,9 +283,9 @@ def test_removed_file_is_reported() -> None:
         ("plain.gz", b"one", "damaged, or not compressed with gzip as its name says", ""),
         ("nothing.gz", b"", "damaged, or not compressed with gzip as its name says", ""),
         ("other.zst", gzip.compress(b"", mtime=0), "damaged, or not compressed with zstd as its name says", ""),
-        ("files.ZIP", b"PK", ".zip files are not supported", "Give text, JSON lines (.jsonl) or CSV"),
-        ("files.tar.gz", b"", ".tar.gz files are not supported", "Give text, JSON lines (.jsonl) or CSV"),
-        ("lines.json", b"{}", ".json files are not supported", "Give text, JSON lines (.jsonl) or CSV"),
+        ("files.ZIP", b"PK", ".zip files are not supported", "Give text, JSON (.jsonl, .json), CSV or TSV"),
+        ("files.tar.gz", b"", ".tar.gz files are not supported", "Give text, JSON (.jsonl, .json), CSV or TSV"),
+        ("packed.json", gzip.compress(b"[]", mtime=0), "this file is compressed with gzip, not plain", "ends in .gz."),
         ("files.tgz", b"", ".tgz files are not supported", ""),
         ("table.parquet.gz", b"", ".parquet.gz files are not supported", ""),
         ("table.parquet", b"", "the file is damaged or not Parquet: ", ""),
@@ -360,19 +360,19 @@ print([name for name in ("torch", "transformers", "datasets", "pyarrow", "backpo
 
 
 @pytest.mark.parametrize(
-    ("name", "package", "extra"),
+    ("name", "package", "installs"),
     [
-        ("text.zst", "backports", "zstd"),
+        ("text.zst", "backports", "backports.zstd"),
         ("table.parquet", "pyarrow", "datasets"),
         ("hf://datasets/some", "datasets", "datasets"),
     ],
 )
-def test_missing_package_is_named(name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(name: str, package: str, installs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, "compression", None)
     if "://" not in name:
         put(name, zstd.compress(b""))
-    with refused("needs the package", name, f"pip install 'minilm-cli[{extra}]'"):
+    with refused("needs the package", name, f"pip install {installs}"):
         find_sources([name], None)
 
 

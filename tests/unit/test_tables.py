@@ -42,6 +42,28 @@ def test_any_texts_are_read_back_from_csv(cells: list[str], compression: str, co
         assert_read_from_any_batch(str(file), [cell.encode() for cell in cells], count)
 
 
+value = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r"), max_size=8) | st.just('a "b')
+
+
+@given(
+    cells=st.lists(value), compression=st.sampled_from(["", ".gz"]), count=st.integers(1, 5), block=st.integers(1, 9)
+)
+def test_any_values_without_tabs_are_read_back_from_tsv(
+    cells: list[str], compression: str, count: int, block: int
+) -> None:
+    text = "".join(f"{number}\t{cell}\r\n" for number, cell in [("id", "text"), *enumerate(cells)])
+    with tempfile.TemporaryDirectory() as folder, changed(decompress, _BLOCK=block):
+        file = Path(folder, f"table.TSV{compression}")
+        file.write_bytes(COMPRESSIONS[compression](BOM + text.encode()))
+        assert_read_from_any_batch(str(file), [cell.encode() for cell in cells], count)
+
+
+def test_quotation_marks_have_no_meaning_in_tsv() -> None:
+    put("table.tsv", b'"id"\ttext\n1\t"He said\n2\t"one"\n\n3\t""""\n')
+    assert read("table.tsv") == [b'"He said', b'"one"', b"", b'""""']
+    assert read("table.tsv", '"id"') == [b"1", b"2", b"", b"3"]
+
+
 def assert_read_from_any_batch(name: str, texts: list[bytes], count: int) -> None:
     batches = list(source(name).batches(count))
     expected = list(enumerate(texts, 1))
@@ -77,6 +99,26 @@ def test_invalid_csv_is_reported_with_the_line(content: bytes, message: str, whe
     put("table.csv", content)
     with changed(tables, _LONGEST=100), refused(message, where, hint):
         read("table.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "where", "hint"),
+    [
+        (
+            b"id,text\n1,one\n",
+            "no column 'text'; its columns are 'id,text'",
+            "table.tsv",
+            ".csv means commas, .tsv tabs",
+        ),
+        (b'id\ttext\n1\t"a\tb"\n', "the header has 2 values, and this row has 3", "table.tsv, line 2", "by tabs"),
+        (b'id\ttext\n1\t"a\nb"\n', "the header has 2 values, and this row has 1", "table.tsv, line 3", "line ends"),
+        (b"text\none\rtwo\n", "this is not TSV: there is a carriage return inside a line", "table.tsv, line 2", "tr"),
+    ],
+)
+def test_invalid_tsv_is_reported_with_the_line(content: bytes, message: str, where: str, hint: str) -> None:
+    put("table.tsv", content)
+    with refused(message, where, hint):
+        read("table.tsv")
 
 
 def test_damage_is_reported_with_the_line() -> None:

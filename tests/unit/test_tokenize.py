@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import re
@@ -10,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AlbertTokenizer,
@@ -237,6 +240,76 @@ def test_packed_sequences_end_with_their_input(run: Run, tokenizer: PreTrainedTo
     assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in ("one two", "people")]
 
 
+ROWS = ["the man\n\nis one\r\nto people", "", "one\n", "of the man"]
+
+
+def write_rows(folder: Path, kind: str) -> Path:
+    """A file with these rows."""
+    file = folder / f"rows.{kind}"
+    match kind:
+        case "json":
+            file.write_text(json.dumps([{"text": text} for text in ROWS]))
+        case "jsonl":
+            file.write_text("".join(json.dumps({"text": text or None}) + "\n" for text in ROWS))
+        case "csv":
+            with file.open("w", newline="") as table:
+                csv.writer(table, quoting=csv.QUOTE_ALL).writerows([["text"], *([text] for text in ROWS)])
+        case "parquet":
+            parquet.write_table(pa.table({"text": ROWS}), file)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet"])
+def test_packed_rows_are_documents_of_lines(
+    run: Run, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, kind: str
+) -> None:
+    rows = write_rows(tmp_path, kind)
+    report = run(rows, pack=True)
+    documents = ["the man is one to people", "one", "of the man"]
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in documents]
+    assert (report.lines, report.counts.units, report.counts.blank) == (4, 6, 1)
+    report = run(rows, pack=True, max_length=6, force=True)
+    parts = ["the man is one", "to people", "one", "of the man"]
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in parts]
+    report = run(rows, pack=True, join_rows=True, force=True)
+    joined = ["the man is one to people", "one of the man"]
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in joined]
+    assert (report.lines, report.counts.units, report.counts.blank) == (4, 4, 1)
+
+
+def test_sentences_of_a_packed_row_are_a_document(run: Run, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "The man is one. He was!\\n\\nTo people."}\n{"text": "One."}\n')
+    report = run(file, pack=True, split_sentences=True, max_length=10)
+    documents = ["The man is one. He was!", "To people.", "One."]
+    assert sequences(report.path) == [tokenizer(text)["input_ids"] for text in documents]
+    assert report.counts.units == 4
+
+
+def test_packing_that_joins_nothing_gives_a_warning(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "one"}\n{"text": "of the man"}\n')
+    run(file, pack=True, join_rows=True)
+    run("one\n\npeople", pack=True, force=True)
+    assert caplog.text == ""
+    run(file, pack=True, force=True)
+    assert "--pack joined no lines: each row or JSON object is a document" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"pack": True}])
+def test_batch_size_and_workers_do_not_change_the_store_of_a_json_file(
+    run: Run, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    lines = tiny_corpus.read_text().splitlines()
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps([{"text": "\n".join(lines[n : n + 7])} for n in range(0, len(lines), 7)], indent=1))
+    run(file, output=tmp_path / "one", max_length=16, **options)
+    run(file, output=tmp_path / "small", max_length=16, batch_size=3, **options)
+    monkeypatch.setattr(tokenizing, "WORTH_A_WORKER", 1)
+    run(file, output=tmp_path / "two", max_length=16, workers=2, batch_size=2, **options)
+    assert contents(tmp_path / "one") == contents(tmp_path / "small") == contents(tmp_path / "two")
+
+
 def test_each_sentence_is_a_sample(run: Run, tokenizer: PreTrainedTokenizerBase) -> None:
     report = run("The man is one. He was the one! \n\n  \nto people", split_sentences=True)
     expected = ["The man is one.", "He was the one!", "to people"]
@@ -273,7 +346,7 @@ def test_splitting_sentences_needs_a_package(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr(tokenizing, "WORTH_A_WORKER", 1)
     with pytest.raises(MinilmError, match="needs the package sentencex") as caught:
         run("one", split_sentences=True, workers=workers)
-    assert caught.value.hint == "pip install 'minilm-cli[sentences]'"
+    assert caught.value.hint == "pip install sentencex"
 
 
 @pytest.mark.parametrize("pack", [False, True])
