@@ -96,18 +96,20 @@ def _command_page(name: str, command: Any, context: typer.Context) -> str:
 
 
 def _options_table(group: list[Row], kind: str) -> str:
-    return _table((kind, "meaning"), [(_names(row), _with_details(row.help, _details(row))) for row in group])
+    # The page of settings has those of distill: the only dotted ones.
+    linked = any("." in row.path for row in group)
+    return _table((kind, "meaning"), [(_names(row), _with_details(row.help, _details(row, linked))) for row in group])
 
 
-def _details(row: Row) -> Iterator[str]:
-    """The value of an option, its default, and a link to its setting."""
+def _details(row: Row, linked: bool) -> Iterator[str]:
+    """The value of an option, its default, and if `linked`, its setting."""
     if row.metavar:
         yield _alternatives(row.metavar.split("|"))
     if row.required:
         yield "required"
     elif row.default:
         yield f"default: {row.default if ' ' in row.default else _code(row.default)}"
-    if row.path:
+    if linked and row.path:
         yield f"setting: [`{row.path}`](settings.md#{row.path.partition('.')[0]})"
 
 

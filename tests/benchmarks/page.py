@@ -118,8 +118,12 @@ The CPU time of `minilm --help`, mean of five calls.
 
 ## How to measure again
 
-`python -m tests.benchmarks --output docs/{FIGURES}` measures, and `python -m tests.benchmarks.page` writes this page
-from [the figures](figures/figures.json).
+The first command measures, and the second writes this page from [the figures]({FIGURES}):
+
+```bash
+python -m tests.benchmarks --output docs/{FIGURES}
+python -m tests.benchmarks.page
+```
 """
 
 
