@@ -89,22 +89,28 @@ def _command_page(name: str, command: Any, context: typer.Context) -> str:
     panels["Options"] = panels.pop("Options")  # last, as in --help
     parts = [f"# minilm {name}", command.help, f"```text\n{usage(command, context)}\n```"]
     for title, group in panels.items():
-        parts += [f"## {title}", _options_table(group)]
+        parts += [f"## {title}", _options_table(group, "argument" if title == "Arguments" else "option")]
     if name == "distill":
         parts.append("The page [Settings](settings.md) describes the settings in full.")
     return "\n\n".join(parts)
 
 
-def _options_table(group: list[Row]) -> str:
-    with_settings = any("." in row.path for row in group)
-    head = ("option", "value", "default", *(["setting"] if with_settings else []), "meaning")
-    lines = []
-    for row in group:
-        value = _alternatives(row.metavar.split("|")) if row.metavar else ""
-        default = "required" if row.required else row.default if " " in row.default else _code(row.default)
-        link = f"[`{row.path}`](settings.md#{row.path.partition('.')[0]})" if row.path else ""
-        lines.append((_names(row), value, default, *([link] if with_settings else []), row.help))
-    return _table(head, lines)
+def _options_table(group: list[Row], kind: str) -> str:
+    # The page of settings has those of distill: the only dotted ones.
+    linked = any("." in row.path for row in group)
+    return _table((kind, "meaning"), [(_names(row), _with_details(row.help, _details(row, linked))) for row in group])
+
+
+def _details(row: Row, linked: bool) -> Iterator[str]:
+    """The value of an option, its default, and if `linked`, its setting."""
+    if row.metavar:
+        yield _alternatives(row.metavar.split("|"))
+    if row.required:
+        yield "required"
+    elif row.default:
+        yield f"default: {row.default if ' ' in row.default else _code(row.default)}"
+    if linked and row.path:
+        yield f"setting: [`{row.path}`](settings.md#{row.path.partition('.')[0]})"
 
 
 def _names(row: Row) -> str:
@@ -127,7 +133,7 @@ All settings of `minilm distill`, by dotted path. A setting can be given in a se
 lists the options. An option or `--set` overrides the file. It is an error to give a setting both by its option and by
 `--set`, or to name a setting that does not exist. Values of `--set` are read as YAML.
 
-The column *mid-run* shows what `minilm resume --set` may change: nothing that alters which sequences a step sees, or
+*May change mid-run* marks what `minilm resume --set` may change: nothing that alters which sequences a step sees, or
 the objective.
 
 {sections}
@@ -159,10 +165,16 @@ def _fields(model: type[BaseModel], prefix: str, names: Iterable[str]) -> str:
     lines = []
     for name in names:
         found, path = schema["properties"][name], f"{prefix}{name}"
-        default = "required" if name in schema.get("required", ()) else _shown(found.get("default"))
-        mid_run = "yes" if path in CHANGEABLE_MID_RUN else ""
-        lines.append((_code(path), _type(found), default, mid_run, docstrings(model)[name]))
-    return _table(("setting", "type", "default", "mid-run", "meaning"), lines)
+        default = _shown(found.get("default"))
+        details = [_type(found)]
+        if name in schema.get("required", ()):
+            details.append("required")
+        elif default:
+            details.append(f"default: {default}")
+        if path in CHANGEABLE_MID_RUN:
+            details.append("may change mid-run")
+        lines.append((_code(path), _with_details(docstrings(model)[name], details)))
+    return _table(("setting", "meaning"), lines)
 
 
 def _type(schema: Mapping[str, Any]) -> str:  # noqa: PLR0911  # a case for each kind of value
@@ -207,7 +219,7 @@ def _shown(default: Any) -> str:
 
 
 def _token_store_page() -> str:
-    fields = [(_code(path), kind, MANIFEST[path]) for path, kind in _leaves(store.Manifest)]
+    fields = [(_code(path), _with_details(MANIFEST[path], [kind])) for path, kind in _leaves(store.Manifest)]
     assert len(fields) == len(MANIFEST)
     files = [
         ("`manifest.json`", "Format, tokenizer, counts and checksums; the fields are below."),
@@ -235,7 +247,7 @@ the same bytes, whatever the number of workers.
 
 Format version {store.FORMAT_VERSION}.
 
-{_table(("field", "type", "meaning"), fields)}
+{_table(("field", "meaning"), fields)}
 
 ## JSON lines instead
 
@@ -293,6 +305,12 @@ def _alternatives(values: Iterable[str]) -> str:
 
 def _listed(values: list[str]) -> str:
     return " or ".join(filter(None, [", ".join(values[:-1]), values[-1]]))
+
+
+def _with_details(meaning: str, details: Iterable[str]) -> str:
+    """A meaning with its details below: a phone has no room for a column for each of them."""
+    line = "; ".join(details)
+    return f"{meaning}<br><small>{line}</small>" if line else meaning
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -118,8 +118,12 @@ The CPU time of `minilm --help`, mean of five calls.
 
 ## How to measure again
 
-`python -m tests.benchmarks --output docs/{FIGURES}` measures, and `python -m tests.benchmarks.page` writes this page
-from [the figures](figures/figures.json).
+The first command measures, and the second writes this page from [the figures]({FIGURES}):
+
+```bash
+python -m tests.benchmarks --output docs/{FIGURES}
+python -m tests.benchmarks.page
+```
 """
 
 
@@ -135,7 +139,7 @@ def _conditions(machine: Mapping[str, Any]) -> str:
         ("relations", "QQ, KK and VV of the last layers, 48 heads"),
         ("training batch", "32 sequences; lengths log-normal with median 40, at most 128"),
     )
-    return _markdown(("", ""), rows)
+    return _markdown(("condition", "value"), rows, alignment="---")
 
 
 def _tokens(losses: Iterable[Mapping[str, int]]) -> str:
@@ -146,9 +150,10 @@ def _table(figures: Figures, section: str) -> str:
     return _markdown(titles(section), cells(section, figures[section]))
 
 
-def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]], *, alignment: str = "---:") -> str:
+    """A table; `alignment` is that of all columns but the first."""
     head = list(head)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)] if any(head) else ["---"] * len(head), *rows]
+    lines = [head, ["---", *[alignment] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

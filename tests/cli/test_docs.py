@@ -172,7 +172,11 @@ def test_hooks_run_the_commands_of_the_ci() -> None:
 
 @pytest.mark.parametrize("name", ["install-and-demo", "test"])
 def test_the_readme_has_the_commands_that_ci_runs(name: str) -> None:
-    assert re.search(rf"^<!-- ci: {name} -->\n```bash\n.+\n```$", _text(ROOT / "README.md"), re.MULTILINE)
+    block = re.search(rf"^<!-- ci: {name} -->\n```bash\n((?:.+\n)+?)```$", _text(ROOT / "README.md"), re.MULTILINE)
+    assert block
+    # A newcomer may type them in any shell, PowerShell among them: programs, words and double quotes only.
+    for command in block[1].splitlines():
+        assert re.fullmatch(r'[\w./ "\[\]-]+', command), command
 
 
 def test_the_changelog_has_this_version() -> None:
