@@ -27,7 +27,7 @@ class Pace:
         self.step, self.evaluation, self.checkpoint = _Mean(), _Mean(), _Mean()
 
     def left(self, step: int) -> float:
-        """Seconds from the end of `step` (0: from the start) to that of the run."""
+        """Seconds from the end of `step` to that of the run, with the evaluation and the checkpoint due at `step`."""
         evaluations = self._due(step, self._evaluation.every) if self.evaluation.value else 0
         working = (self._total - step) * self.step.value + evaluations * self.evaluation.value
         by_time = working / (60 * self._checkpoint.minutes)
@@ -36,5 +36,5 @@ class Pace:
         return working + saves * self.checkpoint.value
 
     def _due(self, step: int, every: int) -> int:
-        """How many times something that is due `every` so many steps, and at the end, is due after `step`."""
-        return -(-self._total // every) - step // every if step < self._total else 0
+        """How many times something that is due `every` so many steps, and at the end, is due from `step` on."""
+        return -(-self._total // every) - max(0, step - 1) // every

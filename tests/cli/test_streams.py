@@ -6,6 +6,7 @@ import errno
 import io
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -110,6 +111,57 @@ def test_distill_resume_and_export_print_one_json_object_each(minilm: Minilm) ->
     assert again == facts
     assert json.loads(exported.out)["path"] == "run/export/hf"
     assert json.loads(exported.out)["step"] == 3
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_begins_with_what_it_does_and_ends_with_what_became_of_it(minilm: Minilm) -> None:
+    lines = [line.strip() for line in minilm(*DISTILL, "-o", "run").err.splitlines()]
+    begin, end = lines.index("Distilling"), lines.index("Trained 3 steps")
+    shown = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in lines[begin + 1 : end] if ":" not in line[:11])
+    assert shown["run folder"] == "run"
+    assert re.fullmatch(r"teacher: bert, 4 layers, .* parameters; layer 4 is learnt", shown["teacher"])
+    assert re.match(r"bert, 2 layers, .* × smaller, .* × less arithmetic\); layer 2 learns", shown["student"])
+    assert shown["relations"] == "QQ × 1, KK × 1, VV × 1; 6 heads"
+    assert "sequences held out" in shown["data"]
+    assert "3 steps of 4 sequences" in shown["training"]
+    assert "rate 0.0006 after 0 warm-up steps, then linear decay" in shown["training"]
+    assert re.match(r"cpu, .*, 1 process;", shown["hardware"])
+    outcome = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in lines[end + 1 : end + 6])
+    losses = [record["eval_loss"] for record in metrics() if "eval_loss" in record]
+    assert outcome["held-out loss"] == f"{losses[0]:.4f} → {losses[-1]:.4f}"
+    assert outcome["seen"].startswith("12 sequences, ")
+    assert re.fullmatch(r"[\d,]+ parameters, [\d.]+ MB; the teacher: [\d,]+, [\d.]+ MB", outcome["student"])
+    log = Path("run/log.txt").read_text(encoding="utf-8")
+    assert f"student: {shown['student']}" in log
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_that_got_worse_says_so_everywhere(minilm: Minilm) -> None:
+    outcome = minilm(*DISTILL, "-o", "run", "--lr", "1", "--warmup-steps", "0", "--eval-every", "1", "--json")
+    losses = [record["eval_loss"] for record in metrics() if "eval_loss" in record]
+    assert losses[-1] > losses[0]
+    best = min(losses[1:])
+    facts = json.loads(outcome.out)
+    assert (outcome.status, facts["improved"], facts["best_eval_loss"]) == (0, False, best)
+    assert facts["best_step"] == losses.index(best)
+    warning = f"The held-out loss did not improve: {losses[0]:.4g} at the start, {losses[-1]:.4g} at the end."
+    assert f"Warning: {warning}\n" in outcome.err
+    assert ("minilm export run --checkpoint best" in outcome.err) == (best < losses[-1])
+    minilm("export", "run")
+    assert warning in Path("run/export/hf/README.md").read_text(encoding="utf-8")
+
+
+def metrics() -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path("run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_mean_loss_is_that_of_the_steps_since_the_last_line(minilm: Minilm) -> None:
+    minilm(*DISTILL, "-o", "each")
+    each = [json.loads(line) for line in Path("each/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    minilm(*DISTILL, "-o", "run", "--log-every", "10")
+    first, second, third = (record["loss"] for record in each if "loss" in record)
+    assert [record["mean_loss"] for record in metrics() if "loss" in record] == [first, (second + third) / 2]
 
 
 @pytest.mark.usefixtures("workplace")

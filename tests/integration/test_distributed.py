@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,6 +49,11 @@ ENDLESS = ("--steps", "100000")
 def torchrun(processes: int, *options: str, program: tuple[str, ...] = FORKING) -> tuple[str, ...]:
     """The launcher of processes on this machine."""
     return (*program, "--nproc-per-node", str(processes), *(options or ("--standalone",)))
+
+
+def before_traceback(ended: subprocess.CompletedProcess[str]) -> str:
+    """What a launch wrote before torchrun's traceback; after it, the last message may come once more."""
+    return ended.stderr.partition("Traceback (most recent call last)")[0]
 
 
 def free_port() -> str:
@@ -111,7 +117,7 @@ def single_process(
 def no_process_is_left(minilm: Commands) -> Iterator[None]:
     """Every process of a test has ended."""
     yield
-    assert processes_in(minilm.folder) == []
+    wait_until(lambda: processes_in(minilm.folder) == [])  # what repeats the last message ends just after torchrun
 
 
 def processes_in(folder: Path) -> list[int]:
@@ -187,7 +193,7 @@ def test_a_run_can_be_resumed_with_another_number_of_processes(
     process.send_signal(signal.SIGTERM)
     stopped = minilm.end(process)
     assert stopped.returncode != 0
-    assert stopped.stderr.count("a checkpoint is saved") == 1
+    assert before_traceback(stopped).count("a checkpoint is saved") == 1
     assert "Stopped: SIGTERM after step" in stopped.stderr
     assert sorted(path.name for path in folder.glob("log-rank-*")) == ["log-rank-00001.txt", "log-rank-00002.txt"]
     assert "waiting for the others" in (folder / "log-rank-00002.txt").read_text(encoding="utf-8")
@@ -239,11 +245,29 @@ def test_sigusr1_saves_a_checkpoint_and_ctrl_c_saves_and_ends_every_process(
     process.send_signal(signal.SIGINT)
     ended = minilm.end(process)
     assert ended.returncode != 0
-    assert ended.stderr.count("Stopped: SIGINT after step") == 1
+    assert before_traceback(ended).count("Stopped: SIGINT after step") == 1
     assert re.search(r"SIGUSR1: the checkpoint of step \d+ is saved\.", ended.stderr)
     last = checkpoint.latest(folder / "checkpoints")
     assert last is not None
     assert f"SIGINT after step {last.step} of 100000; a checkpoint is saved." in ended.stderr
+
+
+@pytest.mark.parametrize("to", ["torchrun", "rank 0"])
+def test_the_message_of_a_stopped_run_is_the_last(minilm: Commands, distill: tuple[str, ...], to: str) -> None:
+    reading, writing = os.pipe()
+    process = minilm.start(*distill, *ENDLESS, "--eval-fraction", "0", launcher=torchrun(2), stderr=writing)
+    os.close(writing)
+    wait_until(has_done_a_step(minilm.folder / "run"), process)
+    os.kill(process.pid if to == "torchrun" else first_process(minilm.folder / "run"), signal.SIGTERM)
+    with os.fdopen(reading, encoding="utf-8") as stream:
+        said = stream.read()  # until the last process that may write has ended
+    message, traceback, after = said.partition("Traceback (most recent call last)")
+    assert traceback
+    stopped = (
+        r"\nStopped: SIGTERM after step \d+ of 100000; a checkpoint is saved\.\nContinue with:\n    minilm resume run\n"
+    )
+    assert re.search(stopped, message)
+    assert re.search(f"{stopped}$", after)
 
 
 def test_a_second_signal_ends_every_process_at_once(minilm: Commands, distill: tuple[str, ...]) -> None:
@@ -258,7 +282,7 @@ def test_a_second_signal_ends_every_process_at_once(minilm: Commands, distill: t
     os.kill(first, signal.SIGTERM)
     ended = minilm.end(process)
     assert ended.returncode != 0
-    assert ended.stderr.count("Stopped: at once, without saving.") == 1, ended.stderr
+    assert before_traceback(ended).count("Stopped: at once, without saving.") == 1, ended.stderr
     assert checkpoint.steps(folder / "checkpoints") == []
 
 
@@ -269,7 +293,7 @@ def test_a_lost_process_is_named_and_a_checkpoint_is_saved(minilm: Commands, dis
     os.kill(rank(1, minilm.folder), signal.SIGKILL)
     ended = minilm.end(process)
     assert ended.returncode != 0
-    errors = [line for line in ended.stderr.splitlines() if line.startswith("Error: ")]
+    errors = [line for line in before_traceback(ended).splitlines() if line.startswith("Error: ")]
     assert [error.rpartition(": ")[2] for error in errors] == ["rank 1 is lost."]
     assert "Continue with minilm resume" in ended.stderr
     written = [record["step"] for record in metrics(folder)]

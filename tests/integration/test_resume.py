@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from transformers import AlbertConfig, AlbertModel, BertConfig
 
 from minilm_cli.base.errors import Interrupted, MinilmError, RunError
-from minilm_cli.base.progress import NoProgress
+from minilm_cli.base.progress import NoProgress, Record
 from minilm_cli.export import exporting
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs import sinks as minilm_metrics
@@ -158,6 +158,54 @@ def test_a_resumed_run_reports_the_same_padding(tmp_path: Path, small_settings: 
 def no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pad the batches of every family."""
     monkeypatch.setattr("minilm_cli.models.tap.RegistryTap.packs", lambda _: False)
+
+
+class Recording(NoProgress):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, str] = {}
+        self.updates: list[tuple[float, dict[str, float]]] = []
+        self.left: list[float | None] = []
+        self.activities: list[str] = []
+
+    def announce(self, title: str, rows: Iterable[Sequence[str]]) -> None:
+        assert title == "Distilling"
+        self.rows = dict(rows)
+
+    def update(self, done: float, shown: Record | None = None, *, left: float | None = None) -> None:
+        self.updates.append((done, dict(shown or {})))
+        self.left.append(left)
+
+    def activity(self, text: str) -> None:
+        self.activities.append(text)
+
+
+def test_a_resumed_run_shows_where_it_was(tmp_path: Path, small_settings: Settings) -> None:
+    with pytest.raises(Crash):
+        run.distill(small_settings(tmp_path / "run"), crash_at(5))
+    last = {name: value for record in metrics(tmp_path / "run") for name, value in record.items()}
+    progress = Recording()
+    run.resume(RunFolder(tmp_path / "run"), progress)
+    assert progress.rows["resumed from"] == "step 4"
+    done, shown = progress.updates[0]
+    assert done == 4
+    assert shown["eval_loss"] == last["eval_loss"]
+    assert shown["loss"] == last["loss"]
+
+
+def test_evaluations_and_checkpoints_are_shown_and_counted(tmp_path: Path, small_settings: Settings) -> None:
+    progress = Recording()
+    path = run.distill(small_settings(tmp_path / "run", training__micro_batch_tokens=64), progress).path
+    held_out = RunFolder(path).plan().data.held_out
+    evaluating = [text for text in progress.activities if text.startswith("Evaluating ")]
+    assert len(set(evaluating)) > 1
+    assert evaluating.count(f"Evaluating {held_out}/{held_out}") == 3  # before the first step, at 3 and at 6
+    assert progress.activities.count("Saving") == 4  # at 2, 3 (the best), 4 and 6
+    assert progress.activities[-1] == "Writing the student"
+    left = [seconds for seconds in progress.left if seconds is not None]
+    assert len(left) == 6
+    assert all(seconds > 0 for seconds in left)
 
 
 def test_resume_reports_a_finished_run(minilm: Commands, finished_run: Path) -> None:

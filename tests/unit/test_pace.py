@@ -18,13 +18,13 @@ def test_time_left_counts_steps_evaluations_and_checkpoints() -> None:
     assert run.left(40) == 120 + 2 * 10  # at 50 and 100
     run.evaluation.add(7.0)
     assert run.left(40) == 120 + 3 * 7 + 3 * 10  # at 50, 75 and 100; each may be the best so far
-    assert run.left(100) == 0
+    assert run.left(100) == 7 + 10
 
 
 def test_last_step_is_evaluated_and_saved_once() -> None:
     run = pace(110, evaluate=50, save=1000)
     run.evaluation.add(1.0)
-    assert [run.left(step) for step in (0, 49, 50, 99, 100, 109, 110)] == [3, 3, 2, 2, 1, 1, 0]
+    assert [run.left(step) for step in (0, 1, 50, 51, 100, 101, 110)] == [3, 3, 3, 2, 2, 1, 1]
 
 
 def test_checkpoints_by_time_are_counted() -> None:
