@@ -79,6 +79,12 @@ python -m minilm_cli [OPTIONS] COMMAND [ARGUMENTS]
 ## Options
 
 {_table(("option", "meaning"), [(_names(row), row.help) for row in rows(group, context)])}
+
+## Shell completion
+
+`minilm --install-completion` installs it for bash, zsh, fish and PowerShell; it works in new terminals. It completes
+commands, options and values: `--init` and other options with a choice, `--set optimizer.`, presets and files after
+`--student-config`, and runs in `runs/` after `minilm resume` and `minilm export`.
 """
 
 
@@ -88,6 +94,7 @@ def _command_page(name: str, command: Any, context: typer.Context) -> str:
         panels.setdefault(row.panel, []).append(row)
     panels["Options"] = panels.pop("Options")  # last, as in --help
     parts = [f"# minilm {name}", command.help, f"```text\n{usage(command, context)}\n```"]
+    parts += ["For example:", f"```text\n{command.epilog}\n```"]
     for title, group in panels.items():
         parts += [f"## {title}", _options_table(group, "argument" if title == "Arguments" else "option")]
     if name == "distill":

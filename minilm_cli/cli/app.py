@@ -22,9 +22,21 @@ from minilm_cli.cli.torchrun import repeat_after_torchrun
 from minilm_cli.training.distributed import World
 from minilm_cli.training.rendezvous import Lost
 
+#: A command line of each command, for its help.
+_EXAMPLES = {
+    tokenize.tokenize: "minilm tokenize corpus.txt --tokenizer bert-base-uncased --max-length 128",
+    distill.distill: "minilm distill --teacher bert-base-uncased --student-config l6-h384 --epochs 3",
+    resume.resume: "minilm resume --steps 500000",
+    export.export: "minilm export --checkpoint best",
+    demo.demo: "minilm demo --output first-student",
+}
+
 app = typer.Typer(
     name="minilm",
     cls=usage.Group,
+    epilog="minilm tokenize corpus.txt\n"
+    "minilm distill --teacher bert-base-uncased --student-config l6-h384\n"
+    "minilm export",
     pretty_exceptions_enable=False,
     context_settings={
         "help_option_names": ["-h", "--help"],
@@ -32,8 +44,8 @@ app = typer.Typer(
     },
 )
 
-for command in (tokenize.tokenize, distill.distill, resume.resume, export.export, demo.demo):
-    app.command(cls=usage.Command)(command)
+for command, example in _EXAMPLES.items():
+    app.command(cls=usage.Command, epilog=example)(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -115,9 +127,9 @@ def _system_error(error: OSError) -> MinilmError:
 
 def _usage_error(error: typer.TyperException) -> MinilmError:
     """What typer found wrong with the command line, in the form of our messages."""
-    near = getattr(error, "possibilities", None)
-    message = error.message if near else error.format_message()
     context = getattr(error, "ctx", None)
-    path = context.command_path if context else "minilm"
-    hint = f"Did you mean {' or '.join(sorted(near))}?" if near else f"See: {path} --help"
+    message, hint = error.format_message(), f"See: {context.command_path if context else 'minilm'} --help"
+    if context is not None and hasattr(error, "possibilities"):  # an option that does not exist
+        message = error.message
+        hint = usage.option_hint(getattr(error, "option_name", ""), context) or hint
     return MinilmError(f"{message[:1].lower()}{message[1:]}".rstrip("."), hint=hint)

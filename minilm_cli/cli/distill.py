@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from minilm_cli.cli import completion
 from minilm_cli.cli.options import Force, Json, Typed, options_of
 from minilm_cli.cli.result import open_console, print_run
 from minilm_cli.settings.distill import DistillSettings
@@ -21,7 +22,12 @@ def distill(
     ] = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting by its dotted path; may be repeated."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any setting by its dotted path; may be repeated.",
+            autocompletion=completion.assignments,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, measure a few steps, print the plan, write nothing.")

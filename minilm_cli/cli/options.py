@@ -11,6 +11,7 @@ import typer
 from pydantic import BaseModel
 
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.cli.completion import completer
 from minilm_cli.settings.flags import Option, options
 from minilm_cli.settings.validation import SettingError
 
@@ -50,14 +51,16 @@ def options_of(model: type[BaseModel]) -> Callable[[Callable[..., None]], Callab
 
 def _parameter(name: str, option: Option) -> inspect.Parameter:
     kind = bool if option.is_switch else list[str] if option.flag.repeatable else str
+    complete = None if option.is_switch else completer(option)
     if option.is_argument:
-        info = typer.Argument(metavar=option.name, show_default=option.default or False)
+        info = typer.Argument(metavar=option.name, show_default=option.default or False, autocompletion=complete)
     else:
         info = typer.Option(
             *(name for name in (option.flag.name, option.flag.short) if name),
             metavar=None if option.is_switch else option.metavar,
             show_default=option.default or False,
             rich_help_panel=option.panel,
+            autocompletion=complete,
         )
     default = inspect.Parameter.empty if option.is_argument and option.required else None
     return inspect.Parameter(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from minilm_cli.cli import completion
 from minilm_cli.cli.options import Json, Typed, options_of
 from minilm_cli.cli.result import open_console, print_run
 from minilm_cli.settings.resume import ResumeSettings
@@ -17,7 +18,12 @@ def resume(
     context: typer.Context,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Setting that may change mid-run; may be repeated."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Setting that may change mid-run; may be repeated.",
+            autocompletion=completion.changes,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -15,6 +15,12 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.cli import suggestions
+
+#: Where the documentation is published.
+DOCUMENTATION = "https://minilm-cli.github.io/minilm/"
+
 #: Columns of the help: narrower would cut names, and longer lines are hard to read.
 _NARROWEST, _WIDEST = 60, 120
 
@@ -77,6 +83,23 @@ def usage(command: Any, context: typer.Context) -> str:
     return " ".join([context.command_path, *names, "[OPTIONS]"])
 
 
+def documentation(command: Any) -> str:
+    """The address of the page about a command, or about the program."""
+    return DOCUMENTATION if isinstance(command, TyperGroup) else f"{DOCUMENTATION}reference/{command.name}/"
+
+
+def option_hint(name: str, context: Any) -> str | None:
+    """What may be meant by an option that the command of this context lacks; `None` if there is no guess."""
+    commands = context.find_root().command.commands
+    elsewhere = {other: _options(command, context) for other, command in commands.items()}
+    elsewhere.pop(context.info_name, None)
+    return suggestions.option_hint(name, _options(context.command, context), elsewhere)
+
+
+def _options(command: Any, context: Any) -> list[str]:
+    return [name for parameter in command.get_params(context) for name in parameter.opts if name.startswith("-")]
+
+
 class Command(TyperCommand):
     """A command with our help."""
 
@@ -96,6 +119,12 @@ class Group(TyperGroup):
                 parameter.default = False
         return parameters
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that `args` begin with; raises `MinilmError` with a suggestion if there is none."""
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            raise MinilmError(f"no such command: {args[0]}", hint=suggestions.command_hint(args[0], self.commands))
+        return super().resolve_command(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help into `formatter`."""
         formatter.write(_page(self, ctx))
@@ -114,6 +143,10 @@ def _page(command: Any, context: typer.Context) -> str:
     lines += [*textwrap.wrap(command.help, columns), ""]
     for title, group in panels.items():
         lines += _panel(title, group, width, columns)
+    examples = command.epilog.splitlines()
+    lines += ["", typer.style("Example:" if len(examples) == 1 else "Examples:", bold=True)]
+    lines += [f"  {example}" for example in examples]
+    lines += ["", f"Documentation: {documentation(command)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -109,15 +109,29 @@ def options(model: type[BaseModel], prefix: str = "") -> Iterator[Option]:
                 yield Option(model, f"{prefix}{name}", flag, field, model.PANEL if issubclass(model, Section) else "")
 
 
-def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+def setting_names(model: type[BaseModel]) -> list[str]:
     """The dotted path of every setting of a model, in the order of their declaration."""
-    names = []
+    return list(setting_fields(model))
+
+
+def setting_fields(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
+    """The field of every setting of a model by its dotted path, in the order of their declaration."""
+    found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         if section := section_of(field):
-            names += setting_names(section, f"{prefix}{name}.")
+            found |= setting_fields(section, f"{prefix}{name}.")
         else:
-            names.append(f"{prefix}{name}")
-    return names
+            found[f"{prefix}{name}"] = field
+    return found
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """The words that a type allows: `("auto",)` of `Literal["auto"] | int`."""
+    if get_origin(annotation) is Literal:
+        return tuple(word for word in get_args(annotation) if isinstance(word, str))
+    if get_origin(annotation) in (Union, UnionType, Annotated, tuple):
+        return tuple(word for argument in get_args(annotation) for word in choices(argument))
+    return ()
 
 
 def docstrings(model: type[BaseModel]) -> dict[str, str]:

@@ -70,6 +70,7 @@ def test_defaults_of_tokenize() -> None:
         "max_length": 512,
         "overflow": "split",
         "pack": False,
+        "join_rows": False,
         "split_sentences": False,
         "language": "en",
         "text_field": None,
