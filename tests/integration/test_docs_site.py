@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from .conftest import TIMEOUT
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +101,9 @@ def page() -> Iterator[Any]:
     playwright = _package("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=_program(), args=FLAGS)
-        yield browser.new_page()
+        page = browser.new_page()
+        page.set_default_timeout(TIMEOUT * 1000)
+        yield page
         browser.close()
 
 
@@ -120,7 +124,8 @@ def test_a_page_fits_on_a_laptop_and_on_a_phone(path: str, page: Any, site: str,
 def test_search_finds_a_page(page: Any, site: str) -> None:
     page.set_viewport_size({"width": LAPTOP, "height": 900})
     page.goto(site)
-    page.fill("[data-md-component=search-query]", "relation heads")
+    # Typed, not filled in: the page listens for keys.
+    page.locator("[data-md-component=search-query]").press_sequentially("relation heads")
     page.wait_for_selector(".md-search-result__link")
     found = page.eval_on_selector_all(".md-search-result__link", "links => links.map(link => link.href)")
     assert any(address.startswith(f"{site}/method/") for address in found), found
