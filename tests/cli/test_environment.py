@@ -63,3 +63,16 @@ def test_a_file_in_place_of_the_model_cache_is_reported(tmp_path: Path, tiny_stu
     for words in ("nobody/nothing", "cannot be loaded", str(file), "HF_HOME"):
         assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(
+    minilm: Minilm, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], spins: str | None
+) -> None:
+    unset = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    monkeypatch.setattr(os, "environ", unset | given)
+    assert minilm("--version").status == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
