@@ -81,8 +81,8 @@ def _set_up_cpus() -> None:
     """Set what torch and its OpenMP library read once, unless the user has set it."""
     # Large tensors in huge pages: a fifth of the page faults, and 4% of a step's time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    # Threads that wait for each other sleep soon. By default they spin for milliseconds, and next to another program the
-    # thread that has work cannot run meanwhile: steps take many times as long.
+    # Threads that wait for each other sleep soon. By default they spin for milliseconds, and next to another program
+    # the thread that has work cannot run meanwhile: steps take many times as long.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
