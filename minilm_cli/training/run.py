@@ -246,7 +246,7 @@ def _train(
     logs = world.leads or prepared.settings.reporting.log_ranks
     with logging_to(log) if logs else nullcontext(), signals.caught(), _stopping(progress):
         if world.leads:
-            _announce(prepared.plan, run, progress, newest)
+            _announce(prepared.plan, run, progress)
         loop = TrainingLoop(prepared, run, progress, signals, newest, lock)
         try:
             loop.run()
@@ -276,11 +276,9 @@ def _stopping(progress: Progress) -> Iterator[None]:
         progress.stop()
 
 
-def _announce(plan: Plan, run: RunFolder, progress: Progress, newest: Checkpoint | None) -> None:
+def _announce(plan: Plan, run: RunFolder, progress: Progress) -> None:
     """Show what is trained, and write it to the log."""
     rows = banner(plan, str(run.path))
-    if newest is not None:
-        rows.append(("resumed from", f"step {newest.step:,}"))
     progress.announce("Distilling", rows)
     for name, value in rows:
         logger.debug("%s: %s", name, value)

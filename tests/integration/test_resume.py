@@ -187,7 +187,7 @@ def test_a_resumed_run_shows_where_it_was(tmp_path: Path, small_settings: Settin
     last = {name: value for record in metrics(tmp_path / "run") for name, value in record.items()}
     progress = Recording()
     run.resume(RunFolder(tmp_path / "run"), progress)
-    assert progress.rows["resumed from"] == "step 4"
+    assert progress.rows["run folder"] == str(tmp_path / "run")
     done, shown = progress.updates[0]
     assert done == 4
     assert shown["eval_loss"] == last["eval_loss"]
