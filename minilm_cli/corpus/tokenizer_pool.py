@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -59,8 +60,8 @@ def encoders(recipe: Recipe, count: int, scratch: Path) -> Iterator[Encode[Any]]
             "a worker process died, or ran out of memory", hint="Try fewer --workers or a smaller --batch-size."
         ) from None
     finally:
-        # Only workers read it. Python before 3.11.5 waits for ever if they were killed while it wrote (gh-94777).
-        pool._call_queue._reader.close()  # type: ignore[attr-defined]
+        if sys.version_info < (3, 11, 5):  # it waits for ever if workers were killed while it wrote to them (gh-94777)
+            pool._call_queue._reader.close()  # type: ignore[attr-defined]
         pool.shutdown(cancel_futures=True)
         file.unlink(missing_ok=True)
 

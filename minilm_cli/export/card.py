@@ -142,6 +142,7 @@ def _data(data: DataFacts) -> str:
 
 def _training(settings: DistillSettings, plan: Plan, step: int, changes: Sequence[tuple[int, str]]) -> str:
     optimizer, schedule, training = settings.optimizer, settings.schedule, settings.training
+    warmup = plan.training.warmup_steps if schedule.warmup_steps == "auto" else schedule.warmup_steps
     rows = [
         ("steps", f"{step:,} of {plan.training.steps:,}, {training.batch_size} sequences each"),
         (
@@ -149,7 +150,7 @@ def _training(settings: DistillSettings, plan: Plan, step: int, changes: Sequenc
             f"AdamW, lr {optimizer.lr:g}, betas {optimizer.betas[0]:g}/{optimizer.betas[1]:g}, eps {optimizer.eps:g},"
             f" weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.clip_norm:g}",
         ),
-        ("schedule", f"{schedule.kind}, {int(schedule.warmup_steps):,} warm-up steps"),
+        ("schedule", f"{schedule.kind}, {warmup or 0:,} warm-up steps"),
         ("precision", f"{training.precision} (loss in fp32)"),
         ("seed", f"{training.seed}"),
         *((f"changed after step {after:,}", change) for after, change in changes),

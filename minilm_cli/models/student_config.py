@@ -18,8 +18,8 @@ from minilm_cli.base.jsonio import read_json
 from minilm_cli.models.checks import check_numbers, refuse_decoder, refuse_unsuitable
 from minilm_cli.models.families import Family, family_of, other_words
 from minilm_cli.models.hub import quiet, reason
+from minilm_cli.models.size import count_parameters, weightless
 from minilm_cli.models.student import building
-from minilm_cli.models.weightless import count_parameters, weightless
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from minilm_cli.models.checks import check_numbers, refuse_decoder, refuse_unsui
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import loading
 from minilm_cli.models.layers import drop_layers_above, resolve_layer
+from minilm_cli.models.size import Size, size_of, weightless
 from minilm_cli.models.student import building
 from minilm_cli.models.tap import ATTENTION
-from minilm_cli.models.weightless import weightless
 
 
 def read_teacher_config(
@@ -60,8 +60,8 @@ def load_teacher(
     revision: str | None = None,
     trust_remote_code: bool = False,
     config: PreTrainedConfig | None = None,
-) -> tuple[PreTrainedModel, int]:
-    """The teacher in fp32 and evaluation mode, without the layers above the tapped one; and that layer, 1-based.
+) -> tuple[PreTrainedModel, int, Size]:
+    """The teacher in fp32 and evaluation mode, without the layers above the tapped one; that layer; the whole's size.
 
     name: Hub name or local folder. layer: 1-based, negative from the last, or `auto`. config: the result of
     `read_teacher_config`, if it was read before.
@@ -86,8 +86,9 @@ def load_teacher(
     number = resolve_layer(wanted, layers, setting="teacher.layer")
     _check_weights(model, name)
     try_out(model, "teacher", name)
+    size = size_of(model)
     drop_layers_above(model, number)
-    return cast(PreTrainedModel, model.eval().requires_grad_(False)), number
+    return cast(PreTrainedModel, model.eval().requires_grad_(False)), number, size
 
 
 def _check_config(config: PreTrainedConfig, where: str) -> None:

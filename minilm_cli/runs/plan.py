@@ -22,8 +22,7 @@ class _Facts(BaseModel):
 class TeacherFacts(_Facts):
     """The teacher; `parameters` counts those up to the tapped layer, and `total_parameters` all.
 
-    `operations_per_token` are the floating-point operations of a pass of the whole model over one token, null for a
-    family that has to be run on real input to know.
+    `operations_per_token` are the floating-point operations of the whole model's matrix products for one token.
     """
 
     name: str

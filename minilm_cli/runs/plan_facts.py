@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
 from minilm_cli.models.layers import evenly_spaced
+from minilm_cli.models.size import Size, count_parameters
 from minilm_cli.models.tap import Tap
-from minilm_cli.models.weightless import count_parameters, operations_per_token, weightless
 from minilm_cli.runs.plan import DataFacts, StoreFacts, StudentFacts, TeacherFacts
 from minilm_cli.tokens.mixture import Mixture
 from minilm_cli.tokens.store import TokenStore
@@ -23,9 +23,9 @@ def short_name(config: PreTrainedConfig) -> str:
     return f"l{config.num_hidden_layers}-h{config.hidden_size}"
 
 
-def teacher_facts(tap: Tap, name: str, *, config_sha256: str) -> TeacherFacts:
-    """`name`: as the settings give it. config_sha256: of its config.json, as `models.teacher` read it."""
-    config, whole = tap.model.config, weightless(tap.model.config)
+def teacher_facts(tap: Tap, name: str, size: Size, *, config_sha256: str) -> TeacherFacts:
+    """`name`: as the settings give it. size: with all layers. config_sha256: of its config.json, as it was read."""
+    config = tap.model.config
     return TeacherFacts(
         name=_public_name(name) or name,
         on_hub=not Path(name).is_dir(),
@@ -34,17 +34,18 @@ def teacher_facts(tap: Tap, name: str, *, config_sha256: str) -> TeacherFacts:
         layer=tap.layer,
         width=config.hidden_size,
         parameters=count_parameters(tap.model),
-        total_parameters=None if whole is None else count_parameters(whole),
-        operations_per_token=None if whole is None else operations_per_token(whole),
+        total_parameters=size.parameters,
+        operations_per_token=size.operations,
         config_sha256=config_sha256,
         weights_sha256=_weights_sha256(tap.model),
     )
 
 
-def student_facts(tap: Tap, *, teacher_layer: int | None, untrained: Sequence[str], config_sha256: str) -> StudentFacts:
+def student_facts(
+    tap: Tap, size: Size, *, teacher_layer: int | None, untrained: Sequence[str], config_sha256: str
+) -> StudentFacts:
     """teacher_layer: the last teacher layer that the student was initialised from, if it was."""
     config, named = tap.model.config, dict(tap.model.named_parameters())
-    shape = weightless(config)
     return StudentFacts(
         name=short_name(config),
         family=tap.family.name,
@@ -53,8 +54,8 @@ def student_facts(tap: Tap, *, teacher_layer: int | None, untrained: Sequence[st
         width=config.hidden_size,
         attention_heads=config.num_attention_heads,
         feed_forward_width=getattr(config, tap.family.feed_forward, None),
-        parameters=count_parameters(tap.model),
-        operations_per_token=None if shape is None else operations_per_token(shape),
+        parameters=size.parameters,
+        operations_per_token=size.operations,
         init_from_teacher_layers=[] if teacher_layer is None else evenly_spaced(tap.layer, teacher_layer),
         tensors=len(named),
         untrained=list(untrained),

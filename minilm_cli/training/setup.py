@@ -21,13 +21,14 @@ from minilm_cli.base.checksums import sha256, sha256_of_text
 from minilm_cli.models.hub import load_tokenizer, tokenizer_info
 from minilm_cli.models.initialise import init_from_teacher
 from minilm_cli.models.layers import resolve_layer
+from minilm_cli.models.size import size_of
 from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import saved_config, student_config
 from minilm_cli.models.tap import RegistryTap, Tap
 from minilm_cli.models.teacher import load_teacher, read_teacher_config
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import RUNS
-from minilm_cli.runs.plan import Plan, RelationFacts, TrainingFacts, refuse_changes
+from minilm_cli.runs.plan import Plan, RelationFacts, TeacherFacts, TrainingFacts, refuse_changes
 from minilm_cli.runs.plan_facts import data_facts, short_name, student_facts, teacher_facts
 from minilm_cli.runs.sinks import check_sinks
 from minilm_cli.settings.distill import (
@@ -132,9 +133,9 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     if world.leads:  # once is enough, since it reads everything
         verify_stores(stores)
     mixture = Mixture(list(stores.values()), settings.data.weights)
-    teacher = _load_teacher(settings.teacher, named.teacher_config)
-    of_teacher = teacher_facts(teacher, settings.teacher.name, config_sha256=named.teacher_config_sha256)
+    teacher, of_teacher = _load_teacher(settings.teacher, named)
     student = _build_student(settings, named.student_config, teacher)
+    student_size = size_of(student.model)
     max_length = choose_max_length(settings.data.max_length, stores, {"teacher": teacher, "student": student})
     relations = _relation_facts(settings.relations, teacher, student)
     pack = teacher.packs() and student.packs()
@@ -153,17 +154,14 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
         teacher=of_teacher,
         student=student_facts(
             student,
+            student_size,
             teacher_layer=from_teacher,
             untrained=distiller.untrained,
             config_sha256=config_sha256,
         ),
         relations=relations,
         data=data_facts(
-            stores,
-            mixture,
-            settings.data.weights,
-            held_out=stream.held_out_sequences,
-            max_length=max_length,
+            stores, mixture, settings.data.weights, held_out=stream.held_out_sequences, max_length=max_length
         ),
         training=_training_facts(resolved, distiller, stream, tokens_per_step=round(tokens_per_step)),
     )
@@ -172,16 +170,17 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     return PreparedRun(resolved, named.tokenizer, named.student_config, stream, distiller, total_steps, plan)
 
 
-def _load_teacher(settings: TeacherSettings, config: PreTrainedConfig) -> Tap:
+def _load_teacher(settings: TeacherSettings, named: Named) -> tuple[Tap, TeacherFacts]:
     logger.info("Loading the teacher, %s.", settings.name)
-    model, layer = load_teacher(
+    model, layer, size = load_teacher(
         settings.name,
         layer=settings.layer,
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
-        config=config,
+        config=named.teacher_config,
     )
-    return RegistryTap(model, layer)
+    tap = RegistryTap(model, layer)
+    return tap, teacher_facts(tap, settings.name, size, config_sha256=named.teacher_config_sha256)
 
 
 def _build_student(settings: DistillSettings, config: PreTrainedConfig, teacher: Tap) -> Tap:

@@ -441,7 +441,6 @@ def _write_run(folder: Path) -> None:
 def _open_run(folder: Path) -> None:
     run = find_run(folder)
     run_plan = run.plan()
-    run_plan.tables()
     records = run.metrics()
     final_losses(records)
     loss_curve(records, run_plan.student.name).encode()

@@ -34,7 +34,7 @@ pytestmark = [
 
 def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
     settings = load_distill_settings(None, ["schedule.warmup_steps=2"], {"teacher.name": "t", "student.config": "s"})
-    model, layer = load_teacher(str(teacher), layer=1)
+    model, layer, _ = load_teacher(str(teacher), layer=1)
     config_of_student = student_config(str(config), AutoConfig.from_pretrained(teacher))
     config_of_student.num_hidden_layers = 1
     config_of_student.hidden_dropout_prob = config_of_student.attention_probs_dropout_prob = 0.0

@@ -55,7 +55,7 @@ class Factory:
         world: World | None = None,
     ) -> Distiller:
         """A distiller from the teacher's layer 3 to the student's `layer`; `assignments` as in `--set`."""
-        teacher, number = load_teacher(str(self.teacher), layer=3)
+        teacher, number, _ = load_teacher(str(self.teacher), layer=3)
         settings = settings_of(*assignments)
         return Distiller(
             RegistryTap(teacher, number),

@@ -43,7 +43,7 @@ def test_layers_above_the_trained_one_stay_random() -> None:
 
 
 def test_teacher_may_lack_its_upper_layers(tiny_teacher: Path) -> None:
-    teacher, layer = load_teacher(str(tiny_teacher), layer=2)
+    teacher, layer, _ = load_teacher(str(tiny_teacher), layer=2)
     config = AutoConfig.from_pretrained(tiny_teacher)
     config.num_hidden_layers = 2
     student = build_student(config, seed=0)

@@ -39,7 +39,7 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> 
 def test_teacher_is_loaded_in_fp32_and_eval_mode_without_gradients(make_teacher: Callable[..., Path]) -> None:
     folder = make_teacher(num_hidden_layers=1)
     BertModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
-    teacher, layer = load_teacher(str(folder), layer="auto")
+    teacher, layer, _ = load_teacher(str(folder), layer="auto")
     assert layer == 1
     assert not teacher.training
     for parameter in teacher.parameters():
@@ -50,12 +50,12 @@ def test_teacher_is_loaded_in_fp32_and_eval_mode_without_gradients(make_teacher:
 def test_auto_layer_is_the_best_layer_of_the_family(tmp_path: Path) -> None:
     config = small("roberta", num_hidden_layers=24, hidden_size=4, intermediate_size=4, num_attention_heads=1)
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    teacher, layer = load_teacher(str(tmp_path), layer="auto")
+    teacher, layer, _ = load_teacher(str(tmp_path), layer="auto")
     assert layer == len(teacher.encoder.layer) == 19
 
 
 def test_layers_above_the_tap_and_the_pooler_are_dropped(tiny_teacher: Path) -> None:
-    teacher, layer = load_teacher(str(tiny_teacher), layer=-2)
+    teacher, layer, _ = load_teacher(str(tiny_teacher), layer=-2)
     saved = load_file(tiny_teacher / "model.safetensors")
     kept = teacher.state_dict()
     assert layer == 3
@@ -151,7 +151,7 @@ def pickle_weights(folder: Path, content: object) -> None:
 def test_pickle_of_tensors_is_loaded(tiny_teacher: Path, teacher_copy: Path) -> None:
     weights = load_file(tiny_teacher / "model.safetensors")
     pickle_weights(teacher_copy, weights)
-    teacher, _ = load_teacher(str(teacher_copy), layer="auto")
+    teacher, _, _ = load_teacher(str(teacher_copy), layer="auto")
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, weights[name])
 

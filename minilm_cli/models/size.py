@@ -1,0 +1,49 @@
+"""How large a model is and how much it computes; and its form without weights, for checks that cost nothing."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from minilm_cli.models.student import random_model
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a whole model."""
+
+    parameters: int
+    """Shared ones count once."""
+    operations: int
+    """Floating-point operations of the matrix products for one token, each layer as often as it is used. Attention
+    scores, whose number grows with the length of the text, are not in it."""
+
+
+def size_of(model: PreTrainedModel) -> Size:
+    """The size of a model with weights, found by a pass over one token."""
+    training = model.training
+    model.train(False)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.ones((1, 1), dtype=torch.long))
+    model.train(training)
+    return Size(count_parameters(model), int(counter.get_total_flops()))
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """All parameters of a model, with weights or without."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weightless(config: PreTrainedConfig) -> PreTrainedModel | None:
+    """The model that `AutoModel` builds of this configuration, without weights; `None` if its code comes with it.
+
+    It is on torch's meta device: milliseconds and no memory. Raises whatever the family's own code raises.
+    """
+    if type(config) not in MODEL_MAPPING:
+        return None
+    with torch.device("meta"):
+        return random_model(copy.deepcopy(config))
