@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,11 @@ def print_result(path: Path, facts: Mapping[str, Any], as_json: bool) -> None:
 
 def print_run(console: Console, report: RunReport, as_json: bool) -> None:
     """Print how a run ended, what to do next, and its path."""
-    from minilm_cli.runs.plan_text import megabytes
-
     held_out = report.held_out
     if report.finished_before:
         console.say(f"{report.path} is finished: {report.step} steps. Extend it with --steps.")
     else:
-        console.table(f"Trained {report.step:,} steps", _outcome(report, megabytes))
+        console.table(f"Trained {report.step:,} steps", _outcome(report))
         if held_out is not None and held_out.warning:
             console.warn(held_out.warning)
         console.say(f"The student is in {report.path / 'student'}. Export it with:\n    minilm export {report.path}")
@@ -44,9 +42,10 @@ def print_run(console: Console, report: RunReport, as_json: bool) -> None:
     print_result(report.path, _facts(report), as_json)
 
 
-def _outcome(report: RunReport, megabytes: Callable[[int], str]) -> list[tuple[str, str]]:
+def _outcome(report: RunReport) -> list[tuple[str, str]]:
     """What a person wants to know of a run that is done."""
     from minilm_cli.cli.console import duration
+    from minilm_cli.runs.plan_text import megabytes
 
     teacher, student, losses, held_out = report.plan.teacher, report.plan.student, report.losses, report.held_out
     rows = [("time", duration(report.seconds)), ("seen", f"{report.sequences:,} sequences, {report.tokens:,} tokens")]
