@@ -230,15 +230,29 @@ def test_settings_that_are_rarely_meant_give_a_warning(
     assert warnings == ([f"Warning: {warning}"] if warning else [])
 
 
-def test_plain_progress_prints_at_most_one_line_in_ten_seconds(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+class Clock:
+    """The console's clock, which a test sets."""
+
     now = 0.0
-    monkeypatch.setattr(console, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(console, "time", found)
+    return found
+
+
+def test_plain_progress_prints_at_most_one_line_in_ten_seconds(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     progress = Console().progress
     progress.start("Distilling", 1000)
     for step in range(1, 1001):
-        now += 0.1
+        clock.now += 0.1
         progress.update(step, {"loss": 1.0, "lr": 1e-3})
     progress.stop()
     lines = capsys.readouterr().err.splitlines()
@@ -248,34 +262,28 @@ def test_plain_progress_prints_at_most_one_line_in_ten_seconds(
     assert "left" in lines[0]
 
 
-def test_plain_lines_get_rarer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    now = 0.0
-    monkeypatch.setattr(console, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
+def test_plain_lines_get_rarer(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     progress = Console().progress
     progress.start("Distilling", 10_000)
     printed = []
     for step in range(1, 10_001):
-        now += 1.0
+        clock.now += 1.0
         progress.update(step)
         if capsys.readouterr().err:
-            printed.append(now)
+            printed.append(clock.now)
     progress.stop()
     assert printed[:13] == [*range(10, 111, 10), 170, 230]
     assert {after - before for before, after in itertools.pairwise(printed)} == {10, 60, 600}
     assert printed[-1] - printed[-2] == 600
 
 
-def test_activities_are_shown_in_place_of_steps(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(console, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now)}))
+def test_activities_are_shown_in_place_of_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     progress = Console().progress
     progress.start("Distilling", 100)
     progress.update(20, {"loss": 1.0, "mean_loss": 2.0}, left=65.0)
-    now = 10.0
+    clock.now = 10.0
     progress.activity("Evaluating 310/717")
-    now = 20.0
+    clock.now = 20.0
     progress.activity("")
     progress.stop()
     assert capsys.readouterr().err.splitlines() == [
