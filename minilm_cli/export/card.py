@@ -12,6 +12,7 @@ from minilm_cli.export.formats import Source
 from minilm_cli.export.loss_curve import loss_curve
 from minilm_cli.runs.held_out import HeldOut
 from minilm_cli.runs.plan import DataFacts, Plan
+from minilm_cli.runs.plan_text import relation_weights, start
 from minilm_cli.settings.distill import DistillSettings
 
 CURVE_FILE = "loss.svg"
@@ -107,14 +108,8 @@ def _outcome(records: Sequence[Mapping[str, float]]) -> str:
     return f"\n**{' '.join(said)}**\n" if said else ""
 
 
-def _start(plan: Plan) -> str:
-    layers = ", ".join(map(str, plan.student.init_from_teacher_layers))
-    return f"the teacher's layers {layers}" if layers else "random weights"
-
-
 def _teacher_and_relations(settings: DistillSettings, plan: Plan) -> str:
     teacher, relations = plan.teacher, plan.relations
-    weights = ", ".join(f"{pair.upper()} × {weight:g}" for pair, weight in settings.relations.weights.items())
     return f"""## Teacher and relations
 
 | | |
@@ -123,8 +118,8 @@ def _teacher_and_relations(settings: DistillSettings, plan: Plan) -> str:
 | revision | {settings.teacher.revision or "default"} |
 | teacher layer | {teacher.layer} |
 | student layer | {plan.student.layer} |
-| student started from | {_start(plan)} |
-| relations | {weights} |
+| student started from | {start(plan.student)} |
+| relations | {relation_weights(settings.relations.weights)} |
 | relation heads | {relations.heads} ({relations.teacher_head_width} wide in the teacher, \
 {relations.student_head_width} in the student) |"""
 

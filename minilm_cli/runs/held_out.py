@@ -19,12 +19,12 @@ class HeldOut:
     @classmethod
     def of(cls, records: Iterable[Mapping[str, float]]) -> HeldOut | None:
         """Those among the records of `metrics.jsonl`; `None` without one after the start."""
-        found = [(int(record["step"]), record["eval_loss"]) for record in records if "eval_loss" in record]
-        saved = [(loss, step) for step, loss in found if step > 0]
-        if len(found) < 2 or not saved:  # noqa: PLR2004  # a start and an end
+        found = [(record["eval_loss"], int(record["step"])) for record in records if "eval_loss" in record]
+        saved = [(loss, step) for loss, step in found if step > 0]
+        if not saved or not found[1:]:
             return None
         best, best_step = min(saved)
-        return cls(found[0][1], found[-1][1], best, best_step)
+        return cls(found[0][0], found[-1][0], best, best_step)
 
     @property
     def improved(self) -> bool:

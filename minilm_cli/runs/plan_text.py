@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minilm_cli.runs.plan import DataFacts, Plan, StudentFacts, TeacherFacts, TrainingFacts
@@ -31,12 +31,11 @@ def tables(plan: Plan, *, verbose: bool = False) -> dict[str, Rows]:
 def banner(plan: Plan, output: str) -> Rows:
     """What is trained on what, how long and where, in a line each; `output` is the run folder."""
     teacher, student, relations = plan.teacher, plan.student, plan.relations
-    weights = ", ".join(f"{pair.upper()} × {weight:g}" for pair, weight in relations.weights.items())
     return [
         ("run folder", output),
         ("teacher", f"{teacher.name}: {_shape(teacher)}; layer {teacher.layer} is learnt"),
         ("student", f"{_shape(student)}{_compression(plan)}; layer {student.layer} learns, from {start(student)}"),
-        ("relations", f"{weights}; {relations.heads} heads"),
+        ("relations", f"{relation_weights(relations.weights)}; {relations.heads} heads"),
         ("data", _data(plan.data)),
         ("training", _training(plan.training)),
         ("hardware", _hardware(plan.training)),
@@ -47,6 +46,11 @@ def start(student: StudentFacts) -> str:
     """The initial weights."""
     layers = ", ".join(map(str, student.init_from_teacher_layers))
     return f"the teacher's layers {layers}" if layers else "random weights"
+
+
+def relation_weights(weights: Mapping[str, float]) -> str:
+    """The relations and their weights: `QQ × 1, KK × 1`."""
+    return ", ".join(f"{pair.upper()} × {weight:g}" for pair, weight in weights.items())
 
 
 def megabytes(parameters: int) -> str:
