@@ -61,7 +61,7 @@ def encoders(recipe: Recipe, count: int, scratch: Path) -> Iterator[Encode[Any]]
         ) from None
     finally:
         if sys.version_info < (3, 11, 5):  # it waits for ever if workers were killed while it wrote to them (gh-94777)
-            pool._call_queue._reader.close()  # type: ignore[attr-defined]
+            pool._call_queue._reader.close()  # type: ignore[attr-defined]  # it is private
         pool.shutdown(cancel_futures=True)
         file.unlink(missing_ok=True)
 

@@ -49,10 +49,8 @@ class RunState(_Part):
     since: Done = Done()
     """Since the last line of metrics."""
     since_seconds: float = 0.0
-    sequences: int = 0
-    """All that were trained on, each as often as it came."""
     tokens: int = 0
-    """Those of these sequences."""
+    """All that were trained on, each as often as it came."""
     wall_seconds: float = 0.0
     """Since the run was started, evaluations and checkpoints included, interruptions not."""
     backed_off: BackedOff | None = None

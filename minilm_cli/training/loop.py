@@ -47,7 +47,7 @@ class TrainingLoop:
         self._saved = None if newest is None else newest.step
         self._evaluated, self._best = state.evaluated, state.best
         self._elapsed, self._since, self._since_seconds = state.elapsed, state.since, state.since_seconds
-        self.sequences, self.tokens = state.sequences, state.tokens
+        self.tokens = state.tokens
         self._began = time.monotonic() - state.wall_seconds
         self._pace = Pace(self._total, self._settings.evaluation, self._settings.checkpoint)
         self._budget = self._stream.micro_batch_tokens
@@ -147,7 +147,6 @@ class TrainingLoop:
             padded_tokens=since.padded_tokens + report.padded_tokens,
             loss=since.loss + report.loss,
         )
-        self.sequences += report.sequences
         self.tokens += report.tokens
 
     def _log(self, report: StepReport) -> dict[str, float]:
@@ -228,7 +227,6 @@ class TrainingLoop:
                 elapsed=self._elapsed,
                 since=self._since,
                 since_seconds=started - self._mark,
-                sequences=self.sequences,
                 tokens=self.tokens,
                 wall_seconds=self.seconds,
                 first_loss=self._monitor.first_loss,

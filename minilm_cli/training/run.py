@@ -60,12 +60,15 @@ class RunReport:
     """The lines of `metrics.jsonl`."""
     seconds: float = 0.0
     """Of the whole run, interruptions not counted."""
-    sequences: int = 0
-    """Trained on, each as often as it came."""
     tokens: int = 0
-    """Those of these sequences."""
+    """Trained on, each as often as it came."""
     finished_before: bool = False
     """There was nothing left to do."""
+
+    @property
+    def sequences(self) -> int:
+        """Trained on, each as often as it came: every step has as many."""
+        return self.step * self.plan.training.batch_size
 
     @property
     def losses(self) -> Mapping[str, float]:
@@ -143,7 +146,6 @@ def _finished(run: RunFolder, step: int, state: RunState) -> RunReport:
         run.plan(),
         records=run.metrics(),
         seconds=state.wall_seconds,
-        sequences=state.sequences,
         tokens=state.tokens,
         finished_before=True,
     )
@@ -257,7 +259,6 @@ def _train(
             prepared.total_steps,
             prepared.plan,
             seconds=loop.seconds,
-            sequences=loop.sequences,
             tokens=loop.tokens,
         )
         if not world.leads:
