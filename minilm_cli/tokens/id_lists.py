@@ -33,6 +33,11 @@ def is_id_lists(path: Path) -> bool:
     return path.name.endswith(".jsonl.gz")
 
 
+def converted_store(first: Path, number: int) -> Path:
+    """Where the token store is that is made from the `number`-th file, from 1; `first`: that of the first."""
+    return first if number == 1 else first.with_name(f"{first.name}-{number}")
+
+
 class IdListWriter:
     """Writes a list of token ids a line; equal tokens give equal bytes."""
 

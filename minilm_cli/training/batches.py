@@ -6,18 +6,16 @@ store, and resuming needs no state.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from minilm_cli.base.seeding import derive
 from minilm_cli.models.inputs import Inputs
 from minilm_cli.tokens.mixture import Mixture
+from minilm_cli.tokens.split import held_out, split
 from minilm_cli.tokens.store import Indices, TokenIds, TokenStore
 from minilm_cli.training.micro_batches import MicroBatch, packed_sizes, padded_sizes, share, work
-from minilm_cli.training.permutation import permute
 
 
 @dataclass(frozen=True)
@@ -39,33 +37,6 @@ class Batch:
     def padded_tokens(self) -> int:
         """Tokens of this process's share, padding included."""
         return sum(batch.padded_tokens for batch in self.micro_batches)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Sequences that are shuffled together: the first places of a fixed shuffle are held out."""
-
-    indices: range
-    held_out: int
-    seed: int
-
-    @property
-    def trained(self) -> int:
-        """Number of sequences to train on."""
-        return len(self.indices) - self.held_out
-
-    def shuffled(self, places: Indices) -> Indices:
-        """The indices at these places of the fixed shuffle."""
-        return self.indices.start + permute(places, len(self.indices), derive(self.seed, "held-out"))
-
-    def train(self, places: Indices) -> Indices:
-        """The indices at these places of the endless order of shuffled epochs."""
-        epochs, places = np.divmod(places, self.trained)
-        order = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order[here] = permute(places[here], self.trained, derive(self.seed, "epoch", int(epoch)))
-        return self.shuffled(order + self.held_out)
 
 
 class BatchStream:
@@ -98,17 +69,8 @@ class BatchStream:
         self.max_length = max_length
         self._pack, self._pin = pack, pin
         self._rank, self._ranks = rank, ranks
-        parts, limits = self._store.parts, self._store.share_out(held_out_limit)
-        self._sources = [
-            _Source(
-                part,
-                # At least one sequence is left to train on.
-                held_out=min(math.ceil(len(part) * held_out_fraction), limit, len(part) - 1),
-                seed=seed if len(parts) == 1 else derive(seed, "part", number),
-            )
-            for number, (part, limit) in enumerate(zip(parts, limits, strict=True))
-        ]
-        self.held_out_sequences = sum(source.held_out for source in self._sources)
+        self._parts = split(self._store, seed=seed, fraction=held_out_fraction, limit=held_out_limit)
+        self.held_out_sequences = sum(part.held_out for part in self._parts)
         self.train_sequences = len(self._store) - self.held_out_sequences
 
     def step_indices(self, step: int) -> Indices:
@@ -118,7 +80,7 @@ class BatchStream:
         indices = np.empty_like(places)
         for part in np.unique(parts):
             here = parts == part
-            indices[here] = self._sources[part].train(places[here])
+            indices[here] = self._parts[part].train(places[here])
         return indices
 
     def step(self, step: int) -> Batch:
@@ -144,7 +106,7 @@ class BatchStream:
 
     def held_out(self) -> Iterator[MicroBatch]:
         """Micro-batches of this process's share of the held-out sequences, always the same ones."""
-        indices = np.concatenate([source.shuffled(np.arange(source.held_out)) for source in self._sources])
+        indices = held_out(self._parts)
         # In parts, so that only one part's lengths are sorted and its ids held at a time.
         for begin in range(0, len(indices), 4096):
             part = indices[begin : begin + 4096]

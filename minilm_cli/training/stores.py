@@ -12,7 +12,7 @@ from minilm_cli.base.atomic import restore
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.tap import Tap
 from minilm_cli.runs.plan import changed
-from minilm_cli.tokens.id_lists import convert_token_lists, is_id_lists
+from minilm_cli.tokens.id_lists import convert_token_lists, converted_store, is_id_lists
 from minilm_cli.tokens.store import TokenizerInfo, TokenStore
 
 logger = logging.getLogger(__name__)
@@ -34,20 +34,15 @@ class Vocabulary:
 def open_stores(paths: Sequence[Path], converted: Path, vocabulary: Vocabulary) -> dict[Path, TokenStore]:
     """The token store at each path, each once.
 
-    converted: where the store is, or is put, that is made from a file of token-id lists; that of the second of several
-    is next to it, with `-2` after its name. Raises `MinilmError` if one is damaged or of another vocabulary.
+    converted: where the store is, or is put, that is made from a file of token-id lists, the first of several. Raises
+    `MinilmError` if one is damaged or of another vocabulary.
     """
     real = [os.path.realpath(path) for path in paths]
     for number, path in enumerate(paths):
         if real[number] in real[:number]:
             raise MinilmError("this token store is given twice", where=str(path), hint="Give each token store once.")
     return {
-        path: _open(
-            path,
-            converted if number == 1 else converted.with_name(f"{converted.name}-{number}"),
-            vocabulary,
-        )
-        for number, path in enumerate(paths, start=1)
+        path: _open(path, converted_store(converted, number), vocabulary) for number, path in enumerate(paths, start=1)
     }
 
 

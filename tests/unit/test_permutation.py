@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilm_cli.training.permutation import permute
+from minilm_cli.tokens.permutation import permute
 
 
 @given(size=st.integers(1, 600), key=st.integers(0, 2**63 - 1))
