@@ -1,4 +1,4 @@
-"""Models and tokenizers by Hub name or local folder: the tokenizer, and one message for all the ways loading can fail.
+"""Models by Hub name or local folder: tokenizer, model card, and one message for all the ways loading can fail.
 
 Imports transformers only when it is used, and torch never.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from minilm_cli.base.checksums import sha256_of_text
 from minilm_cli.base.errors import MinilmError, remedy
@@ -39,7 +41,7 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """A library's error message in one line."""
     if isinstance(error, KeyError):
         return f"{error} is missing or unknown"
@@ -137,3 +139,54 @@ def tokenizer_info(
         vocabulary_size=1 + max(token_id for _, token_id in vocabulary),
         special_ids=sorted(set(tokenizer.all_special_ids)),
     )
+
+
+# --- Model cards -------------------------------------------------------------------------------------------------
+
+#: YAML between two lines of dashes, then text.
+_FRONT_MATTER = re.compile(r"\s*---[ \t]*\n(.*?)(?:^|\n)---[ \t]*(?:\n(.*)|\Z)", flags=re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model card, whose content is not trusted."""
+
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    """The front matter; every scalar is a string."""
+    text: str = ""
+    """What follows the front matter."""
+
+    def words(self, key: str) -> list[str]:
+        """The printable strings of an entry, which is a string or a list."""
+        value = self.entries.get(key)
+        found = value if isinstance(value, list) else [value]
+        return [word for word in found if isinstance(word, str) and word.strip() and word.isprintable()]
+
+    def word(self, key: str) -> str | None:
+        """The first of them, if there is one."""
+        return next(iter(self.words(key)), None)
+
+
+def read_card(name: str, revision: str | None = None) -> Card:
+    """The model card of a folder or Hub name; empty if there is none, without entries if its front matter is broken."""
+    from transformers.utils import cached_file
+
+    try:
+        with quiet():
+            file = cached_file(name, "README.md", revision=revision)
+        text = Path(file).read_text(encoding="utf-8-sig", errors="replace") if file else ""
+    except OSError:
+        return Card()
+    found = _FRONT_MATTER.match(text)
+    return Card(_entries(found[1]), found[2] or "") if found else Card(text=text)
+
+
+def _entries(front_matter: str) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        # It makes only strings, lists and dicts: the language `no` is no boolean.
+        found = yaml.load(front_matter, yaml.BaseLoader)  # noqa: S506
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

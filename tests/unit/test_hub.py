@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoTokenizer, BertTokenizer
 from transformers.utils import logging as transformers_logging
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.models.hub import load_tokenizer, loading, quiet, reason, tokenizer_info
+from minilm_cli.models.hub import Card, load_tokenizer, loading, quiet, read_card, reason, tokenizer_info
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b")
 
@@ -135,3 +136,71 @@ def test_transformers_is_quiet_only_within_the_block(error: type[Exception] | No
         if error is not None:
             raise error
     assert state() == before
+
+
+# --- Model cards -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_card_has_front_matter_and_text(tmp_path: Path, end: str) -> None:
+    text = """\ufeff---
+license: mit
+language:
+- en
+- no
+- [nested]
+- ""
+- "a\\nb"
+model-index: {x: 1.5}
+---
+# Title
+---
+more
+"""
+    (tmp_path / "README.md").write_bytes(text.replace("\n", end).encode())
+    card = read_card(str(tmp_path))
+    assert card.text == "# Title\n---\nmore\n"
+    assert card.word("license") == "mit"
+    assert card.words("language") == ["en", "no"]
+    assert card.words("model-index") == card.words("missing") == []
+    assert card.word("missing") is None
+    assert card.entries["model-index"] == {"x": "1.5"}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", Card()),
+        (b"# Title\n---\n", Card(text="# Title\n---\n")),
+        (b"---\n---\ntext", Card(text="text")),
+        (b"---\nlicense: mit\n", Card(text="---\nlicense: mit\n")),
+        (b"---\nlicense: mit\n---", Card({"license": "mit"})),
+        (b"---\n- a\n---\ntext", Card(text="text")),
+        (b"---\na: !!python/name:os.system x\n---\n", Card({"a": "x"})),
+        (b"---\na: [\n---\ntext", Card(text="text")),
+        (b"---\na: " + b"[" * 2_000 + b"\n---\ntext", Card(text="text")),
+        (b'---\nb: x\na: "\\uD800"\n---\ntext', None),
+        (b"---\na: &a [*a]\n---\ntext", None),
+        (b"---\na: \xff\n---\n\xff", Card({"a": "\ufffd"}, "\ufffd")),
+    ],
+)
+@pytest.mark.parametrize("in_c", [True, False])
+def test_a_broken_card_is_no_error(
+    tmp_path: Path, content: bytes, expected: Card | None, in_c: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not in_c:
+        monkeypatch.delattr(yaml, "CBaseLoader", raising=False)
+    (tmp_path / "README.md").write_bytes(content)
+    card = read_card(str(tmp_path))
+    assert expected is None or card == expected
+    "".join(card.words("a")).encode()
+
+
+@pytest.mark.usefixtures("ordinary_user")
+def test_no_card_is_no_error(tmp_path: Path) -> None:
+    assert read_card(str(tmp_path)) == read_card("no/such-model") == read_card("no/such-model", "main") == Card()
+    (tmp_path / "README.md").mkdir()
+    assert read_card(str(tmp_path)) == Card()
+    (tmp_path / "README.md").rmdir()
+    (tmp_path / "README.md").touch(mode=0)
+    assert read_card(str(tmp_path)) == Card()
