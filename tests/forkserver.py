@@ -192,7 +192,7 @@ def preload() -> None:
     import minilm_cli
 
     for module in pkgutil.walk_packages(minilm_cli.__path__, "minilm_cli."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", "export.quantise")):  # onnxruntime starts a thread
             importlib.import_module(module.name)
     for name in ("transformers.models.bert.modeling_bert", "torch.utils.tensorboard", "torch.distributed.run"):
         importlib.import_module(name)
@@ -200,6 +200,11 @@ def preload() -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     get_checkpoint_conversion_mapping("bert")  # compiles a thousand patterns, once
+
+    from minilm_cli.export import consumers
+
+    # An export is verified in the command's own process: a new one would import everything again.
+    consumers.run_task_elsewhere = consumers.run_task
 
     gc.collect()
     gc.freeze()  # or each command would visit, and so copy, every object when it ends

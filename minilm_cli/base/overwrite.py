@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.locks import LOCK, holder
 
-DEMO_MARK = ".minilm-demo"
+DEMO_MARK, EXPORT_MARK = ".minilm-demo", "minilm-export.json"
 
 #: A folder that contains all files of one of these was made by minilm: a store, run, checkpoint, export or demo.
 _MARKS = (
@@ -16,6 +16,7 @@ _MARKS = (
     ("settings.json", "plan.json"),
     ("checkpoint.json",),
     ("config.json", "loss.svg"),
+    (EXPORT_MARK,),
     (DEMO_MARK,),
 )
 

@@ -80,4 +80,4 @@ def _beginning(incomplete: str, values: Iterable[str]) -> list[str]:
     return [value for value in values if value.startswith(incomplete)]
 
 
-_SPECIAL: dict[str, Completer] = {"run": _runs, "student.config": _students}
+_SPECIAL: dict[str, Completer] = {"run": _runs, "model": _runs, "student.config": _students}

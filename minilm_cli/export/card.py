@@ -1,191 +1,224 @@
-"""The model card of an exported student."""
+"""The model card of an export: `README.md`, and the loss curve of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from minilm_cli import __version__
-from minilm_cli.export.formats import Source
+from minilm_cli.export.card_loading import loading
+from minilm_cli.export.card_training import Training, training_sections
+from minilm_cli.export.formats import Verified
 from minilm_cli.export.loss_curve import loss_curve
-from minilm_cli.runs.held_out import HeldOut
-from minilm_cli.runs.plan import DataFacts, Plan
-from minilm_cli.runs.plan_text import relation_weights, start
-from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.export.loss_picture import write_picture
+from minilm_cli.export.markdown import code, plain, table
+from minilm_cli.export.source import Source
+from minilm_cli.export.speed import Speed
+from minilm_cli.models.families import family_of
+from minilm_cli.models.hub import Card, read_card
+from minilm_cli.models.sentence_head import Dense, SentenceHead
+from minilm_cli.models.size import count_parameters
+from minilm_cli.runs.plan import TeacherFacts
 
-CURVE_FILE = "loss.svg"
+#: The loss curve, for any use and for pages that show no SVG.
+CURVE_FILE, PICTURE_FILE = "loss.svg", "loss.png"
 
-
-def write_card(source: Source, folder: Path) -> None:
-    """Write `README.md` and the loss curve of an export into its folder."""
-    run, step = source.run, source.checkpoint.step
-    records = [record for record in run.metrics() if record["step"] <= step]
-    plan = run.plan()
-    changes = [
-        (change.step, f"{change.setting} from {change.was} to {change.became}")
-        for change in run.changes()
-        if change.step < step
-    ]
-    card = model_card(run.settings(), plan, records, step=step, dtype=source.dtype, changes=changes)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    title = f"{plan.student.name} from {plan.teacher.name}"
-    (folder / CURVE_FILE).write_text(loss_curve(records, title), encoding="utf-8")
+#: What loads each format for its verification.
+_LOADERS = {"hf": "`AutoModel`", "sentence-transformers": "`SentenceTransformer`", "onnx": "ONNX Runtime"}
 
 
-def model_card(
-    settings: DistillSettings,
-    plan: Plan,
-    records: Sequence[Mapping[str, float]],
+def write_card(
+    source: Source,
+    form: str,
+    verified: Verified,
+    folder: Path,
+    measured: Sequence[Speed] = (),
     *,
-    step: int,
-    dtype: str,
-    changes: Sequence[tuple[int, str]] = (),
-) -> str:
-    """`README.md`: teacher, data, settings, losses, what was not trained, how to load it.
+    picture: bool = True,
+) -> None:
+    """Write the card of an export into its folder.
 
-    step: of the checkpoint. changes: after which step which setting was changed.
+    form: name of the format. verified: what was found by using it. measured: speeds, if they were. picture: whether to
+    draw the loss curve as PNG too.
     """
-    sections = (
-        _introduction(plan, dtype),
-        _LOADING,
-        _losses(records, step),
-        _teacher_and_relations(settings, plan),
-        _data(plan.data),
-        _training(settings, plan, step, changes),
-        _untrained(plan),
-    )
-    return "\n\n".join(sections) + "\n"
+    if source.run is None or source.step is None:
+        text = folder_card(source, form, verified, folder, measured)
+    else:
+        training = Training.of(source.run, source.step)
+        text = run_card(training, source, form, verified, folder, measured, picture=picture)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _introduction(plan: Plan, dtype: str) -> str:
-    teacher, student = plan.teacher, plan.student
-    header: dict[str, object] = {"library_name": "transformers", "tags": ["minilm", "distillation", student.family]}
-    if teacher.on_hub:
-        header["base_model"] = teacher.name
-    return f"""---
-{yaml.safe_dump(header, sort_keys=True).strip()}
----
-
-# {student.name} distilled from {teacher.name}
-
-A {student.family} encoder of {student.layers} layers, {student.width} wide
-({student.parameters:,} parameters, {dtype}), made by minilm {__version__} with MiniLMv2: multi-head self-attention
-relation distillation ([arXiv 2012.15828](https://arxiv.org/abs/2012.15828)).
-
-It is a general-purpose encoder to be fine-tuned for a task. Without that, its last hidden states mean little unless it
-was started from the teacher (see *Weights that were not trained*)."""
-
-
-_LOADING = """## How to load it
-
-```python
-from transformers import AutoModel, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
-model = AutoModel.from_pretrained("THIS_FOLDER")
-states = model(**tokenizer("Some text.", return_tensors="pt")).last_hidden_state
-```"""
-
-
-def _losses(records: Sequence[Mapping[str, float]], step: int) -> str:
-    return f"""## Losses
-
-![Loss over the training steps]({CURVE_FILE})
-
-{_loss_table(records, step)}
-{_outcome(records)}
-The loss of a sequence is the sum over the relations of weight × mean over relation heads and tokens of the KL
-divergence of the student's relation from the teacher's, in nats. The training loss is that of one step, with the
-student's dropout; the held-out loss is without."""
-
-
-def _outcome(records: Sequence[Mapping[str, float]]) -> str:
-    """What the table does not say by itself."""
-    held_out = HeldOut.of(records)
-    said = [] if held_out is None else list(filter(None, (held_out.warning, held_out.best_before)))
-    return f"\n**{' '.join(said)}**\n" if said else ""
-
-
-def _teacher_and_relations(settings: DistillSettings, plan: Plan) -> str:
-    teacher, relations = plan.teacher, plan.relations
-    return f"""## Teacher and relations
-
-| | |
-|---|---|
-| teacher | {teacher.name} ({teacher.family}, {teacher.layers} layers, {teacher.width} wide) |
-| revision | {settings.teacher.revision or "default"} |
-| teacher layer | {teacher.layer} |
-| student layer | {plan.student.layer} |
-| student started from | {start(plan.student)} |
-| relations | {relation_weights(settings.relations.weights)} |
-| relation heads | {relations.heads} ({relations.teacher_head_width} wide in the teacher, \
-{relations.student_head_width} in the student) |"""
-
-
-def _data(data: DataFacts) -> str:
-    return f"""## Data
-
-| | |
-|---|---|
-{_token_rows(data)}
-| tokenizer | {data.tokenizer or "unknown: the data was token ids"} |
-| held out | {data.held_out:,} sequences |
-| longest sequence | {data.max_length} tokens |"""
-
-
-def _training(settings: DistillSettings, plan: Plan, step: int, changes: Sequence[tuple[int, str]]) -> str:
-    optimizer, schedule, training = settings.optimizer, settings.schedule, settings.training
-    warmup = plan.training.warmup_steps if schedule.warmup_steps == "auto" else schedule.warmup_steps
-    rows = [
-        ("steps", f"{step:,} of {plan.training.steps:,}, {training.batch_size} sequences each"),
-        (
-            "optimiser",
-            f"AdamW, lr {optimizer.lr:g}, betas {optimizer.betas[0]:g}/{optimizer.betas[1]:g}, eps {optimizer.eps:g},"
-            f" weight decay {optimizer.weight_decay:g}, gradient norm at most {optimizer.clip_norm:g}",
-        ),
-        ("schedule", f"{schedule.kind}, {warmup or 0:,} warm-up steps"),
-        ("precision", f"{training.precision} (loss in fp32)"),
-        ("seed", f"{training.seed}"),
-        *((f"changed after step {after:,}", change) for after, change in changes),
+def run_card(
+    training: Training,
+    source: Source,
+    form: str,
+    verified: Verified,
+    folder: Path,
+    measured: Sequence[Speed] = (),
+    *,
+    picture: bool = True,
+) -> str:
+    """The card of a run's student, after its loss curve was written into the folder."""
+    (folder / CURVE_FILE).write_text(loss_curve(training.records, training.title), encoding="utf-8")
+    has_picture = picture and write_picture(training.records, training.title, folder / PICTURE_FILE)
+    teacher, head = training.plan.teacher, _head(source, form)
+    tags = ["minilm", "distillation", training.plan.student.family]
+    is_random = not training.plan.student.init_from_teacher_layers
+    sections = [
+        _front_matter(_inherited(teacher), form, head, tags),
+        f"# {plain(training.title)}",
+        f"{_described(source)}, made by minilm {__version__} with MiniLMv2: multi-head self-attention relation"
+        " distillation ([arXiv 2012.15828](https://arxiv.org/abs/2012.15828)).",
+        _purpose(head, is_random=is_random),
+        *_use(source, form, head, verified),
+        *training_sections(training, PICTURE_FILE if has_picture else CURVE_FILE),
+        *_checks(form, head, verified, folder),
+        _speed(measured),
     ]
-    return "## Training\n\n| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _untrained(plan: Plan) -> str:
-    student = plan.student
-    start = "copied from the teacher where it has them" if student.init_from_teacher_layers else "random"
-    return f"""## Weights that were not trained
-
-The loss ends at the queries, keys and values of layer {student.layer}: what comes after them got no gradient and
-is as it was at the start ({start}).
-{len(student.untrained)} of {student.tensors} tensors, {student.untrained_parameters:,} parameters:
-
-{chr(10).join(f"- `{name}`" for name in student.untrained) or "- none"}"""
+def _purpose(head: SentenceHead | None, *, is_random: bool) -> str:
+    """What the student is for. is_random: whether its untrained weights are random."""
+    if head is not None:
+        return "Its last part was not trained: fine-tune it, as its embeddings mean little." if is_random else ""
+    without = " Without that, its outputs mean little." if is_random else ""
+    return f"It is a general-purpose encoder to be fine-tuned for a task.{without}"
 
 
-def _token_rows(data: DataFacts) -> str:
-    if not data.stores:
-        return f"| tokens | {data.name} ({data.sequences:,} sequences, {data.tokens:,} tokens) |"
-    return "\n".join(f"| tokens | {store.name} ({store.described}) |" for store in data.stores)
+def folder_card(source: Source, form: str, verified: Verified, folder: Path, measured: Sequence[Speed] = ()) -> str:
+    """The card of a model that is no run's: what its own card says is kept, with the pictures of an export's card."""
+    own, head = read_card(str(source.folder.absolute())), _head(source, form)
+    for name in (CURVE_FILE, PICTURE_FILE):
+        if (picture := source.folder / name).is_file():
+            shutil.copy(picture, folder / name)
+    name = source.folder.resolve().name
+    sections = [
+        _front_matter(_kept(own), form, head, [*own.words("tags"), family_of(source.model.config).name]),
+        f"# {plain(name)} as {form}",
+        f"{_described(source)}, exported by minilm {__version__}.",
+        *_use(source, form, head, verified),
+        *_checks(form, head, verified, folder),
+        _speed(measured),
+        f"## The model's own card\n\n{own.text.strip()}" if own.text.strip() else "",
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _loss_table(records: Sequence[Mapping[str, float]], step: int) -> str:
-    evaluations = [record for record in records if "eval_loss" in record and record["step"] <= step]
-    steps = [record for record in records if "loss" in record and record["step"] <= step]
-    rows = ["| | step | all | " + " | ".join(_pairs(evaluations or steps)) + " |"]
-    rows.append("|---" * (3 + len(_pairs(evaluations or steps))) + "|")
-    for title, chosen, prefix in (("training", steps, "loss"), ("held out", evaluations, "eval_loss")):
-        for which, record in (("first", chosen[:1]), ("last", chosen[-1:])):
-            for values in record:
-                parts = [f"{value:.4f}" for name, value in values.items() if name.startswith(f"{prefix}_")]
-                rows.append(
-                    f"| {title}, {which} | {int(values['step'])} | {values[prefix]:.4f} | {' | '.join(parts)} |"
-                )
-    return "\n".join(rows)
+def _head(source: Source, form: str) -> SentenceHead | None:
+    """How the export makes sentence embeddings, if it does."""
+    return None if form == "hf" else source.head
 
 
-def _pairs(records: Sequence[Mapping[str, float]]) -> list[str]:
-    names = records[0] if records else ()
-    return [name.rpartition("_")[2].upper() for name in names if name.startswith(("loss_", "eval_loss_"))]
+# --- Front matter ------------------------------------------------------------------------------------------------
+
+
+def _front_matter(known: Mapping[str, Any], form: str, head: SentenceHead | None, tags: list[str]) -> str:
+    by_format = [] if head is None else ["sentence-transformers"]
+    if form == "onnx":
+        by_format += ["onnx", "transformers.js"]
+    data = ModelCardData(
+        **known,
+        library_name="transformers" if head is None else "sentence-transformers",
+        pipeline_tag="feature-extraction" if head is None else "sentence-similarity",
+        tags=[*tags, *by_format],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _inherited(teacher: TeacherFacts) -> dict[str, Any]:
+    """What a student's card takes from its teacher."""
+    link = teacher.license_link
+    if link and "://" not in link:  # a file of the teacher
+        link = f"https://huggingface.co/{teacher.name}/blob/main/{link}" if teacher.on_hub else None
+    base = {"base_model": teacher.name, "base_model_relation": "finetune"} if teacher.on_hub else {}
+    return {
+        "language": teacher.language or None,
+        "license": teacher.license,
+        "license_name": teacher.license_name,
+        "license_link": link,
+        **base,
+    }
+
+
+def _kept(own: Card) -> dict[str, Any]:
+    """What an export keeps of the model's own card."""
+    single = ("license", "license_name", "license_link", "base_model_relation")
+    return {key: own.words(key) or None for key in ("language", "base_model")} | {key: own.word(key) for key in single}
+
+
+# --- Sections ----------------------------------------------------------------------------------------------------
+
+
+def _described(source: Source) -> str:
+    config = source.model.config
+    family, parameters = family_of(config).name, count_parameters(source.model)
+    shape = f"{config.num_hidden_layers} layers, {config.hidden_size} wide ({parameters:,} parameters, {source.dtype})"
+    return f"A {family} encoder of {shape}"
+
+
+def _use(source: Source, form: str, head: SentenceHead | None, verified: Verified) -> Iterator[str]:
+    hidden_size = source.model.config.hidden_size
+    width = hidden_size if head is None else head.width(hidden_size)
+    yield loading(form, head, width, quantised=bool(verified.kept))
+    if head is None:
+        return
+    longest = "not limited" if source.longest is None else f"{source.longest:,} tokens; longer texts are cut"
+    after = ["dense layer" if isinstance(layer, Dense) else "scaled to length 1" for layer in head.layers]
+    rows = [
+        ("pooling", ", ".join(head.pooling)),
+        ("after pooling", ", ".join(after) or "nothing"),
+        ("dimensions", f"{width:,}"),
+        ("longest text", longest),
+        ("similarity", plain(head.similarity)),
+        *((f"prompt {code(name)}", code(repr(prompt))) for name, prompt in head.prompts.items()),
+    ]
+    if head.default_prompt:
+        rows.append(("prompt by default", code(head.default_prompt)))
+    yield f"## Sentence embeddings\n\n{table(rows)}"
+
+
+def _checks(form: str, head: SentenceHead | None, verified: Verified, folder: Path) -> Iterator[str]:
+    compared = "hidden states" if head is None else "hidden states and sentence embeddings"
+    yield (
+        f"## Verification\n\nLoaded back by {_LOADERS[form]} and compared with the model that it was made of, on texts"
+        f" alone and in a padded batch: the tokens are the same, and {compared} differ by at most"
+        f" {verified.largest_difference:.1e} of the largest value."
+    )
+    if verified.kept:
+        yield _quantised(verified.kept, head)
+    files = sorted(path for end in ("safetensors", "onnx", "onnx.data") for path in folder.rglob(f"*.{end}"))
+    rows = [(code(path.relative_to(folder).as_posix()), _megabytes(path.stat().st_size)) for path in files]
+    yield table(rows, ["model file", "size"])
+
+
+def _speed(measured: Sequence[Speed]) -> str:
+    if not measured:
+        return ""
+    rows = [
+        (plain(each.model), f"{each.megabytes:,.1f}", f"{each.single:,.0f}", f"{each.batched:,.0f}")
+        for each in measured
+    ]
+    header = ("on one CPU", "MB", "texts/s, one at a time", "texts/s, 32 at a time")
+    return f"## Speed\n\n{table(rows, header)}"
+
+
+def _quantised(kept: Mapping[str, Any], head: SentenceHead | None) -> str:
+    what = "sentence embeddings" if head is not None else "mean hidden states"
+    rows = [
+        ("cosine to fp32, mean", f"{kept['cosine']:.4f}"),
+        ("cosine to fp32, worst", f"{kept['lowest_cosine']:.4f}"),
+        ("recall@10: the nearest text in fp32 is among the ten nearest", f"{kept['recall']:.1%}"),
+        ("the ten nearest in fp32 that are still among the ten nearest", f"{kept['neighbours']:.1%}"),
+    ]
+    header = (f"in 8 bits: {what} of {kept['texts']} texts", "")
+    return table(rows, header)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 10**6 else f"{size / 1e6:.2g} MB"

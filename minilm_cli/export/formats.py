@@ -1,52 +1,33 @@
-"""The formats of an export: each writes a student and loads it back as its users do."""
+"""What a format of an export does; each has a module of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from minilm_cli.models.state import refuse_mismatch, unshared_state
-from minilm_cli.models.student import build_student
-from minilm_cli.models.student_config import saved_config
-from minilm_cli.runs.checkpoint import Checkpoint
-from minilm_cli.runs.folder import RunFolder
-
-#: Last hidden states, (batch, tokens, width), of token ids (batch, tokens) and their attention mask, if there is one.
-Encode = Callable[[Tensor, Tensor | None], Tensor]
+from minilm_cli.export.source import Source
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is exported: the student of a run at a checkpoint."""
+class Verified:
+    """What was found by loading an export as its users do."""
 
-    run: RunFolder
-    checkpoint: Checkpoint
-    dtype: str = "float32"
-    """Type of the exported weights."""
-
-    def student(self) -> PreTrainedModel:
-        """The student with the checkpoint's weights, in fp32 and evaluation mode; raises `MinilmError` for others'."""
-        model = build_student(saved_config(self.run.student_config_file), seed=0)
-        weights = self.checkpoint.tensors("student")
-        refuse_mismatch(weights, unshared_state(model))
-        model.load_state_dict(weights, strict=False)
-        model.train(False)
-        return model
+    largest_difference: float
+    """Of token states and sentence embeddings, as a share of the largest value."""
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    """What a quantised model keeps of the embeddings (see `verify.Kept`)."""
 
 
 class Format(Protocol):
-    """A way to hand out a student."""
+    """A way to hand out a model."""
 
-    tolerance: Mapping[str, float]
-    """By type of the weights: the largest difference of hidden states, as a share of the largest, that is rounding."""
+    def check(self, source: Source) -> None:
+        """Raise `MinilmError` if this model cannot be exported so, before anything is written."""
 
     def write(self, source: Source, folder: Path) -> None:
-        """Write the student and its tokenizer into a new folder."""
+        """Write the model and its tokenizer into a new folder."""
 
-    def load(self, folder: Path, dtype: str) -> Encode:
-        """Load the folder as its users do; raises `MinilmError` if that fails."""
+    def verify(self, source: Source, folder: Path) -> Verified:
+        """Use the folder as others do and compare; raises `RunError` if it does not compute the same."""

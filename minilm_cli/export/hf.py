@@ -2,54 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
-from torch import Tensor
-from transformers import AutoModel
 
-from minilm_cli.base.jsonio import read_json, write_json
-from minilm_cli.export.formats import Encode, Source
-from minilm_cli.models.hub import ABOUT_LOADING, loading, quiet
+from minilm_cli.export.consumers import encode_elsewhere
+from minilm_cli.export.formats import Verified
+from minilm_cli.export.source import Source
+from minilm_cli.export.tokenizer_files import write_tokenizer
+from minilm_cli.export.verify import Run, verify
+from minilm_cli.models.hub import quiet
 
 
 class HuggingFace:
     """Weights, configuration and tokenizer, as `save_pretrained` writes them."""
 
-    tolerance: Mapping[str, float] = MappingProxyType({"float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1})
+    def __init__(self, run: Run = encode_elsewhere) -> None:
+        """`run` uses the folder for the verification."""
+        self._run = run
+
+    def check(self, source: Source) -> None:
+        """As every format; there is nothing to refuse."""
 
     def write(self, source: Source, folder: Path) -> None:
         """As every format."""
+        model = source.model
+        if source.dtype != "float32":
+            model = deepcopy(model).to(getattr(torch, source.dtype))
         with quiet():
-            source.student().to(getattr(torch, source.dtype)).save_pretrained(folder)
-        copy_files(source.run.tokenizer, folder)
-        _forget_loading(folder / "tokenizer_config.json")
+            model.save_pretrained(folder)
+        write_tokenizer(source, folder)
 
-    def load(self, folder: Path, dtype: str) -> Encode:
+    def verify(self, source: Source, folder: Path) -> Verified:
         """As every format."""
-        with loading("export", str(folder)):
-            model = AutoModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-
-        def encode(ids: Tensor, mask: Tensor | None) -> Tensor:
-            states: Tensor = model(input_ids=ids, attention_mask=mask).last_hidden_state
-            return states
-
-        return encode
-
-
-def _forget_loading(file: Path) -> None:
-    """Remove entries about loading from a tokenizer's configuration; older runs have them."""
-    if file.exists() and ABOUT_LOADING & (entries := read_json(file, kind="configuration of a tokenizer")).keys():
-        write_json(file, {name: value for name, value in entries.items() if name not in ABOUT_LOADING})
-
-
-def copy_files(source: Path, target: Path) -> None:
-    """Copy a folder's files into another; `OSError` names the first that fails, where `shutil` lists them all."""
-    target.mkdir(exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if path.is_dir():
-            copy_files(path, target / path.name)
-        elif path.is_file():
-            (target / path.name).write_bytes(path.read_bytes())
+        return Verified(verify(source, folder, "transformers", self._run))

@@ -13,22 +13,25 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 360, 80, 30, 30, 45
 #: Ticks on an axis.
 _FEWEST, _MOST = 3, 8
 
+Points = Mapping[str, Sequence[tuple[float, float]]]
+"""The steps and losses of each line, by its name."""
+
 #: Name, key in the records and colour of each line.
-_LINES = (("training", "loss", "#7aa6d8"), ("held out", "eval_loss", "#c0392b"))
+LINES = (("training", "loss", "#7aa6d8"), ("held out", "eval_loss", "#c0392b"))
+
+
+def points_of(records: Sequence[Mapping[str, float]]) -> Points:
+    """The steps and losses of each line, by its name."""
+    return {
+        name: [(record["step"], record[key]) for record in records if record.get(key, 0) > sys.float_info.min]
+        for name, key, _ in LINES
+    }
 
 
 def loss_curve(records: Sequence[Mapping[str, float]], title: str) -> str:
     """The training and held-out loss over the steps, with a logarithmic loss axis."""
-    lines = {
-        name: [(record["step"], record[key]) for record in records if record.get(key, 0) > sys.float_info.min]
-        for name, key, _ in _LINES
-    }
-    points = [point for line in lines.values() for point in line] or [(0, 1.0)]
-    axes = _Axes(
-        last=max(1, *(step for step, _ in points)),
-        low=min(loss for _, loss in points) * 0.95,
-        high=min(max(loss for _, loss in points) * 1.05, sys.float_info.max),
-    )
+    lines = points_of(records)
+    axes = Axes.around(lines)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
         ' font-size="12" role="img">',
@@ -37,7 +40,7 @@ def loss_curve(records: Sequence[Mapping[str, float]], title: str) -> str:
         f'<text x="{LEFT}" y="{TOP - 12}" font-size="14">{escape(title)}</text>',
         *axes.drawn(),
     ]
-    for number, (name, _, colour) in enumerate(_LINES):
+    for number, (name, _, colour) in enumerate(LINES):
         places = [axes.place(*point) for point in lines[name]]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -52,12 +55,30 @@ def loss_curve(records: Sequence[Mapping[str, float]], title: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Axes:
+class Axes:
     """Steps from 0 to `last` across, losses from `low` to `high` up, logarithmic."""
 
     last: float
     low: float
     high: float
+
+    @classmethod
+    def around(cls, lines: Points) -> Axes:
+        """Axes with room for these lines."""
+        points = [point for line in lines.values() for point in line] or [(0, 1.0)]
+        return cls(
+            last=max(1, *(step for step, _ in points)),
+            low=min(loss for _, loss in points) * 0.95,
+            high=min(max(loss for _, loss in points) * 1.05, sys.float_info.max),
+        )
+
+    def loss_ticks(self) -> list[float]:
+        """Round losses within."""
+        return logarithmic_ticks(self.low, self.high)
+
+    def step_ticks(self) -> list[int]:
+        """Round steps within."""
+        return [int(step) for step in ticks(0, self.last) if step == int(step)]
 
     def place(self, step: float, loss: float) -> tuple[float, float]:
         """Where a point is drawn."""
@@ -67,15 +88,14 @@ class _Axes:
 
     def drawn(self) -> Iterator[str]:
         """Lines or marks at round losses and steps, with their values, and the names of the axes."""
-        for loss in logarithmic_ticks(self.low, self.high):
+        for loss in self.loss_ticks():
             x, y = self.place(0, loss)
             yield f'<line x1="{x}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" stroke="#ddd"/>'
             yield f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end">{loss:.12g}</text>'
-        for step in ticks(0, self.last):
-            if step == int(step):
-                x, y = self.place(step, self.low)
-                yield f'<path d="M{x:.1f} {y:.1f}v4" stroke="#999"/>'
-                yield f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{int(step):,}</text>'
+        for step in self.step_ticks():
+            x, y = self.place(step, self.low)
+            yield f'<path d="M{x:.1f} {y:.1f}v4" stroke="#999"/>'
+            yield f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{step:,}</text>'
         middle = (TOP + HEIGHT - BOTTOM) / 2
         yield f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 8}" text-anchor="end">optimiser step</text>'
         yield f'<text transform="rotate(-90 18 {middle})" x="18" y="{middle}" text-anchor="middle">loss (nats)</text>'

@@ -1,60 +1,167 @@
-"""Compares an export, loaded back as its users do, with the checkpoint that it was made of."""
+"""Compares an export, loaded and used as its users do, with the model that it was made of."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from minilm_cli.base.errors import RunError
-from minilm_cli.export.formats import Format, Source
-from minilm_cli.models.families import family_of
-from minilm_cli.models.hub import loading, tokenizer_info
+from minilm_cli.export.consumers import Array, Batches, Outputs, encode_elsewhere
+from minilm_cli.export.source import LONGEST_TEXT, Source
+from minilm_cli.export.tokenizer_files import takes_token_types
+
+Run = Callable[[str, Path, Batches, int | None], list[list[Outputs]]]
+"""`encode_here` or `encode_elsewhere`."""
+
+#: Largest difference that is rounding in fp32, as a share of the largest value.
+TOLERANCE = 1e-4
+
+#: How many times the rounding of a 16-bit type, as torch has it, an export in that type may differ.
+_TIMES = 3
+
+#: Held-out texts that are compared value by value, and those whose nearest neighbours are.
+_FEW, _MANY = 8, 256
+
+#: Texts of a batch where there are many.
+_BATCH = 8
+
+#: Characters of a text in a message.
+_SHOWN = 60
+
+#: Neighbours among which the nearest of fp32 must be.
+_NEAREST = 10
 
 
-def verify(form: Format, source: Source, folder: Path) -> float:
-    """Compare hidden states of single sequences and of a padded batch, and the tokenizers.
+def verify(source: Source, folder: Path, consumer: str, run: Run = encode_elsewhere) -> float:
+    """Compare token ids, hidden states and sentence embeddings, of texts alone and together in a padded batch.
 
-    Returns the largest difference, as a share of the largest hidden state; raises `RunError` if that is more than
-    rounding, or the tokenizer is not the run's.
+    Returns the largest difference as a share of the largest value; raises `RunError` if it is more than rounding.
     """
-    encode = form.load(folder, source.dtype)
-    with loading("export", str(folder)):
-        ours, theirs = (tokenizer_info(AutoTokenizer.from_pretrained(path)) for path in (source.run.tokenizer, folder))
-    if ours != theirs:
-        raise RunError("the exported tokenizer is not that of the run", where=str(folder))
-    model, difference = source.student(), 0.0
-    sequences = _probe(model)
-    padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=_pad_id(model))
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(ids) for ids in sequences], batch_first=True)
-    with torch.no_grad():
-        together = encode(padded, mask)
-        for row, ids in enumerate(sequences):
-            expected = model(input_ids=ids[None]).last_hidden_state[0]
-            for found in (encode(ids[None], None)[0], together[row, : len(ids)]):
-                share = (found.float() - expected).abs().max() / expected.abs().max()
-                # A value that is not a number counts as infinitely far: `max` would ignore it.
-                difference = max(difference, share.nan_to_num(torch.inf).item())
-    tolerance = form.tolerance[source.dtype]
-    if difference > tolerance:
+    texts = awkward_texts(source) + source.texts(_FEW)
+    expected = [encode(source, source.model, text) for text in texts]
+    allowed = _allowed(source, texts, expected)
+    together, *alone = run(consumer, folder, [texts, *([text] for text in texts)], source.longest)
+    worst = 0.0
+    for number, text in enumerate(texts):
+        for found, how in ((alone[number][0], "alone"), (together[number], "in a padded batch")):
+            text_shown = f"The text, {how}: {shown(text)}"
+            if not np.array_equal(expected[number].ids, found.ids):
+                raise RunError(f"the exported tokenizer gives other tokens. {text_shown}", where=str(folder))
+            difference = _difference(expected[number], found)
+            if difference > allowed:
+                raise RunError(
+                    f"the export does not compute what the model computes: its outputs differ by {difference:.2g} of"
+                    f" the largest, and {allowed:.2g} would be rounding. {text_shown}",
+                    where=str(folder),
+                )
+            worst = max(worst, difference)
+    return worst
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a quantised model keeps of the embeddings in fp32."""
+
+    cosine: float
+    """Mean cosine of the embeddings of a text."""
+    lowest_cosine: float
+    recall: float
+    """Share of texts whose nearest neighbour in fp32 is among the ten nearest."""
+    neighbours: float
+    """Share of the ten nearest in fp32 that are still among the ten nearest."""
+    texts: int
+
+
+def compare_quantised(source: Source, folder: Path, consumer: str) -> Kept:
+    """Compare the embeddings of a quantised model with those of the model in fp32; raises `RunError`."""
+    texts = source.texts(_MANY)
+    batches = [texts[begin : begin + _BATCH] for begin in range(0, len(texts), _BATCH)]
+    quantised = [outputs for batch in encode_elsewhere(consumer, folder, batches, source.longest) for outputs in batch]
+    first = _embeddings([encode(source, source.model, text) for text in texts])
+    second = _embeddings(quantised)
+    cosines = (first * second).sum(1)
+    nearest, found = (_neighbours(embeddings) for embeddings in (first, second))
+    return Kept(
+        cosine=float(cosines.mean()),
+        lowest_cosine=float(cosines.min()),
+        recall=float(np.mean([before[0] in now for before, now in zip(nearest, found, strict=True)])),
+        neighbours=float(np.mean([np.isin(before, now).mean() for before, now in zip(nearest, found, strict=True)])),
+        texts=len(texts),
+    )
+
+
+def awkward_texts(source: Source) -> list[str]:
+    """Texts that programs often get wrong; the empty one only if the tokenizer adds special tokens.
+
+    The longest has more tokens than the model reads, or `LONGEST_TEXT` if the model reads more.
+    """
+    limit = min(source.longest or LONGEST_TEXT, LONGEST_TEXT)
+    long = " ".join(source.texts(64))
+    longest = long * (1 + 8 * limit // max(1, len(long)))
+    if source.longest is None or source.longest > limit:
+        ids = source.tokenizer(longest, truncation=True, max_length=limit, add_special_tokens=False)["input_ids"]
+        longest = str(source.tokenizer.decode(ids))
+    texts = ["", "a", "😀🙈 👩‍👩‍👧", "Ünïcödé, 漢字\tand  spaces\n", longest]
+    return [text for text in texts if source.tokenizer(text, truncation=True, max_length=64)["input_ids"]]
+
+
+def encode(source: Source, model: PreTrainedModel, text: str) -> Outputs:
+    """What the model computes for a text, without padding; the sentence embedding in fp32."""
+    longest = source.longest
+    inputs = source.tokenizer(text, truncation=longest is not None, max_length=longest, return_tensors="pt")
+    if not takes_token_types(source):
+        inputs.pop("token_type_ids", None)
+    with torch.inference_mode():
+        states = model(**inputs).last_hidden_state.float()
+        embedding = None if source.head is None else source.head(states, inputs["attention_mask"])[0].numpy()
+    return Outputs(inputs["input_ids"][0].numpy(), states[0].numpy(), embedding)
+
+
+def shown(text: str) -> str:
+    """A text in a message."""
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def _allowed(source: Source, texts: Sequence[str], expected: Sequence[Outputs]) -> float:
+    """The largest difference that is rounding: in a 16-bit type, a multiple of what torch itself loses in it."""
+    if source.dtype == "float32":
+        return TOLERANCE
+    rounded = deepcopy(source.model).to(getattr(torch, source.dtype))
+    losses = [_difference(exact, encode(source, rounded, text)) for text, exact in zip(texts, expected, strict=True)]
+    if not np.isfinite(max(losses)):
         raise RunError(
-            f"the exported model does not compute what the checkpoint computes: its hidden states differ by"
-            f" {difference:.2g}, more than the {tolerance:g} of rounding",
-            where=str(folder),
+            f"the model does not compute finite numbers in {source.dtype}", hint="Export it with --dtype float32."
         )
-    return difference
+    return max(TOLERANCE, _TIMES * max(losses))
 
 
-def _probe(model: PreTrainedModel) -> list[Tensor]:
-    """Sequences of token ids of several lengths, the longest as long as the model takes (at most 128)."""
-    generator = torch.Generator().manual_seed(0)
-    longest = min(128, family_of(model.config).longest_input(model) or 128)
-    ids = [torch.randint(model.config.vocab_size, (length,), generator=generator) for length in (longest, 17, 3, 1)]
-    # Some families find their positions by the padding id: it must not occur among real tokens.
-    return [sequence.masked_fill(sequence == _pad_id(model), (_pad_id(model) + 1) % 2) for sequence in ids]
+def _difference(expected: Outputs, found: Outputs) -> float:
+    """The largest difference of states and embeddings, as a share of the largest value."""
+    pairs = [(expected.states, found.states)]
+    if expected.embedding is not None and found.embedding is not None:
+        pairs.append((expected.embedding, found.embedding))
+    # A value that is not a number counts as infinitely far: `max` would ignore it.
+    shares = [np.nan_to_num(np.abs(ours - theirs).max() / np.abs(ours).max(), nan=np.inf) for ours, theirs in pairs]
+    return float(max(shares))
 
 
-def _pad_id(model: PreTrainedModel) -> int:
-    return model.config.pad_token_id or 0
+def _embeddings(outputs: Sequence[Outputs]) -> Array:
+    """Unit vectors, (texts, width): the sentence embeddings, or the mean states where there are none."""
+    found = [each.states.mean(0) if each.embedding is None else each.embedding for each in outputs]
+    stacked = np.stack(found).astype(np.float64)
+    unit: Array = stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
+    return unit
+
+
+def _neighbours(embeddings: Array) -> Array:
+    """The indices of the nearest other texts of each, (texts, 10), nearest first."""
+    similarities = embeddings @ embeddings.T
+    np.fill_diagonal(similarities, -np.inf)
+    order: Array = np.argsort(-similarities, axis=1, kind="stable")[:, :_NEAREST]
+    return order

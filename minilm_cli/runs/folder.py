@@ -6,6 +6,7 @@ plan.json             what was trained on what: shapes, parameters, sequences, s
 changes.json          settings that were changed when the run was resumed, if any were
 student-config.json   the student's configuration
 tokenizer/            the teacher's tokenizer
+sentence-head/        how the teacher makes sentence embeddings, if its files say so
 tokens/               the token store, where the data was a file of token-id lists; of the second: tokens-2/
 metrics.jsonl         a line a logged step
 log.txt               the messages
@@ -73,6 +74,7 @@ class RunFolder:
         self.changes_file = path / "changes.json"
         self.student_config_file = path / "student-config.json"
         self.tokenizer = path / "tokenizer"
+        self.sentence_head = path / "sentence-head"
         self.tokens = path / "tokens"
         self.metrics_file = path / "metrics.jsonl"
         self.log_file = path / "log.txt"

@@ -13,6 +13,11 @@ from minilm_cli.runs.folder import RunFolder, check_folder
 from minilm_cli.runs.run_state import RunState
 from minilm_cli.settings.distill import CheckpointSettings
 
+#: Files of a model's weights, as `save_pretrained` of any version names them.
+_WEIGHTS = tuple(
+    f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
+)
+
 #: The folder of runs that have no name of their own.
 RUNS = Path("runs")
 
@@ -34,6 +39,18 @@ def find_run(path: Path | None, runs: Path = RUNS) -> RunFolder:
     run = RunFolder(path)
     run.environment()  # refuses a later layout
     return run
+
+
+def find_model(path: Path) -> RunFolder | Path:
+    """The run in a folder, or the folder itself if it has a model; raises `MinilmError` if it has neither."""
+    has_model = (path / "config.json").is_file() and any((path / name).is_file() for name in _WEIGHTS)
+    if has_model and not _is_run(path):
+        return path
+    restore(path)
+    if path.is_dir() and not _is_run(path):
+        hint = "It is no model folder either: that has config.json and model.safetensors."
+        raise MinilmError("this is not a run: it has no settings.json", where=str(path), hint=hint)
+    return find_run(path)
 
 
 def _is_run(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """What a run trains on what, in numbers: shown by a dry run, kept in the run folder, and stated in the model card.
 
-Fields that end in `_sha256` are for the program: a resumed run must find the same. Fields that may be null are absent
-from the plans of earlier versions.
+Fields that end in `_sha256` are for the program: a resumed run must find the same. Fields that may be null or
+empty are absent from the plans of earlier versions.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class TeacherFacts(_Facts):
     """The teacher; `parameters` counts those up to the tapped layer, and `total_parameters` all.
 
     `operations_per_token` are the floating-point operations of the whole model's matrix products for one token.
+    The licence and `language`, a list of codes, are those that its own model card states.
     """
 
     name: str
@@ -36,6 +37,10 @@ class TeacherFacts(_Facts):
     operations_per_token: int | None = None
     config_sha256: str
     weights_sha256: str
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: list[str] = []
 
 
 class StudentFacts(_Facts):

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
+from minilm_cli.models.hub import Card
 from minilm_cli.models.layers import evenly_spaced
 from minilm_cli.models.size import Size, count_parameters
 from minilm_cli.models.tap import Tap
@@ -23,7 +24,7 @@ def short_name(config: PreTrainedConfig) -> str:
     return f"l{config.num_hidden_layers}-h{config.hidden_size}"
 
 
-def teacher_facts(tap: Tap, name: str, size: Size, *, config_sha256: str) -> TeacherFacts:
+def teacher_facts(tap: Tap, name: str, size: Size, card: Card, *, config_sha256: str) -> TeacherFacts:
     """`name`: as the settings give it. size: with all layers. config_sha256: of its config.json, as it was read."""
     config = tap.model.config
     return TeacherFacts(
@@ -38,6 +39,10 @@ def teacher_facts(tap: Tap, name: str, size: Size, *, config_sha256: str) -> Tea
         operations_per_token=size.operations,
         config_sha256=config_sha256,
         weights_sha256=_weights_sha256(tap.model),
+        license=card.word("license"),
+        license_name=card.word("license_name"),
+        license_link=card.word("license_link"),
+        language=card.words("language"),
     )
 
 

@@ -97,6 +97,8 @@ def _shown(value: Any) -> str:
             return f"{value:,}"
         case float():
             return f"{value:.4g}"
+        case list():
+            return ", ".join(map(str, value))
         case dict():
             return ", ".join(f"{key}={number:g}" for key, number in value.items())
         case _:

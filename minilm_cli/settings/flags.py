@@ -94,8 +94,9 @@ class Option:
         if self.flag.default:
             return self.flag.default
         value = self.field.get_default()
-        if value is False and "/" in self.flag.name:
-            return self.flag.name.rpartition("/")[2].lstrip("-")
+        if isinstance(value, bool) and "/" in self.flag.name:
+            on, off = self.flag.name.replace("--", "").split("/")
+            return on if value else off
         return "" if self.field.is_required() or value is False else as_typed(value)
 
 
@@ -165,6 +166,8 @@ def as_typed(value: Any) -> str:
         return ""
     if isinstance(value, Mapping):
         return ",".join(f"{key}={number:g}" for key, number in value.items())
+    if isinstance(value, tuple):
+        return " ".join(map(as_typed, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,13 @@ from minilm_cli.base.jsonio import write_json
 from minilm_cli.base.locks import Lock
 from minilm_cli.base.overwrite import refuse_existing
 from minilm_cli.base.progress import NoProgress, Progress
+from minilm_cli.export.card import write_card
+from minilm_cli.export.consumers import encode_here
 from minilm_cli.export.exporting import write_verified
-from minilm_cli.export.formats import Source
 from minilm_cli.export.hf import HuggingFace
+from minilm_cli.export.source import source_of_run
 from minilm_cli.models.hub import quiet
+from minilm_cli.models.sentence_head import read_head, write_head
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.checkpoint import Checkpoint
 from minilm_cli.runs.folder import RunFolder
@@ -219,6 +222,10 @@ def _write_folder(run: RunFolder, prepared: PreparedRun, facts: Mapping[str, Any
     prepared.student_config.to_json_file(run.student_config_file, use_diff=False)
     with quiet():
         prepared.tokenizer.save_pretrained(run.tokenizer)
+    teacher = prepared.settings.teacher
+    with suppress(MinilmError):  # it may have parts that are not supported; export says so
+        if head := read_head(teacher.name, teacher.revision):
+            write_head(head, run.sentence_head, hidden_size=prepared.plan.teacher.width)
 
 
 def _wait_for(path: Path, world: World) -> None:
@@ -289,7 +296,9 @@ def _write_student(run: RunFolder, step: int) -> None:
     final = checkpoint.load(checkpoint.path_of(run.checkpoints, step))
     try:
         with renewed(run.student) as built:
-            write_verified(HuggingFace(), Source(run, final), built)
+            source = source_of_run(run, final)
+            verified = write_verified("hf", HuggingFace(encode_here), source, built, NoProgress())
+            write_card(source, "hf", verified, built, picture=False)
     except RunError as error:
         error.hint = resume_after(error, run, "Training is done and saved.")
         raise

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
-from minilm_cli.models.hub import load_tokenizer, tokenizer_info
+from minilm_cli.models.hub import load_tokenizer, read_card, tokenizer_info
 from minilm_cli.models.initialise import init_from_teacher
 from minilm_cli.models.layers import resolve_layer
 from minilm_cli.models.size import size_of
@@ -180,7 +180,8 @@ def _load_teacher(settings: TeacherSettings, named: Named) -> tuple[Tap, Teacher
         config=named.teacher_config,
     )
     tap = RegistryTap(model, layer)
-    return tap, teacher_facts(tap, settings.name, size, config_sha256=named.teacher_config_sha256)
+    card = read_card(settings.name, settings.revision)
+    return tap, teacher_facts(tap, settings.name, size, card, config_sha256=named.teacher_config_sha256)
 
 
 def _build_student(settings: DistillSettings, config: PreTrainedConfig, teacher: Tap) -> Tap:

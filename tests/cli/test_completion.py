@@ -47,7 +47,7 @@ def complete(minilm: Minilm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("minilm distill --report-to wandb --report-to t", ["tensorboard"]),
         ("minilm tokenize a.txt --overflow ", ["split", "truncate", "drop"]),
         ("minilm export --dtype fl", ["float32", "float16"]),
-        ("minilm export --format ", ["hf"]),
+        ("minilm export --format ", ["hf", "sentence-transformers", "onnx"]),
         ("minilm export --checkpoint ", ["last", "best"]),
         ("minilm distill --data ", []),
         ("minilm distill --lr ", []),

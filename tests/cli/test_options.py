@@ -15,7 +15,8 @@ from minilm_cli.corpus import tokenize as tokenizing
 from minilm_cli.corpus.packing import Counts
 from minilm_cli.corpus.tokenize import TokenizeReport
 from minilm_cli.export import exporting
-from minilm_cli.export.exporting import ExportReport
+from minilm_cli.export.exporting import Export, ExportReport
+from minilm_cli.export.formats import Verified
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.export import ExportSettings
@@ -43,7 +44,10 @@ OPTIONS = {
         " --eval-fraction --eval-every --save-every --keep --log-every --report-to --dry-run --verbose --force --json"
     ),
     "resume": "--steps --set --json",
-    "export": "--format --checkpoint --dtype --output --push-to-hub --private --force --json",
+    "export": (
+        "--format --checkpoint --dtype --pooling --quantize --accept-loss --benchmark --output --push-to-hub --private"
+        " --force --json"
+    ),
     "demo": "--output --force",
 }
 
@@ -93,7 +97,17 @@ FLAGS: list[tuple[str, str, Any]] = [
 ]
 
 #: Options whose default is shown in words that cannot be typed.
-IN_WORDS = {"RUN", "--workers", "--max-length", "--output", "--compile", "--report-to", "--steps", "--text-field"}
+IN_WORDS = {
+    "RUN",
+    "MODEL",
+    "--pooling",
+    "--workers",
+    "--max-length",
+    "--output",
+    "--report-to",
+    "--steps",
+    "--text-field",
+}
 
 COMMANDS = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]  # of a group, which it is
 
@@ -190,7 +204,7 @@ def typed_defaults() -> list[tuple[type[BaseModel], str, Any]]:
         for model in (TokenizeSettings, DistillSettings, ExportSettings)
         for option in options(model)
         if option.default and (option.name not in IN_WORDS or not option.flag.default)
-        if option.name != "--compile"
+        if not option.is_switch
     ]
 
 
@@ -200,7 +214,7 @@ def test_typing_the_default_that_the_help_shows_changes_nothing(model: type[Base
         names = {"teacher.name": "t", "student.config": "c"}
         assert load_distill_settings(flags=names | {path: typed}) == load_distill_settings(flags=names)
     else:
-        least = {"inputs": ["a"], "split_sentences": "true"} if model is TokenizeSettings else {"run": "a"}
+        least = {"inputs": ["a"], "split_sentences": "true"} if model is TokenizeSettings else {"model": "a"}
         assert validate(model, least | {path: typed}) == validate(model, least)
 
 
@@ -220,7 +234,8 @@ def test_defaults_in_words_are_those_of_the_contract() -> None:
         ("DistillSettings", "--output"): "runs/STUDENT-from-TEACHER-DATE-TIME",
         ("ResumeSettings", "RUN"): "the newest in runs/",
         ("ResumeSettings", "--steps"): "the run's",
-        ("ExportSettings", "RUN"): "the newest in runs/",
+        ("ExportSettings", "MODEL"): "the newest run in runs/",
+        ("ExportSettings", "--pooling"): "the teacher's",
         ("ExportSettings", "--output"): "RUN/export/FORMAT",
     }
 
@@ -294,21 +309,28 @@ def test_tokenize_options_set_their_settings(minilm: Minilm, monkeypatch: pytest
 def test_export_options_set_their_settings(minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> None:
     calls: list[ExportSettings] = []
 
-    def exported(settings: ExportSettings) -> ExportReport:
+    def exported(settings: ExportSettings, _: object) -> ExportReport:
         calls.append(settings)
-        return ExportReport(Path("there"), 2, 0.0, "https://hub/me/it")
+        return ExportReport(Path("there"), (Export("hf", Path("there/hf"), Verified(0.0)),), 2, "https://hub/me/it")
 
     monkeypatch.setattr(exporting, "export", exported)
-    words = "--format hf --checkpoint 2 --dtype bfloat16 --output there --push-to-hub me/it --private --force"
+    words = (
+        "--format hf --format onnx --checkpoint 2 --dtype bfloat16 --pooling cls --quantize int8 --accept-loss"
+        " --benchmark --output there --push-to-hub me/it --private --force"
+    )
     outcome = minilm("export", finished_run, *words.split())
     assert outcome.out == "there\n"
     assert "https://hub/me/it" in outcome.err
     assert calls == [
         ExportSettings(
-            run=finished_run,
-            format="hf",
+            model=finished_run,
+            formats=("hf", "onnx"),
             checkpoint=2,
             dtype="bfloat16",
+            pooling="cls",
+            quantize="int8",
+            accept_loss=True,
+            benchmark=True,
             output=Path("there"),
             push_to_hub="me/it",
             private=True,

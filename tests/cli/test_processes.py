@@ -100,7 +100,7 @@ from minilm_cli.cli import app
 from minilm_cli.runs import lookup
 def broken(path):
     raise ZeroDivisionError("a bug")
-lookup.find_run = broken
+lookup.restore = broken
 sys.argv = ["minilm", "export", {str(tmp_path)!r}]
 app.main()"""
     done = Commands(tmp_path)(program=("-c", code))

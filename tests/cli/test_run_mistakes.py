@@ -91,6 +91,8 @@ MISTAKES_IN_OPTIONS = [
         "export run",
         {
             "--private": ("--private", "--push-to-hub"),
+            "--public": ("--public", "--push-to-hub"),
+            "--push-to-hub me/student": ("--push-to-hub me/student", "offline", "HF_HUB_OFFLINE"),
             "--push-to-hub 'a b/c'": ("a b/c", "--push-to-hub"),
             "--push-to-hub ../x": ("--push-to-hub ../x",),
             f"--push-to-hub {'x' * 500}": ("--push-to-hub",),
@@ -107,6 +109,7 @@ MISTAKES_IN_OPTIONS = [
 ]
 
 MISTAKES_IN_NAMES = [
+    Mistake("resume of a model", "resume run/student", ("run/student: this is not a run",)),
     *(
         Mistake(f"{command} {name[:60]!r}", f"{command} {name}", (message,))
         for command in COMMANDS
@@ -121,7 +124,6 @@ MISTAKES_IN_NAMES = [
             ("/dev/null", "/dev/null: this is not a run"),
             ("run run", "run"),
             ("run/settings.json", "run/settings.json: this is not a run"),
-            ("run/student", "run/student: this is not a run"),
         )
     ),
     *(
@@ -350,12 +352,20 @@ MISSING_PERMISSIONS = [
             ("", 0o500, ("run: nothing can be written here", "denied")),
             ("checkpoints", 0o300, ("run/checkpoints: this folder cannot be read", "denied", "ls -ld")),
             ("metrics.jsonl", 0o200, ("run/metrics.jsonl: this file cannot be opened", "denied", "ls -ld")),
-            ("tokenizer", 0, ("run/tokenizer: Permission denied", "ls -ld run/tokenizer\n")),
-            ("tokenizer", 0o600, ("run/tokenizer/tokenizer.json: Permission denied", "ls -ld run/tokenizer\n")),
+            (
+                "tokenizer",
+                0,
+                ("run/tokenizer: the tokenizer folder cannot be read", "denied", "ls -ld run/tokenizer\n"),
+            ),
+            (
+                "tokenizer",
+                0o600,
+                ("run/tokenizer: the tokenizer folder cannot be read", "denied", "ls -ld run/tokenizer\n"),
+            ),
             (
                 "tokenizer/tokenizer.json",
                 0,
-                ("run/tokenizer/tokenizer.json: Permission denied", "ls -ld run/tokenizer/tokenizer.json\n"),
+                ("run/tokenizer: the tokenizer cannot be loaded: tokenizer.json cannot be read", "permissions"),
             ),
         )
     ),

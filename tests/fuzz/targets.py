@@ -37,7 +37,9 @@ from minilm_cli.corpus.encoder import Encoder, Recipe
 from minilm_cli.corpus.packing import Counts, Sequencer, SpecialTokens, State
 from minilm_cli.corpus.resume import Position, Unfinished, unfinished
 from minilm_cli.corpus.sources import find_sources
-from minilm_cli.export.card import loss_curve, model_card
+from minilm_cli.export.card_training import Training, training_sections
+from minilm_cli.export.loss_curve import loss_curve
+from minilm_cli.models.hub import read_card
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import final_losses, find_run
@@ -440,12 +442,23 @@ def _write_run(folder: Path) -> None:
 
 def _open_run(folder: Path) -> None:
     run = find_run(folder)
-    run_plan = run.plan()
-    records = run.metrics()
-    final_losses(records)
-    loss_curve(records, run_plan.student.name).encode()
-    changes = [(change.step, change.setting) for change in run.changes()]
-    model_card(run.settings(), run_plan, records, step=5, dtype="float32", changes=changes).encode()
+    final_losses(run.metrics())
+    training = Training.of(run, _STEPS[-1])
+    loss_curve(training.records, training.title).encode()
+    "".join(training_sections(training, "loss.svg")).encode()
+
+
+# --- Model cards -------------------------------------------------------------------------------------------------
+
+_CARD = b"---\nlicense: mit\nlanguage:\n- en\ntags: [a]\n---\n# Title\n"
+
+
+def _open_card(folder: Path) -> None:
+    card = read_card(str(folder))
+    card.text.encode()
+    if not card.entries:  # a card is never refused
+        raise MinilmError("the card has no front matter")
+    json.dumps([*card.words("license"), *card.words("language"), *card.words("tags")], ensure_ascii=False).encode()
 
 
 def targets() -> list[Target]:
@@ -474,5 +487,6 @@ def targets() -> list[Target]:
         _settings_target(".json", json.dumps(_SETTINGS)),
         Target("--set", st.fixed_dictionaries({"words": _assignments()}), _open_assignments),
         Target("checkpoint", damaged_newer.map(lambda files: older | dict(files)), _open_checkpoints),
+        Target("model card", _some_damaged({"README.md": _CARD}, pieces=_YAML), _open_card),
         Target("run folder", _some_damaged(_files_of(_write_run)), _open_run),
     ]

@@ -76,6 +76,14 @@ def copied_run(tmp_path: Path, finished_run: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
+@pytest.fixture
+def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify exports in this process, which saves starting another; one that fails raises its error itself."""
+    from minilm_cli.export import consumers
+
+    monkeypatch.setattr(consumers, "run_task_elsewhere", consumers.run_task)
+
+
 class Crash(Exception):
     """An unexpected error of a run."""
 

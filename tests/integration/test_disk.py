@@ -209,11 +209,11 @@ def test_an_export_onto_a_full_disk_leaves_no_files_and_does_not_change_the_run(
     before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
     disk.fill(leave=32768)
     with pytest.raises(RunError, match=r"could not be written: .*No space left") as caught:
-        export(ExportSettings(run=folder))
+        export(ExportSettings(model=folder), NoProgress())
     assert caught.value.where == str(folder / "export" / "hf")
     assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
     disk.empty()
-    assert export(ExportSettings(run=folder)).path.is_dir()
+    assert export(ExportSettings(model=folder), NoProgress()).path.is_dir()
 
 
 def test_a_read_only_disk_is_reported_at_once(
@@ -230,7 +230,7 @@ def test_a_read_only_disk_is_reported_at_once(
         "tokenize": lambda: tokenize(text, NoProgress()),
         "distill": lambda: run.distill(small_settings(disk.path / "new"), NoProgress()),
         "resume": lambda: run.resume(RunFolder(folder), NoProgress(), {"training.steps": 9}),
-        "export": lambda: export(ExportSettings(run=folder)),
+        "export": lambda: export(ExportSettings(model=folder), NoProgress()),
     }
     for name, command in commands.items():
         with pytest.raises(MinilmError, match="Read-only file system") as caught:

@@ -117,7 +117,7 @@ def test_a_small_albert_learns_reaction_smiles(tmp_path: Path) -> None:
     assert json.loads((folder / "plan.json").read_text(encoding="utf-8"))["relations"]["heads"] == 16
     # Measured: 63%.
     assert remaining_share(folder) < 0.75
-    exported = exporting.export(ExportSettings(run=folder)).path
+    exported = exporting.export(ExportSettings(model=folder), NoProgress()).path
     model, tokenizer = AutoModel.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
     with torch.no_grad():
         states = model(**tokenizer("CC(=O)O.OCC>>CC(=O)OCC", return_tensors="pt")).last_hidden_state

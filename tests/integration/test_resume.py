@@ -323,7 +323,7 @@ def test_a_run_interrupted_while_it_writes_the_student_can_be_resumed(
 ) -> None:
     folder = tmp_path / "run"
 
-    def write(_form: object, _source: object, built: Path) -> None:
+    def write(_name: str, _form: object, _source: object, built: Path, _progress: object) -> None:
         built.mkdir()
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -388,7 +388,7 @@ def test_the_card_reports_changed_settings(tmp_path: Path, small_settings: Setti
     run.resume(RunFolder(folder), NoProgress(), {"optimizer.lr": 1e-5, "checkpoint.keep": 9})
     row = "| changed after step 4 | optimizer.lr from 0.0006 to 1e-05 |\n"
     assert row in (folder / "student" / "README.md").read_text(encoding="utf-8")
-    early = exporting.export(ExportSettings(run=folder, checkpoint=4)).path
+    early = exporting.export(ExportSettings(model=folder, checkpoint=4), NoProgress()).path
     assert row not in (early / "README.md").read_text(encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.runs import checkpoint
-from minilm_cli.runs.lookup import final_losses, find_run, pick_checkpoint
+from minilm_cli.runs.lookup import final_losses, find_model, find_run, pick_checkpoint
 
 from .run_folders import create_run, save
 
@@ -29,6 +29,16 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     for runs in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(MinilmError, match="there is no run in"):
             find_run(None, runs)
+
+
+def test_what_is_neither_a_run_nor_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MinilmError, match="there is no such run"):
+        find_model(tmp_path / "nothing")
+    (tmp_path / "config.json").touch()
+    with pytest.raises(MinilmError, match="no model folder either"):
+        find_model(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    assert find_model(tmp_path) == tmp_path
 
 
 def test_run_moved_aside_by_a_killed_process_is_restored(tmp_path: Path) -> None:

@@ -83,9 +83,10 @@ def test_defaults_of_tokenize() -> None:
 
 
 def test_defaults_of_export() -> None:
-    settings = ExportSettings(run=Path("runs/a"))
-    assert (settings.format, settings.checkpoint, settings.dtype) == ("hf", "last", "float32")
-    assert (settings.output, settings.push_to_hub, settings.private, settings.force) == (None, None, False, False)
+    settings = ExportSettings(model=Path("runs/a"))
+    assert (settings.formats, settings.checkpoint, settings.dtype) == (("hf",), "last", "float32")
+    assert (settings.pooling, settings.quantize, settings.accept_loss) == (None, None, False)
+    assert (settings.output, settings.push_to_hub, settings.private, settings.force) == (None, None, True, False)
 
 
 def test_settings_are_frozen() -> None:
@@ -265,9 +266,9 @@ def test_wrong_values_of_other_commands_are_refused() -> None:
         validate(TokenizeSettings, {"inputs": ["a.txt"], "max_lenght": 3})
     assert caught.value.hint == "Did you mean max_length?"
     with pytest.raises(MinilmError, match=r"^checkpoint: "):
-        validate(ExportSettings, {"run": "a", "checkpoint": "newest"})
-    with pytest.raises(MinilmError, match=r"^run: must be Unicode text"):
-        validate(ExportSettings, {"run": Path("\udcff")})
+        validate(ExportSettings, {"model": "a", "checkpoint": "newest"})
+    with pytest.raises(MinilmError, match=r"^model: must be Unicode text"):
+        validate(ExportSettings, {"model": Path("\udcff")})
 
 
 @pytest.mark.parametrize(("name", "accepted"), [("\udcff.txt", True), ("\ud800.txt", False), ("a\0", False)])

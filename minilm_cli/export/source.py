@@ -1,0 +1,153 @@
+"""What is exported: the student of a run at a checkpoint, or the model of a folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.models.checks import refuse_decoder
+from minilm_cli.models.families import family_of
+from minilm_cli.models.hub import load_tokenizer, loading, quiet
+from minilm_cli.models.sentence_head import SentenceHead, read_head
+from minilm_cli.models.state import refuse_mismatch, unshared_state
+from minilm_cli.models.student import build_student
+from minilm_cli.models.student_config import saved_config
+from minilm_cli.runs.checkpoint import Checkpoint
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.runs.lookup import pick_checkpoint
+from minilm_cli.tokens.id_lists import converted_store, is_id_lists
+from minilm_cli.tokens.mixture import Mixture
+from minilm_cli.tokens.split import held_out, split
+from minilm_cli.tokens.store import TokenStore
+
+logger = logging.getLogger(__name__)
+
+#: Text to compare with, for models of which no held-out text is at hand.
+_SAMPLE = Path(__file__).parents[1] / "data" / "public-domain-sample.txt"
+
+#: Tokens of the longest text to compare with: the attention scores of a batch of longer ones need many gigabytes.
+LONGEST_TEXT = 1024
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, its tokenizer, and what is known of it."""
+
+    model: PreTrainedModel
+    """In fp32 and evaluation mode."""
+    folder: Path
+    """Of the tokenizer's files."""
+    head: SentenceHead | None
+    """How it makes sentence embeddings, if that is known."""
+    dtype: str = "float32"
+    """Type of the exported weights."""
+    run: RunFolder | None = None
+    step: int | None = None
+    """Of the run's checkpoint."""
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the folder."""
+        return load_tokenizer(str(self.folder))
+
+    @cached_property
+    def longest(self) -> int | None:
+        """Tokens of the longest text that it reads, or `None` if nothing limits it."""
+        limits = [
+            family_of(self.model.config).longest_input(self.model),
+            self.head and self.head.max_length,
+            self.tokenizer.model_max_length if self.tokenizer.model_max_length < 2**31 else None,
+        ]
+        return min((limit for limit in limits if limit), default=None)
+
+    def texts(self, count: int) -> list[str]:
+        """At most `count` texts: of the run's held-out sequences, then of others; of a sample if there is no run.
+
+        They are cut to `LONGEST_TEXT` tokens.
+        """
+        mixture = None if self.run is None else _mixture(self.run)
+        if mixture is None:
+            return _spread(_SAMPLE.read_text(encoding="utf-8").splitlines(), count)
+        assert self.run is not None
+        settings, longest = self.run.settings(), min(self.run.plan().data.max_length, LONGEST_TEXT)
+        evaluation = settings.evaluation
+        parts = split(mixture, seed=settings.training.seed, fraction=evaluation.fraction, limit=evaluation.limit)
+        indices = [*_spread(held_out(parts).tolist(), count), *_spread(range(len(mixture)), count)][:count]
+        texts = [self.tokenizer.decode(mixture.sequence(index, longest), skip_special_tokens=True) for index in indices]
+        return [str(text) for text in texts]
+
+
+def _mixture(run: RunFolder) -> Mixture | None:
+    """The token stores of a run, or `None` if they are elsewhere now."""
+    data = run.settings().data
+    paths = [
+        converted_store(run.tokens, number) if is_id_lists(path) else path
+        for number, path in enumerate(data.paths, start=1)
+    ]
+    try:
+        return Mixture([TokenStore(path) for path in paths], data.weights)
+    except MinilmError:
+        return None
+
+
+def _spread(values: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` values, evenly spaced."""
+    return list(values[:: max(1, len(values) // count)][:count])
+
+
+def source_of_run(run: RunFolder, chosen: Checkpoint) -> Source:
+    """The student of a run with a checkpoint's weights; raises `MinilmError` for another student's."""
+    model = build_student(saved_config(run.student_config_file), seed=0)
+    weights = chosen.tensors("student")
+    refuse_mismatch(weights, unshared_state(model))
+    model.load_state_dict(weights, strict=False)
+    if not run.tokenizer.is_dir():
+        raise MinilmError("the run's tokenizer is missing", where=str(run.tokenizer))
+    return Source(model.train(False), run.tokenizer, head=None, run=run, step=chosen.step)
+
+
+def source_of_checkpoint(run: RunFolder, wanted: str | int) -> Source:
+    """The same of the checkpoint that is wanted; of another if a run that is training removes it meanwhile."""
+    chosen = pick_checkpoint(run, wanted)
+    try:
+        return source_of_run(run, chosen)
+    except RunError:
+        if chosen.path.exists():
+            raise
+    return source_of_checkpoint(run, wanted)
+
+
+def source_of_folder(folder: Path) -> Source:
+    """The encoder of a folder as `save_pretrained` writes them; raises `MinilmError`.
+
+    Warns if the folder has weights of a head for a task, which are left out.
+    """
+    with loading("model", str(folder)), quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for a pooler, if the folder has none
+        model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    refuse_decoder(model.config, "model", str(folder))
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise MinilmError(f"the model's weights do not fit its config.json: {missing[0]} is missing", where=str(folder))
+    if left_out := sorted({key.partition(".")[0] for key in report["unexpected_keys"]}):
+        logger.warning("%s: only the encoder is exported, without its head: %s", folder, ", ".join(left_out))
+    return Source(model.eval(), folder, head=None)
+
+
+def known_head(source: Source) -> SentenceHead | None:
+    """How sentence embeddings are made, by the model's own files or those of its teacher; raises `MinilmError`."""
+    if source.run is None:
+        return read_head(str(source.folder))
+    kept = source.run.sentence_head
+    if kept.is_dir():
+        return read_head(str(kept))
+    teacher = source.run.settings().teacher
+    return read_head(teacher.name, teacher.revision)
