@@ -1,5 +1,7 @@
 """`minilm demo`: the commands tokenize, distill and export, run as a user would type them, on a sample text.
 
+The exports are those whose packages are installed, and the result is tried by a search in the sample.
+
 The teacher is all-MiniLM-L6-v2: the copy that the `demo` extra installs, else the Hub's.
 """
 
@@ -31,6 +33,9 @@ TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 
 SAMPLE = Path(__file__).parents[1] / "data" / "public-domain-sample.txt"
 
+#: What is searched for.
+_QUERY = "programmers who work at night"
+
 #: About a minute and a half of training on two CPU cores.
 _STEPS = 120
 
@@ -41,14 +46,13 @@ def demo(
     ] = Path("minilm-demo"),
     force: Force = False,
 ) -> None:
-    """Tokenise, distil and export in two minutes, on a sample text."""
+    """Tokenise, distil, export and search in three minutes, on a sample text."""
     print(run(output, open_console(), force=force))
 
 
 def run(output: Path, console: Console, *, force: bool = False) -> Path:
-    """Tokenise, distil and export inside the folder `output`; returns the exported student's folder."""
+    """Tokenise, distil and export inside the folder `output`; returns the folder of the exports, or of the only one."""
     from minilm_cli.base.overwrite import DEMO_MARK, refuse_existing
-    from minilm_cli.export.card import CURVE_FILE
 
     refuse_existing(output, force=force)
     teacher = find_teacher()
@@ -73,19 +77,20 @@ def run(output: Path, console: Console, *, force: bool = False) -> Path:
             *("--data", str(tokens), "--output", str(run_folder), "--steps", str(_STEPS), "--batch-size", "64"),
             *("--lr", "5e-4", "--warmup-steps", "20", "--eval-fraction", "0.05", "--eval-every", "40"),
         ],
-        ["export", str(run_folder)],
+        ["export", str(run_folder), *_formats()],
     ]
     for words in commands:
         console.command(shlex.join(["minilm", *words]))
         result = _run(words)
     exported = Path(result.strip())
+    if (folder := run_folder / "export" / "sentence-transformers").is_dir():
+        lines = [*dict.fromkeys(SAMPLE.read_text(encoding="utf-8").splitlines())][3::5]
+        console.table(f"The nearest of {len(lines):,} lines to {_QUERY!r}", _nearest(folder, _QUERY, lines))
     first, last = _held_out_losses(run_folder)
     console.say(
         f"""
-Done. The held-out loss fell from {first:.3f} to {last:.3f}. The loss curve is {exported / CURVE_FILE},
-next to the model card. The student is an ordinary model:
-
-    AutoModel.from_pretrained("{exported}")
+Done. The held-out loss fell from {first:.3f} to {last:.3f}. The student is in {exported}:
+each folder has a model card (README.md) that says how it was made and how to load it.
 
 Next, try your own text and teacher:
 
@@ -94,6 +99,29 @@ Next, try your own text and teacher:
 """
     )
     return exported
+
+
+def _formats() -> list[str]:
+    """The options of the export: the formats whose packages are installed."""
+    formats = []
+    if find_spec("sentence_transformers"):
+        formats += ["--format", "sentence-transformers"]
+    if all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
+        formats += ["--format", "onnx", "--quantize", "int8"]
+    return [*formats, "--benchmark"]
+
+
+def _nearest(folder: Path, query: str, lines: list[str]) -> list[tuple[str, str]]:
+    """The cosine and the text of the three lines that are nearest to a query."""
+    from sentence_transformers import SentenceTransformer
+
+    from minilm_cli.models.hub import quiet
+
+    with quiet():
+        model = SentenceTransformer(str(folder), device="cpu")
+        embeddings = model.encode([query, *lines], convert_to_tensor=True, normalize_embeddings=True)
+    cosines = embeddings[1:] @ embeddings[0]
+    return [(f"{cosines[place]:.2f}", lines[place]) for place in cosines.topk(3).indices.tolist()]
 
 
 def _run(words: list[str]) -> str:

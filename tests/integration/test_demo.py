@@ -88,6 +88,36 @@ def test_each_command_is_printed(
     assert all(str(teacher) in words for words in commands[:2])
 
 
+@pytest.mark.parametrize(
+    ("installed", "options"),
+    [
+        ({"sentence_transformers", "onnx", "onnxruntime", "onnxscript"}, "sentence-transformers onnx int8"),
+        ({"sentence_transformers", "onnx"}, "sentence-transformers"),
+        (set(), ""),
+    ],
+)
+def test_the_formats_are_those_whose_packages_are_installed(
+    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: set[str], options: str
+) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: name if name in installed else None)
+    demo.run(tmp_path / "demo", Console())
+    words = [word for word in commands[-1][2:] if not word.startswith("--")]
+    assert words == options.split()
+    assert commands[-1][-1] == "--benchmark"
+
+
+@pytest.mark.slow
+def test_the_nearest_lines_are_found(tmp_path: Path, tiny_teacher: Path) -> None:
+    from minilm_cli.models.sentence_head import SentenceHead, write_head
+
+    folder = Path(shutil.copytree(tiny_teacher, tmp_path / "model"))
+    write_head(SentenceHead(("mean",)), folder, hidden_size=48)
+    lines = ["of this world", "they could see", "my own work"]
+    (cosine, nearest), *others = demo._nearest(folder, "they could see", lines)
+    assert (cosine, nearest) == ("1.00", "they could see")
+    assert sorted(text for _, text in others) == ["my own work", "of this world"]
+
+
 @pytest.mark.slow
 def test_a_failing_command_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_teacher", lambda: str(tmp_path))
