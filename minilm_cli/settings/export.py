@@ -40,7 +40,7 @@ class ExportSettings(Section):
     """How token states become a sentence embedding: mean, cls, max, lasttoken, mean_sqrt_len_tokens or weightedmean.
     The names are those of sentence-transformers; the result is scaled to length 1."""
     quantize: Annotated[Literal["int8", "int8-static"] | None, Flag("--quantize")] = None
-    """Also write the ONNX model with 8-bit weights; int8-static: faster, with ranges measured on held-out text."""
+    """Also write the ONNX model with 8-bit weights; int8-static: with ranges measured on held-out text."""
     accept_loss: Annotated[bool, Flag("--accept-loss")] = False
     """Keep a quantised model whose embeddings differ much from those in fp32."""
     benchmark: Annotated[bool, Flag("--benchmark")] = False
