@@ -27,13 +27,18 @@ class HuggingFace:
 
     def write(self, source: Source, folder: Path) -> None:
         """As every format."""
-        model = source.model
-        if source.dtype != "float32":
-            model = deepcopy(model).to(getattr(torch, source.dtype))
-        with quiet():
-            model.save_pretrained(folder)
+        write_model(source, folder)
         write_tokenizer(source, folder)
 
     def verify(self, source: Source, folder: Path) -> Verified:
         """As every format."""
         return Verified(verify(source, folder, "transformers", self._run))
+
+
+def write_model(source: Source, folder: Path) -> None:
+    """Write weights and configuration, in the type of the export."""
+    model = source.model
+    if source.dtype != "float32":
+        model = deepcopy(model).to(getattr(torch, source.dtype))
+    with quiet():
+        model.save_pretrained(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.packages import require
 from minilm_cli.export.formats import Verified
-from minilm_cli.export.hf import HuggingFace
+from minilm_cli.export.hf import write_model
 from minilm_cli.export.source import Source
 from minilm_cli.export.tokenizer_files import write_tokenizer
 from minilm_cli.export.verify import verify
@@ -30,7 +30,7 @@ class SentenceTransformers:
 
     def write(self, source: Source, folder: Path) -> None:
         """As every format."""
-        HuggingFace().write(source, folder)
+        write_model(source, folder)
         write_sentence_files(source, folder)
 
     def verify(self, source: Source, folder: Path) -> Verified:
