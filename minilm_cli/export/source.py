@@ -73,10 +73,9 @@ class Source:
 
         They are cut to `LONGEST_TEXT` tokens.
         """
-        mixture = None if self.run is None else _mixture(self.run)
-        if mixture is None:
+        mixture = self._mixture
+        if self.run is None or mixture is None:
             return _spread(_SAMPLE.read_text(encoding="utf-8").splitlines(), count)
-        assert self.run is not None
         settings, longest = self.run.settings(), min(self.run.plan().data.max_length, LONGEST_TEXT)
         evaluation = settings.evaluation
         parts = split(mixture, seed=settings.training.seed, fraction=evaluation.fraction, limit=evaluation.limit)
@@ -84,18 +83,20 @@ class Source:
         texts = [self.tokenizer.decode(mixture.sequence(index, longest), skip_special_tokens=True) for index in indices]
         return [str(text) for text in texts]
 
-
-def _mixture(run: RunFolder) -> Mixture | None:
-    """The token stores of a run, or `None` if they are elsewhere now."""
-    data = run.settings().data
-    paths = [
-        converted_store(run.tokens, number) if is_id_lists(path) else path
-        for number, path in enumerate(data.paths, start=1)
-    ]
-    try:
-        return Mixture([TokenStore(path) for path in paths], data.weights)
-    except MinilmError:
-        return None
+    @cached_property
+    def _mixture(self) -> Mixture | None:
+        """The token stores of the run; `None` if there is no run, or they are elsewhere now."""
+        if self.run is None:
+            return None
+        data = self.run.settings().data
+        paths = [
+            converted_store(self.run.tokens, number) if is_id_lists(path) else path
+            for number, path in enumerate(data.paths, start=1)
+        ]
+        try:
+            return Mixture([TokenStore(path) for path in paths], data.weights)
+        except MinilmError:
+            return None
 
 
 def _spread(values: Sequence[Any], count: int) -> list[Any]:
