@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minilm_cli.base.errors import Interrupted, MinilmError, RunError
+from minilm_cli.base.sample import SAMPLE
 from minilm_cli.cli.options import Force
 from minilm_cli.cli.result import open_console
 
@@ -30,8 +31,6 @@ HUB_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 
 #: Checksum of the official weights, which the installed copy must have.
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-SAMPLE = Path(__file__).parents[1] / "data" / "public-domain-sample.txt"
 
 #: What is searched for.
 _QUERY = "programmers who work at night"

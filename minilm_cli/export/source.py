@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.base.sample import SAMPLE
 from minilm_cli.models.checks import refuse_decoder
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import load_tokenizer, loading, quiet
@@ -29,9 +30,6 @@ from minilm_cli.tokens.split import held_out, split
 from minilm_cli.tokens.store import TokenStore
 
 logger = logging.getLogger(__name__)
-
-#: Text to compare with, for models of which no held-out text is at hand.
-_SAMPLE = Path(__file__).parents[1] / "data" / "public-domain-sample.txt"
 
 #: Tokens of the longest text to compare with: the attention scores of a batch of longer ones need many gigabytes.
 LONGEST_TEXT = 1024
@@ -75,7 +73,7 @@ class Source:
         """
         mixture = self._mixture
         if self.run is None or mixture is None:
-            return _spread(_SAMPLE.read_text(encoding="utf-8").splitlines(), count)
+            return _spread(SAMPLE.read_text(encoding="utf-8").splitlines(), count)
         settings, longest = self.run.settings(), min(self.run.plan().data.max_length, LONGEST_TEXT)
         evaluation = settings.evaluation
         parts = split(mixture, seed=settings.training.seed, fraction=evaluation.fraction, limit=evaluation.limit)
