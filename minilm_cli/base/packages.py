@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 
 from minilm_cli.base.errors import MinilmError
 
-#: Optional packages, and our extra that installs each.
+#: Our extras, and the packages that each installs.
 EXTRAS = {
-    "backports.zstd": "zstd",
-    "datasets": "datasets",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "onnxscript": "onnx",
-    "sentence-transformers": "sentence-transformers",
-    "sentencex": "sentences",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
+    "datasets": ("datasets",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+    "sentence-transformers": ("sentence-transformers",),
+    "sentences": ("sentencex",),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "zstd": ("backports.zstd",),
 }
 
 
-def missing_package(package: str, needed_by: str, *, where: str | None = None) -> MinilmError:
-    """The error for what needs an optional package that is not installed.
+def missing_package(extra: str, needed_by: str, *, where: str | None = None) -> MinilmError:
+    """The error for what needs the packages of an extra that is not installed.
 
-    Its hint names the package instead of our extra: that is right in every shell, and if minilm runs from a clone.
+    Its hint names the packages instead of the extra: that is right in every shell, and if minilm runs from a clone.
     """
-    assert all(name in EXTRAS for name in package.split()), package
-    return MinilmError(f"{needed_by} needs the package {package}", where=where, hint=f"pip install {package}")
+    packages = EXTRAS[extra]
+    named = f"the package{'s' * (len(packages) > 1)} {', '.join(packages)}"
+    return MinilmError(f"{needed_by} needs {named}", where=where, hint=f"pip install {' '.join(packages)}")
 
 
-def require(packages: Sequence[str], needed_by: str) -> None:
-    """Raise `MinilmError` if an optional package, whose module has the same name, is not installed."""
-    missing = [package for package in packages if find_spec(package.replace("-", "_")) is None]
-    if missing:
-        raise missing_package(" ".join(missing), needed_by)
+def is_installed(extra: str) -> bool:
+    """Whether the packages of an extra are there; their modules have the same names."""
+    return all(find_spec(package.replace("-", "_")) for package in EXTRAS[extra])
+
+
+def require(extra: str, needed_by: str) -> None:
+    """Raise `MinilmError` if a package of an extra is not installed."""
+    if not is_installed(extra):
+        raise missing_package(extra, needed_by)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from minilm_cli.base.errors import Interrupted, MinilmError, RunError
+from minilm_cli.base.packages import is_installed
 from minilm_cli.base.sample import SAMPLE
 from minilm_cli.cli.options import Force
 from minilm_cli.cli.result import open_console
@@ -103,9 +104,9 @@ Next, try your own text and teacher:
 def _formats() -> list[str]:
     """The options of the export: the formats whose packages are installed."""
     formats = []
-    if find_spec("sentence_transformers"):
+    if is_installed("sentence-transformers"):
         formats += ["--format", "sentence-transformers"]
-    if all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
+    if is_installed("onnx"):
         formats += ["--format", "onnx", "--quantize", "int8"]
     return [*formats, "--benchmark"]
 

@@ -180,7 +180,7 @@ def _zstd(name: str) -> Any:
         try:
             from backports import zstd
         except ImportError:
-            raise missing_package("backports.zstd", "reading .zst files", where=name) from None
+            raise missing_package("zstd", "reading .zst files", where=name) from None
     return zstd
 
 

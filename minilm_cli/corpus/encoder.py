@@ -200,5 +200,5 @@ def sentence_splitter(language: str) -> Callable[[str], list[str]]:
     try:
         segment = import_module("sentencex").segment
     except ImportError:
-        raise missing_package("sentencex", "--split-sentences") from None
+        raise missing_package("sentences", "--split-sentences") from None
     return lambda text: [sentence for found in segment(language, text) if (sentence := found.strip())]

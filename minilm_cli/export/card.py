@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,96 +32,81 @@ CURVE_FILE, PICTURE_FILE = "loss.svg", "loss.png"
 _LOADERS = {"hf": "`AutoModel`", "sentence-transformers": "`SentenceTransformer`", "onnx": "ONNX Runtime"}
 
 
-def write_card(
-    source: Source,
-    form: str,
-    verified: Verified,
-    folder: Path,
-    measured: Sequence[Speed] = (),
-    *,
-    picture: bool = True,
-) -> None:
-    """Write the card of an export into its folder.
+@dataclass(frozen=True)
+class Facts:
+    """What the card of an export is written from."""
 
-    form: name of the format. verified: what was found by using it. measured: speeds, if they were. picture: whether to
-    draw the loss curve as PNG too.
-    """
+    source: Source
+    form: str
+    """Name of the format."""
+    verified: Verified
+    folder: Path
+    """Of the export."""
+    speeds: Sequence[Speed] = ()
+    """If they were measured."""
+
+    @property
+    def head(self) -> SentenceHead | None:
+        """How the export makes sentence embeddings, if it does."""
+        return None if self.form == "hf" else self.source.head
+
+
+def write_card(facts: Facts, *, picture: bool = True) -> None:
+    """Write the card of an export into its folder. picture: whether to draw the loss curve as PNG too."""
+    source = facts.source
     if source.run is None or source.step is None:
-        text = folder_card(source, form, verified, folder, measured)
+        text = folder_card(facts)
     else:
-        training = Training.of(source.run, source.step)
-        text = run_card(training, source, form, verified, folder, measured, picture=picture)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+        text = run_card(facts, Training.of(source.run, source.step), picture=picture)
+    (facts.folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def run_card(
-    training: Training,
-    source: Source,
-    form: str,
-    verified: Verified,
-    folder: Path,
-    measured: Sequence[Speed] = (),
-    *,
-    picture: bool = True,
-) -> str:
+def run_card(facts: Facts, training: Training, *, picture: bool = True) -> str:
     """The card of a run's student, after its loss curve was written into the folder."""
+    folder = facts.folder
     (folder / CURVE_FILE).write_text(loss_curve(training.records, training.title), encoding="utf-8")
     has_picture = picture and write_picture(training.records, training.title, folder / PICTURE_FILE)
-    teacher, head = training.plan.teacher, _head(source, form)
-    tags = ["minilm", "distillation", training.plan.student.family]
-    is_random = not training.plan.student.init_from_teacher_layers
+    teacher, student = training.plan.teacher, training.plan.student
     sections = [
-        _front_matter(_inherited(teacher), form, head, tags),
+        _front_matter(facts, _inherited(teacher), ["minilm", "distillation", student.family]),
         f"# {plain(training.title)}",
-        f"{_described(source)}, made by minilm {__version__} with MiniLMv2: multi-head self-attention relation"
+        f"{_described(facts.source)}, made by minilm {__version__} with MiniLMv2: multi-head self-attention relation"
         " distillation ([arXiv 2012.15828](https://arxiv.org/abs/2012.15828)).",
-        _purpose(head, is_random=is_random),
-        *_use(source, form, head, verified),
+        _purpose(facts.head, is_random=not student.init_from_teacher_layers),
+        *_use(facts),
         *training_sections(training, PICTURE_FILE if has_picture else CURVE_FILE),
-        *_checks(form, head, verified, folder),
-        _speed(measured),
+        *_checks(facts),
+        _speed(facts.speeds),
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _purpose(head: SentenceHead | None, *, is_random: bool) -> str:
-    """What the student is for. is_random: whether its untrained weights are random."""
-    if head is not None:
-        return "Its last part was not trained: fine-tune it, as its embeddings mean little." if is_random else ""
-    without = " Without that, its outputs mean little." if is_random else ""
-    return f"It is a general-purpose encoder to be fine-tuned for a task.{without}"
-
-
-def folder_card(source: Source, form: str, verified: Verified, folder: Path, measured: Sequence[Speed] = ()) -> str:
+def folder_card(facts: Facts) -> str:
     """The card of a model that is no run's: what its own card says is kept, with the pictures of an export's card."""
-    own, head = read_card(str(source.folder.absolute())), _head(source, form)
+    source = facts.source
+    own = read_card(str(source.folder.absolute()))
     for name in (CURVE_FILE, PICTURE_FILE):
         if (picture := source.folder / name).is_file():
-            shutil.copy(picture, folder / name)
-    name = source.folder.resolve().name
+            shutil.copy(picture, facts.folder / name)
     sections = [
-        _front_matter(_kept(own), form, head, [*own.words("tags"), family_of(source.model.config).name]),
-        f"# {plain(name)} as {form}",
+        _front_matter(facts, _kept(own), [*own.words("tags"), family_of(source.model.config).name]),
+        f"# {plain(source.folder.resolve().name)} as {facts.form}",
         f"{_described(source)}, exported by minilm {__version__}.",
-        *_use(source, form, head, verified),
-        *_checks(form, head, verified, folder),
-        _speed(measured),
+        *_use(facts),
+        *_checks(facts),
+        _speed(facts.speeds),
         f"## The model's own card\n\n{own.text.strip()}" if own.text.strip() else "",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _head(source: Source, form: str) -> SentenceHead | None:
-    """How the export makes sentence embeddings, if it does."""
-    return None if form == "hf" else source.head
-
-
 # --- Front matter ------------------------------------------------------------------------------------------------
 
 
-def _front_matter(known: Mapping[str, Any], form: str, head: SentenceHead | None, tags: list[str]) -> str:
+def _front_matter(facts: Facts, known: Mapping[str, Any], tags: list[str]) -> str:
+    head = facts.head
     by_format = [] if head is None else ["sentence-transformers"]
-    if form == "onnx":
+    if facts.form == "onnx":
         by_format += ["onnx", "transformers.js"]
     data = ModelCardData(
         **known,
@@ -162,10 +148,19 @@ def _described(source: Source) -> str:
     return f"A {family} encoder of {shape}"
 
 
-def _use(source: Source, form: str, head: SentenceHead | None, verified: Verified) -> Iterator[str]:
+def _purpose(head: SentenceHead | None, *, is_random: bool) -> str:
+    """What the student is for. is_random: whether its untrained weights are random."""
+    if head is not None:
+        return "Its last part was not trained: fine-tune it, as its embeddings mean little." if is_random else ""
+    without = " Without that, its outputs mean little." if is_random else ""
+    return f"It is a general-purpose encoder to be fine-tuned for a task.{without}"
+
+
+def _use(facts: Facts) -> Iterator[str]:
+    source, head = facts.source, facts.head
     hidden_size = source.model.config.hidden_size
     width = hidden_size if head is None else head.width(hidden_size)
-    yield loading(form, head, width, quantised=bool(verified.kept))
+    yield loading(facts.form, head, width, quantised=bool(facts.verified.kept))
     if head is None:
         return
     longest = "not limited" if source.longest is None else f"{source.longest:,} tokens; longer texts are cut"
@@ -183,11 +178,12 @@ def _use(source: Source, form: str, head: SentenceHead | None, verified: Verifie
     yield f"## Sentence embeddings\n\n{table(rows)}"
 
 
-def _checks(form: str, head: SentenceHead | None, verified: Verified, folder: Path) -> Iterator[str]:
+def _checks(facts: Facts) -> Iterator[str]:
+    head, verified, folder = facts.head, facts.verified, facts.folder
     compared = "hidden states" if head is None else "hidden states and sentence embeddings"
     yield (
-        f"## Verification\n\nLoaded back by {_LOADERS[form]} and compared with the model that it was made of, on texts"
-        f" alone and in a padded batch: the tokens are the same, and {compared} differ by at most"
+        f"## Verification\n\nLoaded back by {_LOADERS[facts.form]} and compared with the model that it was made of,"
+        f" on texts alone and in a padded batch: the tokens are the same, and {compared} differ by at most"
         f" {verified.largest_difference:.1e} of the largest value."
     )
     if verified.kept:
@@ -197,12 +193,11 @@ def _checks(form: str, head: SentenceHead | None, verified: Verified, folder: Pa
     yield table(rows, ["model file", "size"])
 
 
-def _speed(measured: Sequence[Speed]) -> str:
-    if not measured:
+def _speed(speeds: Sequence[Speed]) -> str:
+    if not speeds:
         return ""
     rows = [
-        (plain(each.model), f"{each.megabytes:,.1f}", f"{each.single:,.0f}", f"{each.batched:,.0f}")
-        for each in measured
+        (plain(each.model), f"{each.megabytes:,.1f}", f"{each.single:,.0f}", f"{each.batched:,.0f}") for each in speeds
     ]
     header = ("on one CPU", "MB", "texts/s, one at a time", "texts/s, 32 at a time")
     return f"## Speed\n\n{table(rows, header)}"

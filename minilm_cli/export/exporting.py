@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.jsonio import write_json
 from minilm_cli.base.overwrite import EXPORT_MARK, refuse_existing
 from minilm_cli.base.progress import Progress
-from minilm_cli.export.card import write_card
+from minilm_cli.export.card import Facts, write_card
 from minilm_cli.export.formats import Format, Verified
 from minilm_cli.export.hf import HuggingFace
 from minilm_cli.export.hub import check_access, upload
@@ -66,7 +66,7 @@ def export(settings: ExportSettings, progress: Progress) -> ExportReport:
     """Export a run's student, or the model of a folder, with its tokenizer and model card, verified.
 
     Raises `MinilmError` if the model, the checkpoint or the output is wrong, `RunError` if an export does not compute
-    what the model computes; then nothing is left of it.
+    what the model computes; then nothing is left of any of them.
     """
     _check_options(settings)
     model = find_model(settings.model)
@@ -86,15 +86,17 @@ def export(settings: ExportSettings, progress: Progress) -> ExportReport:
             progress.activity("Measuring")
             measured += speeds_of_models(source)
         exports: list[Export] = []
-        for name, output in outputs.items():
-            progress.update(len(exports))
-            with staged(output, force=settings.force, folder=True) as built, _naming(output, built):
-                verified = write_verified(name, forms[name], source, built, progress)
+        with ExitStack() as stack:  # all of them get their names at the end, or none does
+            for name, output in outputs.items():
+                progress.update(len(exports))
+                built = stack.enter_context(staged(output, force=settings.force, folder=True))
+                with _naming(output, built):
+                    verified = write_verified(name, forms[name], source, built, progress)
                 if settings.benchmark and name == "onnx":
                     progress.activity(f"Measuring {name}")
                     measured += speeds_of_onnx(source, built)
-                write_card(source, name, verified, built, measured)
-            exports.append(Export(name, output, verified))
+                write_card(Facts(source, name, verified, built, measured))
+                exports.append(Export(name, output, verified))
         progress.update(len(exports))
         url = None
         if settings.push_to_hub is not None:
@@ -174,7 +176,13 @@ def _source(model: RunFolder | Path, settings: ExportSettings) -> Source:
         raise MinilmError("a model folder has no checkpoints", where=str(model), hint="Leave out --checkpoint.")
     else:
         source = source_of_folder(model)
-    return replace(source, dtype=settings.dtype, head=_head(source, settings))
+    head = _head(source, settings)
+    if head is not None and source.run is not None and not source.run.plan().student.init_from_teacher_layers:
+        logger.warning(
+            "The last part of this student was not trained, as it began with random weights: its sentence embeddings"
+            " mean little until it is fine-tuned."
+        )
+    return replace(source, dtype=settings.dtype, head=head)
 
 
 def _head(source: Source, settings: ExportSettings) -> SentenceHead | None:

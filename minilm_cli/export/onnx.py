@@ -54,7 +54,7 @@ class Onnx:
 
     def check(self, source: Source) -> None:
         """Raise `MinilmError` if a package is missing, or ONNX Runtime does not compute in the type."""
-        require(("onnx", "onnxruntime", "onnxscript"), "--format onnx")
+        require("onnx", "--format onnx")
         if source.dtype == "bfloat16":
             raise MinilmError("ONNX Runtime does not compute in bfloat16 on CPUs", hint="Use --dtype float16.")
 

@@ -20,7 +20,7 @@ class SentenceTransformers:
 
     def check(self, source: Source) -> None:
         """Raise `MinilmError` if the package is not installed, or it is not known how to pool."""
-        require(("sentence-transformers",), "--format sentence-transformers")
+        require("sentence-transformers", "--format sentence-transformers")
         if source.head is None:
             whose = "model" if source.run is None else "teacher"
             raise MinilmError(

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from minilm_cli.base.atomic import sync
 from minilm_cli.base.errors import Interrupted, MinilmError
 from minilm_cli.base.jsonio import replace_text
-from minilm_cli.base.packages import missing_package
+from minilm_cli.base.packages import missing_package, require
 from minilm_cli.base.progress import Record
 from minilm_cli.base.write_errors import writing
 
@@ -136,11 +136,8 @@ def _missing(package: str) -> MinilmError:
 
 def check_sinks(names: Iterable[str]) -> None:
     """Raise `MinilmError` if the package of an optional sink is not installed."""
-    from importlib.util import find_spec
-
     for name in names:
-        if find_spec(name) is None:
-            raise _missing(name)
+        require(name, f"--report-to {name}")
 
 
 def log_in(names: Iterable[str], *, needed: bool) -> None:

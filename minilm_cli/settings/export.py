@@ -45,7 +45,9 @@ class ExportSettings(Section):
     """Keep a quantised model whose embeddings differ much from those in fp32."""
     benchmark: Annotated[bool, Flag("--benchmark")] = False
     """Measure size and speed of teacher, student and ONNX models on this machine's CPU; the model card states them."""
-    output: Annotated[Path | None, Flag("--output", short="-o", default="RUN/export/FORMAT")] = None
+    output: Annotated[
+        Path | None, Flag("--output", short="-o", default="RUN/export/FORMAT, or MODEL-export/FORMAT")
+    ] = None
     """Folder of the export; of several formats, the folder that holds one for each."""
     push_to_hub: Annotated[str | None, Flag("--push-to-hub", metavar="REPO")] = None
     """Also upload the export to this Hub repository; all formats in one commit."""

@@ -22,7 +22,7 @@ from minilm_cli.base.jsonio import write_json
 from minilm_cli.base.locks import Lock
 from minilm_cli.base.overwrite import refuse_existing
 from minilm_cli.base.progress import NoProgress, Progress
-from minilm_cli.export.card import write_card
+from minilm_cli.export.card import Facts, write_card
 from minilm_cli.export.consumers import encode_here
 from minilm_cli.export.exporting import write_verified
 from minilm_cli.export.hf import HuggingFace
@@ -298,7 +298,7 @@ def _write_student(run: RunFolder, step: int) -> None:
         with renewed(run.student) as built:
             source = source_of_run(run, final)
             verified = write_verified("hf", HuggingFace(encode_here), source, built, NoProgress())
-            write_card(source, "hf", verified, built, picture=False)
+            write_card(Facts(source, "hf", verified, built), picture=False)
     except RunError as error:
         error.hint = resume_after(error, run, "Training is done and saved.")
         raise

@@ -236,7 +236,7 @@ def test_defaults_in_words_are_those_of_the_contract() -> None:
         ("ResumeSettings", "--steps"): "the run's",
         ("ExportSettings", "MODEL"): "the newest run in runs/",
         ("ExportSettings", "--pooling"): "the teacher's",
-        ("ExportSettings", "--output"): "RUN/export/FORMAT",
+        ("ExportSettings", "--output"): "RUN/export/FORMAT, or MODEL-export/FORMAT",
     }
 
 

@@ -99,7 +99,7 @@ def test_each_command_is_printed(
 def test_the_formats_are_those_whose_packages_are_installed(
     commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: set[str], options: str
 ) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr("minilm_cli.base.packages.find_spec", lambda name: name if name in installed else None)
     demo.run(tmp_path / "demo", Console())
     words = [word for word in commands[-1][2:] if not word.startswith("--")]
     assert words == options.split()

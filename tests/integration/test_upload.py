@@ -18,6 +18,7 @@ from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.overwrite import EXPORT_MARK
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.export import exporting
+from minilm_cli.export.card import Facts
 from minilm_cli.export.formats import Verified
 from minilm_cli.export.source import Source
 from minilm_cli.settings.export import ExportSettings
@@ -155,8 +156,8 @@ def test_repository_is_the_user_s_own_unless_an_organisation_is_named(
 def test_formats_are_uploaded_together_in_one_commit(
     export: Export, hub: Hub, monkeypatch: pytest.MonkeyPatch, order: tuple[str, ...]
 ) -> None:
-    def write_card(_source: object, name: str, _verified: object, folder: Path, *_: object, **__: object) -> None:
-        (folder / "README.md").write_text(f"Card of {name}", encoding="utf-8")
+    def write_card(facts: Facts) -> None:
+        (facts.folder / "README.md").write_text(f"Card of {facts.form}", encoding="utf-8")
 
     monkeypatch.setattr(exporting, "write_card", write_card)
     made = {

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 
 from minilm_cli import __version__
 from minilm_cli.base.jsonio import write_json
-from minilm_cli.export.card import CURVE_FILE, PICTURE_FILE, run_card, write_card
+from minilm_cli.export.card import CURVE_FILE, PICTURE_FILE, Facts, run_card, write_card
 from minilm_cli.export.card_training import Training, training_sections
 from minilm_cli.export.formats import Verified
 from minilm_cli.export.source import Source, source_of_folder
@@ -87,8 +87,8 @@ def card(model: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         dtype: str = "float32",
     ) -> str:
         (tmp_path / "export").mkdir(exist_ok=True)
-        found = Verified(1.25e-7, kept or {})
-        return run_card(training(plan), replace(model, head=head, dtype=dtype), form, found, tmp_path / "export")
+        source, verified = replace(model, head=head, dtype=dtype), Verified(1.25e-7, kept or {})
+        return run_card(Facts(source, form, verified, tmp_path / "export"), training(plan))
 
     return make
 
@@ -275,7 +275,7 @@ def folder(tiny_teacher: Path, tmp_path: Path) -> Path:
 
 def exported(folder: Path, form: str, head: SentenceHead | None = None) -> str:
     (export := folder.parent / "export").mkdir()
-    write_card(replace(source_of_folder(folder), head=head), form, Verified(1e-7), export)
+    write_card(Facts(replace(source_of_folder(folder), head=head), form, Verified(1e-7), export))
     return (export / "README.md").read_text(encoding="utf-8")
 
 

@@ -119,7 +119,7 @@ def test_sink_that_does_not_start_is_dropped_unless_required(
 
 def test_missing_package_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     check_sinks(["tensorboard"])
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("minilm_cli.base.packages.find_spec", lambda _: None)
     with pytest.raises(MinilmError, match="--report-to wandb needs the package wandb") as caught:
         check_sinks(["wandb"])
     assert caught.value.hint == "pip install wandb"
