@@ -79,6 +79,11 @@ def copied_run(tmp_path: Path, finished_run: Path) -> Path:
 @pytest.fixture
 def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Verify exports in this process, which saves starting another; one that fails raises its error itself."""
+    verify_here(monkeypatch)
+
+
+def verify_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `same_process` does, for fixtures that are made once."""
     from minilm_cli.export import consumers
 
     monkeypatch.setattr(consumers, "run_task_elsewhere", consumers.run_task)

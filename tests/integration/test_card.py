@@ -17,7 +17,7 @@ from minilm_cli.models.sentence_head import Normalize, SentenceHead, write_head
 from minilm_cli.settings.export import ExportSettings
 from minilm_cli.training import run
 
-from .conftest import Settings
+from .conftest import Settings, verify_here
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, small_
     done = run.distill(small_settings(folder / "run", teacher__name=str(teacher)), NoProgress())
     formats = ("hf", "sentence-transformers", "onnx")
     settings = ExportSettings(model=done.path, formats=formats)
-    report = exporting.export(settings, NoProgress())
+    with pytest.MonkeyPatch.context() as patch:
+        verify_here(patch)
+        report = exporting.export(settings, NoProgress())
     return {each.format: each.path for each in report.exports}
 
 

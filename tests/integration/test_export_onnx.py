@@ -30,6 +30,8 @@ from minilm_cli.settings.export import ExportSettings
 from tests import tiny
 from tests.unit.model_configs import VOCABULARY, small
 
+from .conftest import verify_here
+
 pytestmark = [pytest.mark.usefixtures("same_process"), pytest.mark.slow]
 
 TEXTS = ["the people of this world", "work", "", "their hand " * 60]
@@ -45,7 +47,9 @@ def exported(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """An export with 8-bit weights. Read-only."""
     output = tmp_path_factory.mktemp("onnx") / "student"
     settings = {"model": finished_run, "formats": ["onnx"], "pooling": "mean", "quantize": "int8", "output": output}
-    return exporting.export(ExportSettings.model_validate(settings), NoProgress()).path
+    with pytest.MonkeyPatch.context() as patch:
+        verify_here(patch)
+        return exporting.export(ExportSettings.model_validate(settings), NoProgress()).path
 
 
 @pytest.fixture(scope="module")
