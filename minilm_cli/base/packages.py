@@ -9,6 +9,7 @@ from minilm_cli.base.errors import MinilmError
 #: Our extras, and the packages that each installs.
 EXTRAS = {
     "datasets": ("datasets",),
+    "evaluate": ("scikit-learn",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "sentence-transformers": ("sentence-transformers",),
     "sentences": ("sentencex",),
@@ -16,6 +17,9 @@ EXTRAS = {
     "wandb": ("wandb",),
     "zstd": ("backports.zstd",),
 }
+
+#: Modules whose names are not those of their packages.
+_MODULES = {"scikit-learn": "sklearn"}
 
 
 def missing_package(extra: str, needed_by: str, *, where: str | None = None) -> MinilmError:
@@ -29,8 +33,8 @@ def missing_package(extra: str, needed_by: str, *, where: str | None = None) -> 
 
 
 def is_installed(extra: str) -> bool:
-    """Whether the packages of an extra are there; their modules have the same names."""
-    return all(find_spec(package.replace("-", "_")) for package in EXTRAS[extra])
+    """Whether the packages of an extra are there."""
+    return all(find_spec(_MODULES.get(package, package.replace("-", "_"))) for package in EXTRAS[extra])
 
 
 def require(extra: str, needed_by: str) -> None:
