@@ -16,7 +16,7 @@ import typer
 
 from minilm_cli import __version__
 from minilm_cli.base.errors import Dismissed, Interrupted, MinilmError, RunError, remedy
-from minilm_cli.cli import demo, distill, export, resume, signals, tokenize, usage
+from minilm_cli.cli import demo, distill, evaluate, export, resume, signals, tokenize, usage
 from minilm_cli.cli.result import open_console
 from minilm_cli.cli.torchrun import repeat_after_torchrun
 from minilm_cli.training.distributed import World
@@ -28,6 +28,7 @@ _EXAMPLES = {
     distill.distill: "minilm distill --teacher bert-base-uncased --student-config l6-h384 --epochs 3",
     resume.resume: "minilm resume --steps 500000",
     export.export: "minilm export --checkpoint best",
+    evaluate.evaluate: "minilm evaluate --task reviews.tsv",
     demo.demo: "minilm demo --output first-student",
 }
 

@@ -52,6 +52,12 @@ _SHOWN = {
 #: Control characters, except tabs and new lines.
 _CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
 
+#: First columns of a table that are words; the others are numbers.
+_NAMES = 3
+
+#: Columns of a table in a file.
+_WIDE = 200
+
 #: Columns of the narrowest screen; a smaller number in COLUMNS is a mistake.
 _NARROWEST = 20
 
@@ -122,6 +128,18 @@ class Console:
     def table(self, title: str, rows: Iterable[Sequence[str]]) -> None:
         """Print names and values in two columns."""
         _print_table(self._rich, title, rows)
+
+    def columns(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Print a table with a header. In a file or pipe, lines are not wrapped."""
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for number, name in enumerate(header):
+            table.add_column(_harmless(name), overflow="fold", justify="left" if number < _NAMES else "right")
+        for row in rows:
+            table.add_row(*(escape(_harmless(value)) for value in row))
+        if self._rich.is_terminal:
+            self._rich.print(table)
+        else:
+            self._rich.print(table, width=_WIDE, crop=False, no_wrap=True, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a warning."""

@@ -22,9 +22,8 @@ from minilm_cli.export.hf import HuggingFace
 from minilm_cli.export.hub import check_access, upload
 from minilm_cli.export.onnx import Onnx
 from minilm_cli.export.sentence_transformers import SentenceTransformers
-from minilm_cli.export.source import Source, known_head, source_of_checkpoint, source_of_folder
+from minilm_cli.export.source import Source, choose_head, source_of_checkpoint, source_of_folder
 from minilm_cli.export.speed import Speed, speeds_of_models, speeds_of_onnx
-from minilm_cli.models.sentence_head import Normalize, SentenceHead
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import find_model
 from minilm_cli.settings.export import ExportSettings
@@ -176,36 +175,13 @@ def _source(model: RunFolder | Path, settings: ExportSettings) -> Source:
         raise MinilmError("a model folder has no checkpoints", where=str(model), hint="Leave out --checkpoint.")
     else:
         source = source_of_folder(model)
-    head = _head(source, settings)
-    if head is not None and source.run is not None and not source.run.plan().student.init_from_teacher_layers:
+    head = None if settings.formats == ("hf",) else choose_head(source, settings.pooling)
+    if head is not None and source.has_untrained_tail:
         logger.warning(
             "The last part of this student was not trained, as it began with random weights: its sentence embeddings"
             " mean little until it is fine-tuned."
         )
     return replace(source, dtype=settings.dtype, head=head)
-
-
-def _head(source: Source, settings: ExportSettings) -> SentenceHead | None:
-    """How the exports make sentence embeddings; `None` if that is not known, or not asked for."""
-    if settings.formats == ("hf",):
-        return None
-    try:
-        head = known_head(source)
-    except MinilmError:
-        if settings.pooling is None:
-            raise
-        head = None
-    if settings.pooling is not None:
-        return replace(head or SentenceHead(()), pooling=(settings.pooling,), layers=(Normalize(),))
-    if head is not None and (dense := head.misfit(source.model.config.hidden_size)):
-        logger.warning(
-            "The teacher's dense layer, %d wide, does not fit a model %d wide: its sentence embeddings are made"
-            " without it.",
-            dense.weight.shape[1],
-            source.model.config.hidden_size,
-        )
-        head = replace(head, layers=tuple(layer for layer in head.layers if isinstance(layer, Normalize)))
-    return head
 
 
 def figures(verified: Verified) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from minilm_cli.base.sample import SAMPLE
 from minilm_cli.models.checks import refuse_decoder
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import load_tokenizer, loading, quiet
-from minilm_cli.models.sentence_head import SentenceHead, read_head
+from minilm_cli.models.sentence_head import Normalize, SentenceHead, read_head
 from minilm_cli.models.state import refuse_mismatch, unshared_state
 from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import saved_config
@@ -42,7 +42,7 @@ class Source:
     model: PreTrainedModel
     """In fp32 and evaluation mode."""
     folder: Path
-    """Of the tokenizer's files."""
+    """Of the tokenizer's files; the model's name if it is on the Hub."""
     head: SentenceHead | None
     """How it makes sentence embeddings, if that is known."""
     dtype: str = "float32"
@@ -50,11 +50,18 @@ class Source:
     run: RunFolder | None = None
     step: int | None = None
     """Of the run's checkpoint."""
+    revision: str | None = None
+    """Of a model on the Hub."""
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the folder."""
-        return load_tokenizer(str(self.folder))
+        return load_tokenizer(str(self.folder), revision=self.revision)
+
+    @property
+    def has_untrained_tail(self) -> bool:
+        """Whether the last part of a run's student has random weights, so that its outputs mean little."""
+        return self.run is not None and not self.run.plan().student.init_from_teacher_layers
 
     @cached_property
     def longest(self) -> int | None:
@@ -129,22 +136,55 @@ def source_of_folder(folder: Path) -> Source:
 
     Warns if the folder has weights of a head for a task, which are left out.
     """
-    with loading("model", str(folder)), quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # for a pooler, if the folder has none
-        model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    refuse_decoder(model.config, "model", str(folder))
+    source, left_out = source_of_name(str(folder))
+    if left_out:
+        logger.warning("%s: only the encoder is exported, without its head: %s", folder, ", ".join(left_out))
+    return source
+
+
+def source_of_name(name: str, revision: str | None = None) -> tuple[Source, list[str]]:
+    """The encoder of a folder or of a name on the Hub, and the parts of a head for a task that are left out."""
+    with loading("model", name, revision), quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for a pooler, if the model has none
+        model, report = AutoModel.from_pretrained(
+            name, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
+    refuse_decoder(model.config, "model", name)
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
-        raise MinilmError(f"the model's weights do not fit its config.json: {missing[0]} is missing", where=str(folder))
-    if left_out := sorted({key.partition(".")[0] for key in report["unexpected_keys"]}):
-        logger.warning("%s: only the encoder is exported, without its head: %s", folder, ", ".join(left_out))
-    return Source(model.eval(), folder, head=None)
+        raise MinilmError(f"the model's weights do not fit its config.json: {missing[0]} is missing", where=name)
+    left_out = sorted({key.partition(".")[0] for key in report["unexpected_keys"]})
+    return Source(model.eval(), Path(name), head=None, revision=revision), left_out
 
 
-def known_head(source: Source) -> SentenceHead | None:
+def choose_head(source: Source, pooling: str | None) -> SentenceHead | None:
+    """How sentence embeddings are made: as the model's files say, with the pooling if one is chosen; `None` if unknown.
+
+    Leaves out a dense layer of the teacher that does not fit, with a warning. Raises `MinilmError`.
+    """
+    try:
+        head = _known_head(source)
+    except MinilmError:
+        if pooling is None:
+            raise
+        head = None
+    if pooling is not None:
+        return replace(head or SentenceHead(()), pooling=(pooling,), layers=(Normalize(),))
+    if head is not None and (dense := head.misfit(source.model.config.hidden_size)):
+        logger.warning(
+            "The teacher's dense layer, %d wide, does not fit a model %d wide: its sentence embeddings are made"
+            " without it.",
+            dense.weight.shape[1],
+            source.model.config.hidden_size,
+        )
+        head = replace(head, layers=tuple(layer for layer in head.layers if isinstance(layer, Normalize)))
+    return head
+
+
+def _known_head(source: Source) -> SentenceHead | None:
     """How sentence embeddings are made, by the model's own files or those of its teacher; raises `MinilmError`."""
     if source.run is None:
-        return read_head(str(source.folder))
+        return read_head(str(source.folder), source.revision)
     kept = source.run.sentence_head
     if kept.is_dir():
         return read_head(str(kept))

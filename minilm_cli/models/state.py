@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from minilm_cli.base.errors import MinilmError
@@ -18,6 +20,19 @@ def unshared_state(model: nn.Module) -> dict[str, Tensor]:
             seen.add(tensor.data_ptr())
             state[name] = tensor
     return state
+
+
+def checksum(model: nn.Module) -> str:
+    """SHA-256 of a model's weights by name, in fp32: the same for a run's student and its exports.
+
+    Without the pooler, which is made anew where the files lack it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unshared_state(model).items()):
+        if "pooler" not in name:
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def refuse_mismatch(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:

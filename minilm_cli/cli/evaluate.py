@@ -1,0 +1,73 @@
+"""`minilm evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.cli.options import Json, Typed, options_of
+from minilm_cli.cli.result import open_console
+from minilm_cli.settings.evaluate import EvaluateSettings
+
+if TYPE_CHECKING:
+    from minilm_cli.runs.evaluations import Result
+
+_HEADER = ("task", "metric", "model", "score", "kept", "params", "MB", "texts/s")
+
+
+@options_of(EvaluateSettings)
+def evaluate(typed: Typed, as_json: Json = False) -> None:
+    """Score models on labelled data, next to their teacher."""
+    from minilm_cli.runs.lookup import find_run
+    from minilm_cli.settings.validation import validate
+
+    if "tasks" not in typed:
+        raise MinilmError("--task is missing", hint="Give a labelled file, or a known name, such as stsb or glue/mrpc.")
+    if "models" not in typed:
+        typed = {**typed, "models": [str(find_run(None).path)]}
+    settings = validate(EvaluateSettings, _nested(typed))
+    from minilm_cli.evaluate import evaluating
+
+    console = open_console()
+    report = evaluating.evaluate(settings, console.progress)
+    console.columns(_HEADER, _rows(report.results))
+    if any(result.means_little for result in report.results):
+        console.warn(
+            "(*) The last part of this student was not trained, so its embeddings mean little before fine-tuning."
+        )
+    if as_json:
+        print(json.dumps({"path": str(report.path), "results": [asdict(result) for result in report.results]}))
+    else:
+        print(report.path)
+
+
+def _nested(typed: Typed) -> Typed:
+    """The settings of sections in mappings of their own."""
+    nested: Typed = {}
+    for path, value in typed.items():
+        section, _, name = path.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return nested
+
+
+def _rows(results: Iterable[Result]) -> Iterator[tuple[str, ...]]:
+    shown = ""
+    for result in results:
+        task = f"{result.task}, {result.protocol}"
+        score = f"{100 * result.mean:.1f}"
+        if len(result.scores) > 1:
+            score += f" ± {100 * result.std:.1f}"
+        yield (
+            "" if task == shown else task,
+            result.metric,
+            result.model + " (*)" * result.means_little,
+            score,
+            "" if result.retention is None else f"{result.retention:.1f}%",
+            "" if result.parameters is None else f"{result.parameters / 1e6:.1f}M",
+            f"{result.megabytes:.1f}",
+            f"{result.sentences_per_second:,.0f}",
+        )
+        shown = task

@@ -1,0 +1,139 @@
+"""A model that is evaluated, in whatever form it comes: a run, an export, a folder, a name on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from minilm_cli.base.checksums import sha256
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.export.consumers import Array, onnx
+from minilm_cli.export.source import Source, choose_head, source_of_checkpoint, source_of_name
+from minilm_cli.export.tokenizer_files import takes_token_types
+from minilm_cli.models.hub import load_tokenizer
+from minilm_cli.models.sentence_head import SentenceHead
+from minilm_cli.models.size import count_parameters
+from minilm_cli.models.state import checksum
+from minilm_cli.runs.folder import RunFolder
+from minilm_cli.runs.lookup import find_model
+
+Embed = Callable[[Sequence[str], int | None], Array]
+"""Texts of one batch, and tokens that longer ones are cut to, to embeddings in fp32, (texts, width)."""
+
+#: How sentence embeddings are made where nothing says it.
+MEAN = SentenceHead(("mean",))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model, and what an evaluation needs of it."""
+
+    name: str
+    """As it was given."""
+    embed: Embed
+    tokenizer: PreTrainedTokenizerBase
+    longest: int | None
+    """Tokens of the longest text that it reads."""
+    checksum: str
+    """SHA-256 of its weights."""
+    megabytes: float
+    """Of its weights, in millions of bytes."""
+    head: SentenceHead = MEAN
+    source: Source | None = None
+    """The model in torch; `None` for an ONNX file, which cannot be trained."""
+    parameters: int | None = None
+    """`None` for an ONNX file."""
+    means_little: bool = False
+    """Whether its embeddings mean little before it is fine-tuned, as its last part has random weights."""
+
+    def length(self, wanted: int | None) -> int | None:
+        """Tokens that texts are cut to; raises `MinilmError` if more are wanted than the model reads."""
+        if wanted is not None and self.longest is not None and wanted > self.longest:
+            raise MinilmError(
+                f"{self.name} reads at most {self.longest} tokens",
+                where="--max-length",
+                hint=f"Use --max-length {self.longest}, or a smaller one.",
+            )
+        return wanted or self.longest
+
+
+def load_candidate(
+    name: str, device: torch.device, *, pooling: str | None = None, revision: str | None = None
+) -> Candidate:
+    """The model of this name on a device; raises `MinilmError`.
+
+    name: folder of a run (its last checkpoint), of an export or of a model; an ONNX file of an export; a Hub name.
+    """
+    path = Path(name)
+    if (file := _onnx_file(path)) is not None:
+        return _of_onnx(name, file)
+    if path.exists() and isinstance(found := find_model(path), RunFolder):
+        source = source_of_checkpoint(found, "last")
+    else:
+        source, _ = source_of_name(name, revision)
+    head = choose_head(source, pooling) or MEAN
+    source.model.to(device)
+    return Candidate(
+        name,
+        _embedding(source, head),
+        source.tokenizer,
+        source.longest if head.max_length is None else min(head.max_length, source.longest or head.max_length),
+        checksum(source.model),
+        count_parameters(source.model) * 4 / 1e6,
+        head,
+        source,
+        count_parameters(source.model),
+        source.has_untrained_tail,
+    )
+
+
+def _onnx_file(path: Path) -> Path | None:
+    """The ONNX model that a path names: the file, or that of a folder without another model."""
+    if path.suffix == ".onnx":
+        return path
+    inside = path / "onnx" / "model.onnx"
+    return inside if inside.is_file() and not (path / "model.safetensors").exists() else None
+
+
+def _of_onnx(name: str, file: Path) -> Candidate:
+    folder = file.parent.parent
+    if not file.is_file() or file.parent.name != "onnx":
+        raise MinilmError(
+            "this is not an ONNX file of an export", where=name, hint="Export: minilm export --format onnx"
+        )
+    try:
+        encode = onnx(folder, None, file.name)
+    except ImportError:
+        raise MinilmError("an ONNX model needs the package onnxruntime", where=name) from None
+    tokenizer = load_tokenizer(str(folder))
+
+    def embed(texts: Sequence[str], longest: int | None) -> Array:
+        tokenizer.model_max_length = longest or tokenizer.model_max_length
+        found = [outputs.embedding for outputs in encode(texts)]
+        return np.stack([embedding for embedding in found if embedding is not None])
+
+    longest = tokenizer.model_max_length if tokenizer.model_max_length < 2**31 else None
+    return Candidate(name, embed, tokenizer, longest, sha256(file), file.stat().st_size / 1e6)
+
+
+def _embedding(source: Source, head: SentenceHead) -> Embed:
+    tokenizer, model = source.tokenizer, source.model
+    takes_types = takes_token_types(source)
+
+    def embed(texts: Sequence[str], longest: int | None) -> Array:
+        inputs = tokenizer(
+            list(texts), padding=True, truncation=longest is not None, max_length=longest, return_tensors="pt"
+        ).to(model.device)
+        if not takes_types:
+            inputs.pop("token_type_ids", None)
+        with torch.inference_mode():
+            states = model(**inputs).last_hidden_state.float()
+            found: Array = head(states, inputs["attention_mask"]).cpu().numpy()
+        return found
+
+    return embed
