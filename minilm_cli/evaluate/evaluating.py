@@ -54,13 +54,13 @@ def evaluate(settings: EvaluateSettings, progress: Progress) -> Report:
     everyone = [*([] if teacher is None else [teacher]), *models]
     jobs = [Job(candidate, task, protocol) for task, protocol in protocols for candidate in everyone]
     try:
-        found = Measuring(settings, results, progress, device, bf16=bf16).run(jobs, teacher)
+        measured = Measuring(settings, results, progress, device, bf16=bf16).run(jobs, teacher)
     except KeyboardInterrupt:
         raise Interrupted(
             f"what was measured is kept in {results.path}", signal.SIGINT, hint="Repeat the command to continue."
         ) from None
-    results.add_results(found)
-    return Report(results.path, found)
+    results.add_results(measured)
+    return Report(results.path, measured)
 
 
 def _protocols(task: Task, settings: EvaluateSettings) -> Sequence[Protocol]:

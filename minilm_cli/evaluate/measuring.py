@@ -85,6 +85,7 @@ class Measuring:
                 protocol=job.protocol,
                 metric=metric,
                 model=candidate.name,
+                is_teacher=candidate is teacher,
                 mean=fmean(scores),
                 std=deviation(scores),
                 scores=scores,

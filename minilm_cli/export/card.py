@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 
 from minilm_cli import __version__
 from minilm_cli.export.card_loading import loading
+from minilm_cli.export.card_scores import scores_section
 from minilm_cli.export.card_training import Training, training_sections
 from minilm_cli.export.formats import Verified
 from minilm_cli.export.loss_curve import loss_curve
@@ -75,6 +76,7 @@ def run_card(facts: Facts, training: Training, *, picture: bool = True) -> str:
         _purpose(facts.head, is_random=not student.init_from_teacher_layers),
         *_use(facts),
         *training_sections(training, PICTURE_FILE if has_picture else CURVE_FILE),
+        scores_section(facts.source),
         *_checks(facts),
         _speed(facts.speeds),
     ]

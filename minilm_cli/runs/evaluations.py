@@ -35,6 +35,7 @@ class Result:
     """`fine-tuning`, `zero-shot` or `probe`."""
     metric: str
     model: str
+    is_teacher: bool
     mean: float
     std: float
     """Standard deviation over seeds; 0 for a single score."""
