@@ -77,26 +77,36 @@ def csv_rows(file: File, field: str, dialect: Dialect) -> Rows:
 
 
 def _csv_rows(file: File, field: str, dialect: Dialect, at: int) -> Iterator[tuple[bytes, int]]:
+    records = csv_records(file, dialect)
+    _, header, _ = next(records, (0, [field], 0))
+    if field not in header:
+        raise _no_column(file.name, field, header)
+    column = header.index(field)
+    for line, row, bytes_read in itertools.islice(records, at, None):
+        # A blank line is an empty row.
+        if row and len(row) != len(header):
+            raise MinilmError(
+                f"the header has {len(header)} values, and this row has {len(row)}",
+                where=f"{file.name}, line {line}",
+                hint=dialect.advice,
+            )
+        yield (row[column] if row else "").encode("utf-8", "surrogateescape"), bytes_read
+
+
+def csv_records(file: File, dialect: Dialect) -> Iterator[tuple[int, list[str], int]]:
+    """The rows of a CSV or TSV file, with the header: the last line of each, its values, and the bytes on disk read.
+
+    A blank line has no values. Bytes that are not UTF-8 are kept as lone surrogates. Raises `MinilmError`, with the
+    line, for what is not of this dialect.
+    """
     with file.open() as (stream, bytes_read):
         csv.field_size_limit(_LONGEST)
-        # Bytes that are not UTF-8 are kept, for the encoder to report.
         lines = (line.decode("utf-8", "surrogateescape") for line in whole_lines(stream, file.name, _LONGEST))
         # Strict: otherwise a missing quotation mark makes a single text of all that follows.
         reader = csv.reader(lines, delimiter=dialect.delimiter, quoting=dialect.quoting, strict=True)
         try:
-            header = next(reader, [field])
-            if field not in header:
-                raise _no_column(file.name, field, header)
-            column = header.index(field)
-            for row in itertools.islice(reader, at, None):
-                # A blank line is an empty row.
-                if row and len(row) != len(header):
-                    raise MinilmError(
-                        f"the header has {len(header)} values, and this row has {len(row)}",
-                        where=f"{file.name}, line {reader.line_num}",
-                        hint=dialect.advice,
-                    )
-                yield (row[column] if row else "").encode("utf-8", "surrogateescape"), bytes_read()
+            for row in reader:
+                yield reader.line_num, row, bytes_read()
         except csv.Error as error:
             where = f"{file.name}, line {reader.line_num}"
             if str(error).startswith("new-line character"):  # what follows is advice to programmers
