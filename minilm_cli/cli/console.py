@@ -55,9 +55,6 @@ _CONTROLS = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
 #: First columns of a table that are words; the others are numbers.
 _NAMES = 3
 
-#: Columns of a table in a file.
-_WIDE = 200
-
 #: Columns of the narrowest screen; a smaller number in COLUMNS is a mistake.
 _NARROWEST = 20
 
@@ -131,15 +128,22 @@ class Console:
 
     def columns(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Print a table with a header. In a file or pipe, lines are not wrapped."""
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-        for number, name in enumerate(header):
-            table.add_column(_harmless(name), overflow="fold", justify="left" if number < _NAMES else "right")
-        for row in rows:
-            table.add_row(*(escape(_harmless(value)) for value in row))
+        lines = [[_harmless(value) for value in line] for line in (header, *rows)]
         if self._rich.is_terminal:
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+            for number, name in enumerate(lines[0]):
+                table.add_column(escape(name), overflow="fold", justify="left" if number < _NAMES else "right")
+            for line in lines[1:]:
+                table.add_row(*map(escape, line))
             self._rich.print(table)
-        else:
-            self._rich.print(table, width=_WIDE, crop=False, no_wrap=True, soft_wrap=True)
+            return
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            cells = [
+                value.ljust(width) if number < _NAMES else value.rjust(width)
+                for number, (value, width) in enumerate(zip(line, widths, strict=True))
+            ]
+            self._rich.print(Text("  ".join(cells).rstrip()), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a warning."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from minilm_cli.base.errors import MinilmError
@@ -53,9 +55,12 @@ def _nested(typed: Typed) -> Typed:
     return nested
 
 
-def _rows(results: Iterable[Result]) -> Iterator[tuple[str, ...]]:
+def _rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:
+    names = {result.model: PurePath(result.model).name for result in results}
+    shared = {short for short, count in Counter(names.values()).items() if count > 1}
     shown = ""
     for result in results:
+        short = names[result.model]
         task = f"{result.task}, {result.protocol}"
         score = f"{100 * result.mean:.1f}"
         if len(result.scores) > 1:
@@ -63,9 +68,9 @@ def _rows(results: Iterable[Result]) -> Iterator[tuple[str, ...]]:
         yield (
             "" if task == shown else task,
             result.metric,
-            result.model + " (*)" * result.means_little,
+            (result.model if short in shared else short) + " (*)" * result.means_little,
             score,
-            "" if result.retention is None else f"{result.retention:.1f}%",
+            "teacher" if result.is_teacher else "" if result.retention is None else f"{result.retention:.1f}%",
             "" if result.parameters is None else f"{result.parameters / 1e6:.1f}M",
             f"{result.megabytes:.1f}",
             f"{result.sentences_per_second:,.0f}",

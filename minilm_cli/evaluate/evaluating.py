@@ -15,7 +15,7 @@ from minilm_cli.base.packages import require
 from minilm_cli.base.progress import Progress
 from minilm_cli.evaluate.candidate import Candidate, load_candidate
 from minilm_cli.evaluate.measuring import Job, Measuring, Protocol
-from minilm_cli.evaluate.reading import read_task
+from minilm_cli.evaluate.reading import read_tasks
 from minilm_cli.evaluate.task import RetrievalTask, Task
 from minilm_cli.runs.evaluations import FILE, Evaluations, Result
 from minilm_cli.runs.folder import RunFolder
@@ -40,7 +40,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress) -> Report:
     """Measure every model, and the teacher, on every task; raises `MinilmError` about what cannot be measured."""
     require("evaluate", "minilm evaluate")
     trains = settings.probe or not settings.zero_shot
-    tasks = [read_task(spec, settings.data, training=trains) for spec in settings.tasks]
+    tasks = read_tasks(settings.tasks, settings.data, training=trains)
     protocols = [(task, protocol) for task in tasks for protocol in _protocols(task, settings)]
     for task in tasks:
         logger.info("%s.", task.found)

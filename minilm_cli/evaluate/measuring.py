@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from statistics import fmean
 from typing import Any, Literal
 
@@ -55,7 +54,7 @@ class Measuring:
         self._device, self._bf16 = device, bf16
         self._done, self._cost, self._total_cost = 0, 0.0, 0.0
         self._teacher: dict[tuple[str, str, str], list[float]] = {}
-        self._speed = cache(self._measure_speed)
+        self._speeds: dict[str, float] = {}
 
     def run(self, jobs: Sequence[Job], teacher: Candidate | None) -> list[Result]:
         """The results of all jobs; those of the teacher come before those of other models on the same task."""
@@ -152,7 +151,7 @@ class Measuring:
             "protocol": job.protocol,
             "weights": candidate.checksum,
             "data": task.checksum,
-            "pooling": pooling,
+            "head": candidate.head.checksum,
             "max_length": length,
         }
 
@@ -201,7 +200,7 @@ class Measuring:
         self._progress.activity(text)
         left = None
         if self._cost:
-            left = (time.monotonic() - self._began) * (self._total_cost / self._cost - 1)
+            left = (time.monotonic() - self._began) * max(0.0, self._total_cost / self._cost - 1)
         self._progress.update(self._done, left=left)
 
     def _measurements(self, job: Job) -> int:
@@ -226,11 +225,16 @@ class Measuring:
         if isinstance(task, RetrievalTask):
             texts = len(task.documents) + len(task.queries)
         else:
-            texts = sum(len(split) for split in task.splits.values())
+            texts = sum(len(split) * (1 if split.pairs is None else 2) for split in task.splits.values())
         return texts * _size(candidate)
 
+    def _speed(self, candidate: Candidate, task: Task) -> float:
+        """Texts a second, of the first task's, with tokenisation."""
+        if candidate.name not in self._speeds:
+            self._speeds[candidate.name] = self._measure_speed(candidate, task)
+        return self._speeds[candidate.name]
+
     def _measure_speed(self, candidate: Candidate, task: Task) -> float:
-        """Texts a second, of the task's, with tokenisation."""
         texts = [*(task.documents.values() if isinstance(task, RetrievalTask) else task.splits[task.scored].texts)]
         texts, length = texts[:_TIMED], candidate.length(self._settings.max_length)
         batches = [texts[begin : begin + _BATCH] for begin in range(0, len(texts), _BATCH)]

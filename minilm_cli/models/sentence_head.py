@@ -6,6 +6,7 @@ and others read too. What version 6 writes itself, the others do not read.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,18 @@ class SentenceHead:
         for layer in self.layers:
             found = layer(found)
         return found
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of all that decides about embeddings."""
+        digest = hashlib.sha256()
+        for layer in self.layers:
+            for tensor in (layer.weight, layer.bias) if isinstance(layer, Dense) else ():
+                digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
+        kinds = [layer.activation if isinstance(layer, Dense) else "" for layer in self.layers]
+        digest.update(repr((self.pooling, kinds, self.include_prompt, sorted(self.prompts.items()))).encode())
+        digest.update(str(self.default_prompt).encode())
+        return digest.hexdigest()
 
     def width(self, hidden_size: int) -> int:
         """Width of the embeddings of a model."""
