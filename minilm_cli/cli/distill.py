@@ -43,14 +43,16 @@ def distill(
     from minilm_cli.settings.load import load_distill_settings
 
     settings = load_distill_settings(config, assignments or (), typed)
+    from minilm_cli.evaluate.during_training import judge_for
     from minilm_cli.runs import plan_text
     from minilm_cli.training import run
 
     console = open_console(verbose=verbose)
     if not dry_run:
-        print_run(console, run.distill(settings, console.progress, force=force, world=context.obj), as_json)
+        report = run.distill(settings, console.progress, force=force, world=context.obj, judge_for=judge_for)
+        print_run(console, report, as_json)
         return
-    plan = run.dry_run(settings, force=force)
+    plan = run.dry_run(settings, force=force, judge_for=judge_for)
     for section, rows in plan_text.tables(plan, verbose=verbose).items():
         console.table(section.capitalize(), rows)
     if as_json:

@@ -35,7 +35,9 @@ def resume(
     settings = validate(ResumeSettings, typed)
     changes = combine({"training.steps": settings.steps}, assignments or ())
     found = find_run(settings.run)
+    from minilm_cli.evaluate.during_training import judge_for
     from minilm_cli.training import run
 
     console = open_console()
-    print_run(console, run.resume(found, console.progress, changes, world=context.obj), as_json)
+    report = run.resume(found, console.progress, changes, world=context.obj, judge_for=judge_for)
+    print_run(console, report, as_json)

@@ -80,7 +80,7 @@ def load_candidate(
     source.model.to(device)
     return Candidate(
         name,
-        _embedding(source, head),
+        embedding(source, head),
         source.tokenizer,
         source.longest if head.max_length is None else min(head.max_length, source.longest or head.max_length),
         checksum(source.model),
@@ -121,7 +121,8 @@ def _of_onnx(name: str, file: Path) -> Candidate:
     return Candidate(name, embed, tokenizer, longest, sha256(file), file.stat().st_size / 1e6)
 
 
-def _embedding(source: Source, head: SentenceHead) -> Embed:
+def embedding(source: Source, head: SentenceHead) -> Embed:
+    """A function that embeds texts by a model in torch, on the device where it is then."""
     tokenizer, model = source.tokenizer, source.model
     takes_types = takes_token_types(source)
 

@@ -14,6 +14,7 @@ from minilm_cli.base.errors import Interrupted, MinilmError
 from minilm_cli.base.packages import require
 from minilm_cli.base.progress import Progress
 from minilm_cli.evaluate.candidate import Candidate, load_candidate
+from minilm_cli.evaluate.frozen import needs_probe
 from minilm_cli.evaluate.measuring import Job, Measuring, Protocol
 from minilm_cli.evaluate.reading import read_tasks
 from minilm_cli.evaluate.task import RetrievalTask, Task
@@ -70,7 +71,7 @@ def _protocols(task: Task, settings: EvaluateSettings) -> Sequence[Protocol]:
     if not settings.zero_shot and not settings.probe:
         return ["fine-tuning"]
     found: list[Protocol] = []
-    if settings.zero_shot and task.kind == "similarity":
+    if settings.zero_shot and not needs_probe(task):
         found.append("zero-shot")
     if settings.probe:
         found.append("probe")

@@ -14,12 +14,9 @@ from transformers import __version__ as transformers_version
 from minilm_cli import __version__
 from minilm_cli.base.progress import Progress
 from minilm_cli.evaluate.candidate import Candidate
-from minilm_cli.evaluate.embedding import Array, Encode, encode_sorted
 from minilm_cli.evaluate.finetune import FineTuner, Setting, best_setting, settings_to_try
-from minilm_cli.evaluate.probe import probe
-from minilm_cli.evaluate.retrieval import retrieval
+from minilm_cli.evaluate.frozen import score_frozen
 from minilm_cli.evaluate.task import LabelledTask, RetrievalTask, Task
-from minilm_cli.evaluate.zero_shot import similarity
 from minilm_cli.runs.evaluations import Evaluations, Result, Scores, deviation, retention
 from minilm_cli.settings.evaluate import EvaluateSettings
 
@@ -155,30 +152,20 @@ class Measuring:
             "max_length": length,
         }
 
-        def compute() -> Scores:
-            text = f"{candidate.name} on {task.name}, {job.protocol}"
-            self._show(text)
-            if isinstance(task, RetrievalTask):
-                query, document = (self._encoder(candidate, length, name, text) for name in ("query", "document"))
-                return {"test": retrieval(task, query, document)}
-            encode = self._encoder(candidate, length, candidate.head.default_prompt, text)
-            return {task.scored: (similarity if job.protocol == "zero-shot" else probe)(task, encode)}
-
-        scores = self._measure(key, self._embedding_cost(candidate, task), compute)
-        return {"pooling": pooling, "max_length": length}, [scores]
-
-    def _encoder(self, candidate: Candidate, length: int | None, prompt: str | None, text: str) -> Encode:
-        """Texts to embeddings, after the prompt of this name if the model has it; `text` is shown meanwhile."""
-        before = candidate.head.prompts.get(prompt or "", "")
-
-        def compute(texts: Sequence[str]) -> Array:
-            return candidate.embed([f"{before}{text}" for text in texts], length)
+        text = f"{candidate.name} on {task.name}, {job.protocol}"
 
         def done(texts: int) -> None:
             self._cost += texts * _size(candidate)
             self._show(text)
 
-        return lambda texts: encode_sorted(compute, texts, batch=_BATCH, done=done)
+        def compute() -> Scores:
+            self._show(text)
+            probes = job.protocol == "probe"
+            return {split: score_frozen(task, candidate.embed, candidate.head, length, probes=probes, done=done)}
+
+        split = task.scored if isinstance(task, LabelledTask) else "test"
+        scores = self._measure(key, self._embedding_cost(candidate, task), compute)
+        return {"pooling": pooling, "max_length": length}, [scores]
 
     # --- Measurements --------------------------------------------------------------------------------------------
 

@@ -170,15 +170,15 @@ def choose_head(source: Source, pooling: str | None) -> SentenceHead | None:
         head = None
     if pooling is not None:
         return replace(head or SentenceHead(()), pooling=(pooling,), layers=(Normalize(),))
-    if head is not None and (dense := head.misfit(source.model.config.hidden_size)):
+    if head is None:
+        return None
+    fitted = head.fitted(width := source.model.config.hidden_size)
+    if fitted is not head:
         logger.warning(
-            "The teacher's dense layer, %d wide, does not fit a model %d wide: its sentence embeddings are made"
-            " without it.",
-            dense.weight.shape[1],
-            source.model.config.hidden_size,
+            "The teacher's dense layer does not fit a model %d wide: its sentence embeddings are made without it.",
+            width,
         )
-        head = replace(head, layers=tuple(layer for layer in head.layers if isinstance(layer, Normalize)))
-    return head
+    return fitted
 
 
 def _known_head(source: Source) -> SentenceHead | None:

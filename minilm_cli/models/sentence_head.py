@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,13 @@ class SentenceHead:
         widths = [layer.weight.shape[0] for layer in self.layers if isinstance(layer, Dense)]
         return widths[-1] if widths else len(self.pooling) * hidden_size
 
-    def misfit(self, hidden_size: int) -> Dense | None:
-        """The dense layer that a model of another width than the teacher cannot have."""
+    def fitted(self, hidden_size: int) -> SentenceHead:
+        """The head for a model of another width than the teacher: without a dense layer that does not fit it."""
         width = len(self.pooling) * hidden_size
         first = next((layer for layer in self.layers if isinstance(layer, Dense)), None)
-        return None if first is None or first.weight.shape[1] == width else first
+        if first is None or first.weight.shape[1] == width:
+            return self
+        return replace(self, layers=tuple(layer for layer in self.layers if isinstance(layer, Normalize)))
 
 
 # --- Reading -----------------------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ class ScheduleSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """The held-out loss."""
+    """The held-out loss, and scores on a task."""
 
     PANEL: ClassVar = "Saving and reporting"
 
@@ -256,6 +256,9 @@ class EvaluationSettings(Section):
     """Largest number of held-out sequences, whatever the fraction."""
     every: Annotated[PositiveInt, Flag("--eval-every")] = 1000
     """Steps between evaluations of the held-out loss. The last step always has one."""
+    task: Annotated[str | None, Flag("--eval-task", metavar="SPEC")] = None
+    """Task, as for minilm evaluate, that each evaluation also scores the student on, without fine-tuning. Similarity
+    and retrieval are scored by the student's embeddings, classes by a logistic regression on them."""
 
 
 class CheckpointSettings(Section):
@@ -327,6 +330,7 @@ CHANGEABLE_MID_RUN = frozenset(
         "optimizer.lr",
         "optimizer.clip_norm",
         "evaluation.every",
+        "evaluation.task",
         "checkpoint.every",
         "checkpoint.minutes",
         "checkpoint.keep",

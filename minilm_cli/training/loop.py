@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Callable, Mapping
+
+from transformers import PreTrainedModel
 
 from minilm_cli.base.errors import Dismissed, Interrupted, MinilmError
 from minilm_cli.base.locks import Lock
@@ -25,6 +28,9 @@ from minilm_cli.training.signals import Signals
 
 logger = logging.getLogger(__name__)
 
+Judge = Callable[[PreTrainedModel], Mapping[str, float]]
+"""Scores of a student, by name; the loop does not know how they are found."""
+
 
 class TrainingLoop:
     """Takes a run from its newest checkpoint, or the beginning, to its last step."""
@@ -37,8 +43,13 @@ class TrainingLoop:
         signals: Signals,
         newest: Checkpoint | None,
         lock: Lock | None,
+        judge: Judge | None = None,
     ) -> None:
-        """`newest`: the checkpoint to start from. lock: on the run's folder; rank 0 alone has it, and writes."""
+        """`newest`: the checkpoint to start from. lock: on the run's folder; rank 0 alone has it, and writes.
+
+        judge: scores the student at each evaluation, in rank 0.
+        """
+        self._judge = judge if lock is not None else None
         self._run, self._progress, self._signals = run, progress, signals
         self._settings, self._distiller, self._stream = prepared.settings, prepared.distiller, prepared.stream
         self._world, self._total = prepared.distiller.world, prepared.total_steps
@@ -68,7 +79,7 @@ class TrainingLoop:
 
     def _open_files(self, lock: Lock, *, resumed: bool) -> None:
         def written_before(record: Record) -> bool:
-            done = (self._evaluated or 0) if "eval_loss" in record else self._step
+            done = self._step if "loss" in record else (self._evaluated or 0)
             return resumed and record["step"] <= done
 
         metrics = JsonlSink(self._run.metrics_file, written_before)
@@ -175,18 +186,26 @@ class TrainingLoop:
 
     def _evaluate_if_due(self) -> None:
         due = self._step in (0, self._total) or self._step % self._settings.evaluation.every == 0
-        if not due or self._evaluated == self._step or not self._stream.held_out_sequences:
+        if not due or self._evaluated == self._step or not (self._stream.held_out_sequences or self._judge):
             return
         started = time.monotonic()
-        losses = self._distiller.evaluate(self._stream, stop=self._signals.pending, done=self._show_evaluation)
+        losses: Mapping[str, float] = {}
+        if self._stream.held_out_sequences:
+            losses = self._distiller.evaluate(self._stream, stop=self._signals.pending, done=self._show_evaluation)
+            if not losses:
+                self._progress.activity("")
+                return  # a signal stopped it: the evaluation is repeated when the run resumes
+        if self._judge is not None:
+            self._progress.activity("Scoring")
+            losses = {**losses, **self._judge(self._distiller.student.model)}
         self._progress.activity("")
-        if not losses:
-            return  # a signal stopped it: the evaluation is repeated when the run resumes
         self._mark += time.monotonic() - started  # rates are those of training
         self._pace.evaluation.add(time.monotonic() - started)
         self._evaluated = self._step
         self._sinks.write({"step": self._step, **losses})
         self._progress.update(self._step, losses)
+        if "eval_loss" not in losses:
+            return
         logger.debug("Step %d: held-out loss %.4f", self._step, losses["eval_loss"])
         if self._step and (self._best is None or losses["eval_loss"] < self._best.eval_loss):
             self._best = Best(step=self._step, eval_loss=losses["eval_loss"])

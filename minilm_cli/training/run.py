@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +42,7 @@ from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.load import change_mid_run
 from minilm_cli.training import environment, nonfinite
 from minilm_cli.training.distributed import World
-from minilm_cli.training.loop import TrainingLoop
+from minilm_cli.training.loop import Judge, TrainingLoop
 from minilm_cli.training.measure import measure
 from minilm_cli.training.run_log import logging_to
 from minilm_cli.training.saving import resume_after
@@ -50,6 +50,14 @@ from minilm_cli.training.setup import Named, PreparedRun, load_named, prepare, p
 from minilm_cli.training.signals import Signals
 
 logger = logging.getLogger(__name__)
+
+
+JudgeFor = Callable[[DistillSettings], Judge | None]
+"""Makes of settings what scores the student during training; raises `MinilmError`."""
+
+
+def no_judge(_: DistillSettings) -> None:
+    """Score nothing during training."""
 
 
 @dataclass(frozen=True)
@@ -85,29 +93,37 @@ class RunReport:
 
 
 def distill(
-    settings: DistillSettings, progress: Progress, *, force: bool = False, world: World | None = None
+    settings: DistillSettings,
+    progress: Progress,
+    *,
+    force: bool = False,
+    world: World | None = None,
+    judge_for: JudgeFor = no_judge,
 ) -> RunReport:
     """Train a student in a new run folder; as rank 0, if several processes share the work.
 
     If torchrun has restarted the processes after this run was begun, it is resumed.
+    judge_for: makes of the settings what scores the student during training.
     Raises `MinilmError` before anything is written if the settings, the models and the tokens do not fit together;
     `RunError` if training fails; `Interrupted` after a signal, once a checkpoint is saved.
     """
     world = world or World()
     if (begun := environment.begun_by_this_launch(settings)) is not None:
         logger.info("Restarted: resuming %s.", begun.path)
-        return resume(begun, progress, world=world)
+        return resume(begun, progress, world=world, judge_for=judge_for)
+    judge = judge_for(settings)
     named = _load_named(settings, force=force)
     log_in(settings.reporting.sinks, needed=True)
     with staged(named.output, force=force, folder=True) as built:
         prepared = prepare(settings, named, converted=RunFolder(built).tokens, world=world)
         _write_folder(RunFolder(built), prepared, environment.describe(prepared.distiller.device, world.size, settings))
     with (run := RunFolder(named.output)).locked() as lock:
-        return _train(prepared, run, progress, None, lock)
+        return _train(prepared, run, progress, None, lock, judge)
 
 
-def dry_run(settings: DistillSettings, *, force: bool = False) -> Plan:
+def dry_run(settings: DistillSettings, *, force: bool = False, judge_for: JudgeFor = no_judge) -> Plan:
     """The plan of a run, with time and memory measured on a few real steps; leaves no files."""
+    judge_for(settings)
     named = _load_named(settings, force=force)
     with tempfile.TemporaryDirectory(prefix="minilm-") as folder:
         prepared = prepare(settings, named, converted=Path(folder) / "tokens", world=World())
@@ -115,11 +131,17 @@ def dry_run(settings: DistillSettings, *, force: bool = False) -> Plan:
 
 
 def resume(
-    run: RunFolder, progress: Progress, changes: Mapping[str, Any] | None = None, *, world: World | None = None
+    run: RunFolder,
+    progress: Progress,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    world: World | None = None,
+    judge_for: JudgeFor = no_judge,
 ) -> RunReport:
     """Continue a run from its newest sound checkpoint, or from the beginning if it has none yet.
 
-    changes: settings that may change mid-run, by dotted path; `training.steps` is a new total.
+    changes: settings that may change mid-run, by dotted path; `training.steps` is a new total. judge_for: as for
+    `distill`.
     Raises what `distill` raises.
     """
     run.check()
@@ -133,13 +155,14 @@ def resume(
             return _finished(run, settings.training.steps or 0, RunState.of(newest))
         if newest is None:
             refuse_lost_checkpoints(run, before.checkpoint)
+        judge = judge_for(settings)
         prepared = prepare_again(run, settings, world or World())
         if settings != before:
             if newest is not None:
                 run.write_changes(newest.step, before, prepared.settings)
             run.write_settings(prepared.settings)
             run.write_plan(prepared.plan)
-        return _train(prepared, run, progress, newest, lock)
+        return _train(prepared, run, progress, newest, lock, judge)
 
 
 def _finished(run: RunFolder, step: int, state: RunState) -> RunReport:
@@ -242,7 +265,12 @@ def _wait_for(path: Path, world: World) -> None:
 
 
 def _train(
-    prepared: PreparedRun, run: RunFolder, progress: Progress, newest: Checkpoint | None, lock: Lock | None
+    prepared: PreparedRun,
+    run: RunFolder,
+    progress: Progress,
+    newest: Checkpoint | None,
+    lock: Lock | None,
+    judge: Judge | None = None,
 ) -> RunReport:
     """Train from `newest`, or the beginning, to the last step; rank 0, who has the lock, writes the student."""
     world, signals = prepared.distiller.world, Signals()
@@ -256,7 +284,7 @@ def _train(
     with logging_to(log) if logs else nullcontext(), signals.caught(), _stopping(progress):
         if world.leads:
             _announce(prepared.plan, run, progress)
-        loop = TrainingLoop(prepared, run, progress, signals, newest, lock)
+        loop = TrainingLoop(prepared, run, progress, signals, newest, lock, judge)
         try:
             loop.run()
         finally:

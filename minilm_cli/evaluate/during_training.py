@@ -1,0 +1,44 @@
+"""Scores of a student on a task while it is trained: by its embeddings as they are, so that it takes little time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from minilm_cli.base.packages import require
+from minilm_cli.evaluate.candidate import MEAN, embedding
+from minilm_cli.evaluate.frozen import needs_probe, score_frozen
+from minilm_cli.evaluate.reading import read_task
+from minilm_cli.export.source import Source
+from minilm_cli.models.sentence_head import read_head
+from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.settings.evaluate import LabelledData
+from minilm_cli.training.loop import Judge
+
+
+def judge_for(settings: DistillSettings) -> Judge | None:
+    """What scores the student of a run on `evaluation.task`; `None` without one. Raises `MinilmError`."""
+    spec, teacher = settings.evaluation.task, settings.teacher
+    if spec is None:
+        return None
+    require("evaluate", "--eval-task")
+    task = read_task(spec, LabelledData(), training=False)
+    if probes := needs_probe(task):
+        task = read_task(spec, LabelledData(), training=True)
+    head = read_head(teacher.name, teacher.revision) or MEAN
+
+    def judge(student: PreTrainedModel) -> dict[str, float]:
+        source = Source(student, Path(teacher.name), head=None, revision=teacher.revision)
+        was_training = student.training
+        student.eval()
+        try:
+            with torch.compiler.set_stance("force_eager"):
+                fitted = head.fitted(student.config.hidden_size)
+                scores = score_frozen(task, embedding(source, fitted), fitted, source.longest, probes=probes)
+        finally:
+            student.train(was_training)
+        return {f"task_{metric}": score for metric, score in scores.items()}
+
+    return judge
