@@ -10,6 +10,7 @@ from minilm_cli.base.errors import MinilmError
 EXTRAS = {
     "datasets": ("datasets",),
     "evaluate": ("scikit-learn",),
+    "mteb": ("mteb",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "sentence-transformers": ("sentence-transformers",),
     "sentences": ("sentencex",),
