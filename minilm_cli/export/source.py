@@ -175,7 +175,7 @@ def choose_head(source: Source, pooling: str | None) -> SentenceHead | None:
     fitted = head.fitted(width := source.model.config.hidden_size)
     if fitted is not head:
         logger.warning(
-            "The teacher's dense layer does not fit a model %d wide: its sentence embeddings are made without it.",
+            "The teacher's dense layer does not fit a model %d wide: sentence embeddings are made without it.",
             width,
         )
     return fitted
