@@ -18,8 +18,8 @@ class LabelledData(Section):
 
     PANEL: ClassVar = "Data"
 
-    kind: Annotated[Kind | None, Flag("--kind", default="found from the labels")] = None
-    """Kind of the task: classes or scores, of texts or of pairs of texts."""
+    kind: Annotated[Kind | None, Flag("--kind", metavar="KIND", default="found")] = None
+    """Classification, pair-classification, similarity (scores of pairs) or regression (scores of texts)."""
     text: Annotated[str | None, Flag("--text", metavar="COLUMN", default="found")] = None
     """Column of the text: a name of the header or of the JSON objects, or a number from 1."""
     pair: Annotated[str | None, Flag("--text-pair", metavar="COLUMN", default="found")] = None

@@ -69,7 +69,9 @@ def test_the_examples_run(minilm: Minilm, workplace: Path) -> None:
     shutil.rmtree(workplace / "tokens")
     corpus = workplace / "corpus.txt"
     corpus.write_text("".join(corpus.read_text(encoding="utf-8").splitlines(keepends=True)[:20]), encoding="utf-8")
-    for name in ("tokenize", "distill", "export"):
+    rows = "".join(f"{n % 2}\tthe {word}\n" for n, word in enumerate(["good", "little"] * 20))
+    (workplace / "reviews.tsv").write_text(f"label\ttext\n{rows}", encoding="utf-8")
+    for name in ("tokenize", "distill", "export", "evaluate"):
         (words,) = examples(COMMANDS[name])
         outcome = minilm(*words[1:])
         assert outcome.status == 0, outcome.err

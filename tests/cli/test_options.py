@@ -14,11 +14,14 @@ from minilm_cli.cli import app
 from minilm_cli.corpus import tokenize as tokenizing
 from minilm_cli.corpus.packing import Counts
 from minilm_cli.corpus.tokenize import TokenizeReport
+from minilm_cli.evaluate import evaluating
+from minilm_cli.evaluate.evaluating import Report
 from minilm_cli.export import exporting
 from minilm_cli.export.exporting import Export, ExportReport
 from minilm_cli.export.formats import Verified
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.settings.distill import DistillSettings
+from minilm_cli.settings.evaluate import EvaluateSettings, FineTuning, LabelledData
 from minilm_cli.settings.export import ExportSettings
 from minilm_cli.settings.flags import options
 from minilm_cli.settings.load import flatten, load_distill_settings
@@ -41,12 +44,16 @@ OPTIONS = {
         "--teacher --student-config --data --config --set --output --revision --trust-remote-code --teacher-layer"
         " --student-layer --init --relation-heads --relations --steps --epochs --batch-size --micro-batch-tokens"
         " --max-length --lr --warmup-steps --schedule --weight-decay --clip-norm --precision --device --compile --seed"
-        " --eval-fraction --eval-every --save-every --keep --log-every --report-to --dry-run --verbose --force --json"
+        " --eval-fraction --eval-every --eval-task --save-every --keep --log-every --report-to --dry-run --verbose --force --json"
     ),
     "resume": "--steps --set --json",
     "export": (
         "--format --checkpoint --dtype --pooling --quantize --accept-loss --benchmark --output --push-to-hub --private"
         " --force --json"
+    ),
+    "evaluate": (
+        "--task --kind --text --text-pair --label --dev --test --teacher --no-teacher --zero-shot --probe --pooling"
+        " --lr --epochs --seeds --quick --batch-size --max-length --device --precision --output --force --json"
     ),
     "demo": "--output --force",
 }
@@ -87,6 +94,7 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--warmup-steps auto", "schedule.warmup_steps", "auto"),
     ("--eval-fraction 0", "evaluation.fraction", 0.0),
     ("--eval-every 50", "evaluation.every", 50),
+    ("--eval-task stsb", "evaluation.task", "stsb"),
     ("--save-every 20", "checkpoint.every", 20),
     ("--keep 1", "checkpoint.keep", 1),
     ("--log-every 1", "reporting.log_every", 1),
@@ -241,14 +249,15 @@ def test_defaults_in_words_are_those_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("command", ["tokenize", "distill", "export"])
+@pytest.mark.parametrize("command", ["tokenize", "distill", "export", "evaluate"])
 def test_the_help_shows_every_default_in_single_brackets(
     command: str, columns: int, minilm: Minilm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = [re.sub("[│╭╮╰╯─]", "", line) for line in minilm(command, "--help").out.splitlines()]
     text = "".join("".join(lines).split())
-    model = {"tokenize": TokenizeSettings, "distill": DistillSettings, "export": ExportSettings}[command]
+    models = {"tokenize": TokenizeSettings, "distill": DistillSettings, "export": ExportSettings}
+    model = {**models, "evaluate": EvaluateSettings}[command]
     for option in options(model):
         if option.default and len(option.default) < 30:
             assert f"[default:{option.default.replace(' ', '')}]" in text, option.name
@@ -301,6 +310,41 @@ def test_tokenize_options_set_their_settings(minilm: Minilm, monkeypatch: pytest
             errors="replace",
             workers=3,
             batch_size=7,
+            force=True,
+        )
+    ]
+
+
+def test_evaluate_options_set_their_settings(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[EvaluateSettings] = []
+
+    def evaluated(settings: EvaluateSettings, _: object) -> Report:
+        calls.append(settings)
+        return Report(Path("there"), [])
+
+    monkeypatch.setattr(evaluating, "evaluate", evaluated)
+    words = (
+        "a b --task x.tsv --task stsb --kind regression --text t --text-pair u --label l --dev d.tsv --test e.tsv"
+        " --teacher c --zero-shot --probe --pooling cls --lr 1e-4 --lr 2e-4 --epochs 2 --seeds 3 --quick --batch-size 8"
+        " --max-length 64 --device cpu --precision bf16 -o there --force"
+    )
+    assert minilm("evaluate", *words.split()).out == "there\n"
+    assert calls == [
+        EvaluateSettings(
+            models=("a", "b"),
+            tasks=("x.tsv", "stsb"),
+            data=LabelledData(
+                kind="regression", text="t", pair="u", label="l", dev=Path("d.tsv"), test=Path("e.tsv")
+            ),
+            tuning=FineTuning(lr=(1e-4, 2e-4), epochs=(2,), seeds=3, quick=True, batch_size=8),
+            teacher="c",
+            zero_shot=True,
+            probe=True,
+            pooling="cls",
+            max_length=64,
+            device="cpu",
+            precision="bf16",
+            output=Path("there"),
             force=True,
         )
     ]

@@ -74,7 +74,7 @@ def test_the_console_script_is_installed() -> None:
 def test_no_command_prints_the_help_and_exits_with_2() -> None:
     done = python("-m", "minilm_cli")
     assert done.returncode == 2
-    for command in ("tokenize", "distill", "resume", "export", "demo"):
+    for command in ("tokenize", "distill", "resume", "export", "evaluate", "demo"):
         assert command in done.stdout + done.stderr
 
 
