@@ -66,6 +66,12 @@ def find_columns(table: Table, data: LabelledData) -> Columns:
     Raises `MinilmError` if a given column does not exist, if the columns do not fit the given kind, and if there is no
     or more than one choice.
     """
+    if len(table.columns) == 1:
+        raise MinilmError(
+            "this file has a single column, but texts and labels are needed",
+            where=table.name,
+            hint="The columns may be separated by another character: .csv means commas, .tsv tabs.",
+        )
     text, pair, label = (_given(table, name) for name in (data.text, data.pair, data.label))
     is_pair = data.kind in PAIR_KINDS if data.kind else None
     if pair and is_pair is False:

@@ -87,7 +87,7 @@ def _like(table: Table, first: Table, columns: Columns) -> Table:
             raise MinilmError(
                 f"there is no column {column!r}, which {first.name} has",
                 where=table.name,
-                hint="All files of a task need the same columns, also the labels.",
+                hint="All files of a task need the same columns, also the labels; --test names another file to score.",
             )
     return table
 
@@ -136,7 +136,7 @@ def _found(task: LabelledTask, files: Sequence[str], table: Table, columns: Colu
     names = ", ".join(Path(file).name for file in files)
     texts = f"texts in columns {columns.text} and {columns.pair}" if columns.pair else f"text in column {columns.text}"
     if task.classes:
-        listed = ", ".join(task.classes) if len(task.classes) <= _LISTED else str(len(task.classes))
+        listed = ", ".join(task.classes) if len(task.classes) <= _LISTED else f"{len(task.classes)} classes"
         positive = f"; F1 is that of {task.classes[1]}" if len(task.classes) == BINARY else ""
         labels = f"class in column {columns.label} ({listed}{positive})"
     else:

@@ -20,6 +20,7 @@ ENDS = ("runs fast.", 'said "no".', "likes naïve art.", "is, well, late.", "los
 TEXTS = [f"{subject} {end}" for subject in SUBJECTS for end in ENDS]
 OTHERS = [f"{text} They say so." for text in reversed(TEXTS)]
 CLASSES = ["ham", "spam", "ham", "ham", "spam"] * 5
+IDS = [str(number) for number in range(25)]
 SCORES = [f"{number / 4:.2f}" for number in range(25)]
 
 
@@ -91,6 +92,17 @@ def test_values_that_are_no_strings_in_json() -> None:
     [
         ((CLASSES, TEXTS), "", "text in column 2, class in column 1 (ham, spam; F1 is that of spam), no header"),
         ((TEXTS, CLASSES), "v1 v2", "text in column v1, class in column v2 (ham, spam; F1 is that of spam)"),
+        (
+            (["x"] * 25, CLASSES, TEXTS),
+            "",
+            "text in column 3, class in column 2 (ham, spam; F1 is that of spam), no header",
+        ),
+        ((IDS, SCORES, TEXTS), "", "text in column 3, score in column 2 (0 to 6), no header"),
+        (
+            (TEXTS, [f"kind {number % 10}" for number in range(25)]),
+            "text v2",
+            "text in column text, class in column v2 (10 classes)",
+        ),
         ((SCORES, TEXTS), "", "text in column 2, score in column 1 (0 to 6), no header"),
         ((SCORES, TEXTS), "v1 v2", "text in column v2, score in column v1 (0 to 6)"),
         ((TEXTS, OTHERS, SCORES), "", "texts in columns 1 and 2, score in column 3 (0 to 6), no header"),
@@ -139,6 +151,12 @@ def test_usual_names_come_before_content() -> None:
         read(tsv("data.tsv", CLASSES, TEXTS, header="text label"))
 
 
+def test_class_with_a_usual_name_is_no_header() -> None:
+    classes = ["question", "comment", "question", "comment", "comment"] * 5
+    task = read(tsv("data.tsv", classes, TEXTS))
+    assert (len(task.splits["test"]), task.classes) == (25, ("comment", "question"))
+
+
 def test_pair_with_unusual_names_needs_the_kind() -> None:
     tsv("data.tsv", TEXTS, OTHERS, SCORES, header="title body_text mark")
     with refused("several columns could be the text: title, body_text", "data.tsv", "--text-pair. The columns, with"):
@@ -148,8 +166,9 @@ def test_pair_with_unusual_names_needs_the_kind() -> None:
 
 def test_columns_without_name_are_empty_in_many_tables() -> None:
     rows = "".join(f"{label},{text.replace(',', '')},,\r\n" for label, text in zip(CLASSES, TEXTS, strict=True))
-    task = read(put("mail.csv", f"v1,v2,,\r\n{rows}".encode()))
+    task = read(put("mail.csv", f"v1,v2,,\r\n{rows},,,\r\nham,Look out,look up,\r\n".encode()))
     assert task.found.startswith("mail.csv: text in column v2, class in column v1 (ham, spam")
+    assert len(task.splits["test"]) == 26  # without the row that is empty
 
 
 @pytest.mark.parametrize(
@@ -216,19 +235,18 @@ def test_each_class_keeps_a_row_for_training() -> None:
 
 def test_folder_of_splits() -> None:
     put("sets/train.tsv", b"score\tsentence1\tsentence2\n1\tA b\tC d\n4.5\tE f\tG h\n")
-    put("sets/validation.tsv", b"sentence1\tscore\tsentence2\nI j\t3\tK l\n")
+    put("sets/validation.tsv", b"sentence1\tscore\tsentence2\nI j\t3\tK l\nU v\t4\tW x\n")
     put("sets/test.tsv", b"sentence1\tsentence2\tscore\nM n\tO p\t2\nQ r\tS t\t3\n")
     task = read("sets", training=True)
     assert (task.name, task.kind) == ("sets", "similarity")
     assert {split: part.labels for split, part in task.splits.items()} == {
         "train": [1, 4.5],
-        "dev": [3],
+        "dev": [3, 4],
         "test": [2, 3],
     }
     assert read("sets").splits.keys() == {"test"}
     Path("sets/test.tsv").rename("sets/other.tsv")
-    with refused("all rows have the same score", "sets/validation.tsv"):
-        read("sets")
+    assert (read("sets").scored, read("sets").splits.keys()) == ("dev", {"dev"})
     assert read("sets", test=Path("sets/other.tsv")).splits.keys() == {"test"}
     assert read("sets/train.tsv").name == "sets"
 
@@ -246,7 +264,9 @@ def test_several_tasks_have_names_of_their_own() -> None:
 
 
 # --- Mistakes ----------------------------------------------------------------------------------------------------
-TWENTY = "".join(f"{text}\t{label}\n" for text, label in zip(TEXTS, CLASSES, strict=True))
+LABELLED = "".join(f"{text}\t{label}\n" for text, label in zip(TEXTS, CLASSES, strict=True))
+
+SCORED = "".join(f"{text}\t{score}\n" for text, score in zip(TEXTS, SCORES, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -256,23 +276,29 @@ TWENTY = "".join(f"{text}\t{label}\n" for text, label in zip(TEXTS, CLASSES, str
         ("text\tlabel\n", {}, "no rows but the header", "data.tsv", ""),
         ("text\tlabel\nA b\tx\textra\n", {}, "the first row has 2 values, and this row has 3", "data.tsv, line 2", ""),
         ("text\tlabel\ttext\nA b\tx\tC d\n", {}, "two columns are named 'text'", "data.tsv, line 1", ""),
-        (f"text\tlabel\n{TWENTY}", {"text": "body"}, "there is no column 'body'", "data.tsv", "text ("),
-        (f"text\tlabel\n{TWENTY}", {"text": "3"}, "there is no column '3'", "data.tsv", "text ("),
-        (f"text\tlabel\n{TWENTY}", {"text": "label", "label": "label"}, "must name different", "data.tsv", ""),
-        (f"text\tlabel\n{TWENTY}", {"label": "text"}, "25 rows have 25 different ones", "data.tsv", "--label"),
-        (f"text\tlabel\n{TWENTY}", {"kind": "similarity"}, "needs two texts, but only one", "data.tsv", "--text-pair"),
+        (f"text\tlabel\n{LABELLED}", {"text": "body"}, "there is no column 'body'", "data.tsv", "text ("),
+        (f"text\tlabel\n{LABELLED}", {"text": "3"}, "there is no column '3'", "data.tsv", "text ("),
+        (f"text\tlabel\n{LABELLED}", {"text": "label", "label": "label"}, "must name different", "data.tsv", ""),
+        (f"text\tlabel\n{LABELLED}", {"label": "text"}, "25 rows have 25 different ones", "data.tsv", "--label"),
         (
-            f"text\tlabel\n{TWENTY}",
+            f"text\tlabel\n{LABELLED}",
+            {"kind": "similarity"},
+            "needs two texts, but only one",
+            "data.tsv",
+            "--text-pair",
+        ),
+        (
+            f"text\tlabel\n{LABELLED}",
             {"kind": "classification", "pair": "1", "text": "2"},
             "--text-pair does not fit",
             "data.tsv",
             "",
         ),
-        (f"text\tlabel\n{TWENTY}", {"kind": "regression"}, "'ham' is not a number", "data.tsv, line 2", "--kind"),
-        (TWENTY.replace("spam", "ham"), {}, "all rows have the class 'ham'", "data.tsv", "two classes"),
-        (TWENTY.replace("spam", "1").replace("ham", "1"), {"kind": "regression"}, "the same score", "data.tsv", ""),
-        (f"text\tlabel\n{TWENTY}More text\t\n", {}, "this row has no label", "data.tsv, line 27", "Remove"),
-        (TWENTY.replace("spam", "-1").replace("ham", "-1"), {}, "these rows have no labels", "data.tsv", "--test"),
+        (f"text\tlabel\n{LABELLED}", {"kind": "regression"}, "'ham' is not a number", "data.tsv, line 2", "--kind"),
+        (LABELLED.replace("spam", "ham"), {}, "all rows have the class 'ham'", "data.tsv", "two classes"),
+        (LABELLED.replace("spam", "1").replace("ham", "1"), {"kind": "regression"}, "the same score", "data.tsv", ""),
+        (f"text\tlabel\n{LABELLED}More text\t\n", {}, "this row has no label", "data.tsv, line 27", "Remove"),
+        (LABELLED.replace("spam", "-1").replace("ham", "-1"), {}, "these rows have no labels", "data.tsv", "--test"),
         (
             "".join(f"{text}\t{text}\n" for text in TEXTS),
             {},
@@ -280,7 +306,15 @@ TWENTY = "".join(f"{text}\t{label}\n" for text, label in zip(TEXTS, CLASSES, str
             "data.tsv",
             "--label. The columns",
         ),
-        (TWENTY.replace("\t", "\n"), {}, "no column looks like the text", "data.tsv", "--text"),
+        (LABELLED.replace("\t", ";"), {}, "this file has a single column", "data.tsv", ".tsv tabs"),
+        (
+            "".join(f"x{n}\t{n % 2}\ty{n}\n" for n in range(20)),
+            {},
+            "no column looks like the text",
+            "data.tsv",
+            "--text",
+        ),
+        (f"text\tscore\n{SCORED}A b\tthree\n", {}, "the score 'three' is not a number", "data.tsv, line 27", "Correct"),
     ],
 )
 def test_mistakes_are_reported(content: str, options: dict[str, Any], message: str, where: str, hint: str) -> None:

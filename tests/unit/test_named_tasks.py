@@ -80,12 +80,12 @@ def test_single_sentences(put: Put) -> None:
 
 
 def test_stsb_has_scores_up_to_5_and_a_test_split(put: Put) -> None:
-    rows = {"sentence1": ["A.", "B."], "sentence2": ["C.", "D."], "score": [0.76, 2.333 / 5]}
+    rows = {"sentence1": ["A.", "B."], "sentence2": ["C.", "D."], "score": [0.76, 0.0006]}
     put("sentence-transformers/stsb", None, dict.fromkeys(("train", "validation", "test"), rows), None)
     task = read("stsb")
     assert (task.kind, task.classes, task.metrics) == ("similarity", (), ("spearman", "pearson"))
     assert list(task.splits) == ["train", "dev", "test"]
-    assert all(part.labels == [3.8, 2.333] for part in task.splits.values())
+    assert all(part.labels == [3.8, 0.003] for part in task.splits.values())
     assert (task.scored, task.found) == (
         "test",
         "stsb: sentence-transformers/stsb from the Hub; 2 train, 2 dev and 2 test rows",
