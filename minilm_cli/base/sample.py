@@ -1,7 +1,13 @@
-"""The sample of public-domain text that comes with the package, a sentence or verse a line."""
+"""The samples of public-domain text that come with the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-SAMPLE = Path(__file__).parents[1] / "data" / "public-domain-sample.txt"
+_DATA = Path(__file__).parents[1] / "data"
+
+#: A sentence or verse a line.
+SAMPLE = _DATA / "public-domain-sample.txt"
+
+#: 900 of its lines, and which of three books each is from.
+BOOKS = _DATA / "public-domain-books.tsv"

@@ -77,7 +77,7 @@ class EvaluateSettings(Section):
     data: LabelledData = LabelledData()
     tuning: FineTuning = FineTuning()
     device: Annotated[str, Flag("--device")] = "auto"
-    """Device to compute on: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps …"""
+    """Device to compute on: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps."""
     precision: Annotated[Literal["auto", "bf16", "fp32"], Flag("--precision")] = "auto"
     """Number format of the fine-tuning; auto: bf16 where the hardware has it. Embeddings are computed in fp32."""
     output: Annotated[Path | None, Flag("--output", short="-o", default="RUN/evaluations.json")] = None

@@ -14,7 +14,7 @@ from minilm_cli.cli import app
 from minilm_cli.corpus import tokenize as tokenizing
 from minilm_cli.corpus.packing import Counts
 from minilm_cli.corpus.tokenize import TokenizeReport
-from minilm_cli.evaluate import evaluating
+from minilm_cli.evaluate import during_training, evaluating
 from minilm_cli.evaluate.evaluating import Report
 from minilm_cli.export import exporting
 from minilm_cli.export.exporting import Export, ExportReport
@@ -333,9 +333,7 @@ def test_evaluate_options_set_their_settings(minilm: Minilm, monkeypatch: pytest
         EvaluateSettings(
             models=("a", "b"),
             tasks=("x.tsv", "stsb"),
-            data=LabelledData(
-                kind="regression", text="t", pair="u", label="l", dev=Path("d.tsv"), test=Path("e.tsv")
-            ),
+            data=LabelledData(kind="regression", text="t", pair="u", label="l", dev=Path("d.tsv"), test=Path("e.tsv")),
             tuning=FineTuning(lr=(1e-4, 2e-4), epochs=(2,), seeds=3, quick=True, batch_size=8),
             teacher="c",
             zero_shot=True,
@@ -386,8 +384,11 @@ def test_export_options_set_their_settings(minilm: Minilm, monkeypatch: pytest.M
 def test_resume_options_are_passed_on(minilm: Minilm, monkeypatch: pytest.MonkeyPatch, finished_run: Path) -> None:
     calls: list[tuple[RunFolder, object]] = []
 
-    def resume(folder: RunFolder, _: object, changes: dict[str, object], *, world: World) -> RunReport:
+    def resume(
+        folder: RunFolder, _: object, changes: dict[str, object], *, world: World, judge_for: object
+    ) -> RunReport:
         assert world.size == 1
+        assert judge_for is during_training.judge_for
         calls.append((folder, changes))
         return RunReport(folder.path, 8, folder.plan())
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections import Counter
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 
 from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.base.sample import BOOKS, SAMPLE
 from minilm_cli.cli import demo
 from minilm_cli.cli.console import Console
 
@@ -78,7 +80,7 @@ def test_each_command_is_printed(
     exported = demo.run(tmp_path / "demo", Console())
     captured = capsys.readouterr()
     assert exported == tmp_path / "demo" / "run" / "export" / "hf"
-    assert [words[0] for words in commands] == ["tokenize", "distill", "export"]
+    assert [words[0] for words in commands] == ["tokenize", "distill", "export", "evaluate"]
     shown = [line.removeprefix("$ ") for line in captured.err.splitlines() if line.startswith("$ ")]
     assert shown == [" ".join(["minilm", *words]) for words in commands]
     assert "fell from 1.250 to 0.500" in captured.err
@@ -92,18 +94,19 @@ def test_each_command_is_printed(
     ("installed", "options"),
     [
         ({"sentence_transformers", "onnx", "onnxruntime", "onnxscript"}, "sentence-transformers onnx int8"),
-        ({"sentence_transformers", "onnx"}, "sentence-transformers"),
+        ({"sentence_transformers", "sklearn", "onnx"}, "sentence-transformers"),
         (set(), ""),
     ],
 )
-def test_the_formats_are_those_whose_packages_are_installed(
+def test_what_is_done_is_what_packages_are_installed_for(
     commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: set[str], options: str
 ) -> None:
     monkeypatch.setattr("minilm_cli.base.packages.find_spec", lambda name: name if name in installed else None)
     demo.run(tmp_path / "demo", Console())
-    words = [word for word in commands[-1][2:] if not word.startswith("--")]
-    assert words == options.split()
-    assert commands[-1][-1] == "--benchmark"
+    export, *after = commands[2:]
+    assert [word for word in export[2:] if not word.startswith("--")] == options.split()
+    assert export[-1] == "--benchmark"
+    assert [words[0] for words in after] == ["evaluate"] * ("sklearn" in installed)
 
 
 @pytest.mark.slow
@@ -116,6 +119,13 @@ def test_the_nearest_lines_are_found(tmp_path: Path, tiny_teacher: Path) -> None
     (cosine, nearest), *others = demo._nearest(folder, "they could see", lines)
     assert (cosine, nearest) == ("1.00", "they could see")
     assert sorted(text for _, text in others) == ["my own work", "of this world"]
+
+
+def test_the_labelled_lines_are_of_the_sample() -> None:
+    header, *rows = [line.split("\t") for line in BOOKS.read_text(encoding="utf-8").splitlines()]
+    assert header == ["book", "text"]
+    assert Counter(book for book, _ in rows) == {"bible": 300, "devils-dictionary": 300, "jargon-file": 300}
+    assert {text for _, text in rows} <= {line.strip() for line in SAMPLE.read_text(encoding="utf-8").splitlines()}
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ def test_defaults_of_distill() -> None:
         "evaluation.fraction": 0.01,
         "evaluation.limit": 10_000,
         "evaluation.every": 1000,
+        "evaluation.task": None,
         "checkpoint.every": 1000,
         "checkpoint.minutes": 15,
         "checkpoint.keep": 3,
