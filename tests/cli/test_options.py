@@ -44,7 +44,8 @@ OPTIONS = {
         "--teacher --student-config --data --config --set --output --revision --trust-remote-code --teacher-layer"
         " --student-layer --init --relation-heads --relations --steps --epochs --batch-size --micro-batch-tokens"
         " --max-length --lr --warmup-steps --schedule --weight-decay --clip-norm --precision --device --compile --seed"
-        " --eval-fraction --eval-every --eval-task --save-every --keep --log-every --report-to --dry-run --verbose --force --json"
+        " --eval-fraction --eval-every --eval-task --save-every --keep --log-every --report-to --dry-run --verbose"
+        " --force --json"
     ),
     "resume": "--steps --set --json",
     "export": (

@@ -124,6 +124,10 @@ def reader(minilm: Commands, tiny_teacher: Path, tiny_corpus: Path, tiny_student
     lines = [" ".join(line.split()[:2]) for line in tiny_corpus.read_text(encoding="utf-8").splitlines()]
     (minilm.folder / "corpus.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     shutil.copy(tiny_student_config, minilm.folder / "config.json")
+    rows = "".join(f"{number % 2}\t{line}\n" for number, line in enumerate(lines[1:10] * 4))
+    (minilm.folder / "reviews.tsv").write_text(f"label\ttext\n{rows}", encoding="utf-8")
+    pairs = "".join(f"{number / 50:.2f}\t{line} of\tthe {line}\n" for number, line in enumerate(lines[1:10] * 5))
+    (minilm.folder / "pairs.tsv").write_text(f"score\tsentence1\tsentence2\n{pairs}", encoding="utf-8")
     for name in ("bert-base-uncased", "sentence-transformers/all-MiniLM-L6-v2"):
         shutil.copytree(tiny_teacher, minilm.folder / name)
     return minilm

@@ -18,6 +18,7 @@ from minilm_cli.base.errors import Interrupted, MinilmError, RunError
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.evaluate import finetune
 from minilm_cli.evaluate.candidate import Candidate, load_candidate
+from minilm_cli.evaluate.during_training import judge_for
 from minilm_cli.evaluate.evaluating import Report, evaluate
 from minilm_cli.evaluate.finetune import FineTuner, Setting, best_setting, settings_to_try
 from minilm_cli.evaluate.reading import read_task
@@ -25,9 +26,13 @@ from minilm_cli.evaluate.scores import METRICS
 from minilm_cli.evaluate.task import LabelledTask
 from minilm_cli.export import exporting
 from minilm_cli.models.sentence_head import Normalize, SentenceHead, write_head
+from minilm_cli.runs.folder import RunFolder
 from minilm_cli.settings.evaluate import EvaluateSettings, FineTuning, LabelledData
 from minilm_cli.settings.export import ExportSettings
+from minilm_cli.training import run
 from tests.tiny import WORDS
+
+from .conftest import Crash, Settings, crash_at, metrics, metrics_without_times, result_files
 
 pytestmark = pytest.mark.slow
 
@@ -352,3 +357,43 @@ def test_a_teacher_that_is_gone_can_be_left_out(measure: Evaluate, copied_run: P
     assert "--no-teacher" in str(caught.value.hint)
     [ours, _] = measure(models=[str(copied_run)], tasks=[str(pairs)], zero_shot=True, no_teacher=True).results
     assert (ours.retention, ours.is_teacher) == (None, False)
+
+
+# --- During training ---------------------------------------------------------------------------------------------
+
+
+def scores_of(folder: Path) -> dict[int, float]:
+    """The task's score by step."""
+    return {int(line["step"]): line["task_spearman"] for line in metrics(folder) if "task_spearman" in line}
+
+
+def test_a_student_is_scored_during_training_which_does_not_change_it(
+    measure: Evaluate, small_settings: Settings, pairs: Path, tmp_path: Path, finished_run: Path
+) -> None:
+    settings = small_settings(tmp_path / "run", evaluation__task=str(pairs))
+    run.distill(settings, NoProgress(), judge_for=judge_for)
+    scores = scores_of(tmp_path / "run")
+    assert [*scores] == [0, 3, 6]
+    result, *_ = measure(models=[str(tmp_path / "run")], tasks=[str(pairs)], zero_shot=True, no_teacher=True).results
+    assert scores[6] == pytest.approx(result.mean, abs=1e-4)
+    assert result_files(tmp_path / "run", 6) == result_files(finished_run, 6)
+
+
+def test_a_resumed_run_is_scored_alike(small_settings: Settings, reviews: Path, tmp_path: Path) -> None:
+    tasks = {"evaluation__task": str(reviews), "evaluation__fraction": 0.0}
+    run.distill(small_settings(tmp_path / "whole", **tasks), NoProgress(), judge_for=judge_for)
+    with pytest.raises(Crash):
+        run.distill(small_settings(tmp_path / "run", **tasks), crash_at(5), judge_for=judge_for)
+    run.resume(RunFolder(tmp_path / "run"), NoProgress(), judge_for=judge_for)
+    assert metrics_without_times(tmp_path / "run") == metrics_without_times(tmp_path / "whole")
+    scored = [line for line in metrics(tmp_path / "run") if "task_accuracy" in line]
+    assert [line["step"] for line in scored] == [0, 3, 6]
+    assert scored[0].keys() == {"step", "task_accuracy", "task_f1"}
+
+
+def test_a_task_that_cannot_be_read_is_refused_before_training(small_settings: Settings, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path / "run", evaluation__task="no/such.tsv")
+    for start in (run.distill, lambda *_, **options: run.dry_run(settings, **options)):
+        with pytest.raises(MinilmError, match="there is no such file or folder"):
+            start(settings, NoProgress(), judge_for=judge_for)
+    assert not (tmp_path / "run").exists()

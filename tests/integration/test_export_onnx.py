@@ -18,6 +18,8 @@ from transformers import AutoTokenizer
 
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.progress import NoProgress
+from minilm_cli.evaluate.candidate import load_candidate
+from minilm_cli.evaluate.evaluating import evaluate
 from minilm_cli.export import exporting, speed, verify
 from minilm_cli.export import onnx as onnx_format
 from minilm_cli.export.exporting import ExportReport
@@ -26,6 +28,7 @@ from minilm_cli.models.sentence_head import Normalize, SentenceHead
 from minilm_cli.models.student import random_model
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import pick_checkpoint
+from minilm_cli.settings.evaluate import EvaluateSettings
 from minilm_cli.settings.export import ExportSettings
 from tests import tiny
 from tests.unit.model_configs import VOCABULARY, small
@@ -95,6 +98,23 @@ def test_the_folder_has_what_its_readers_look_for(exported: Path) -> None:
     assert json.loads((exported / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"] == 128
     record = json.loads((exported / "minilm-export.json").read_text(encoding="utf-8"))
     assert record["quantized"]["cosine"] > 0.98
+
+
+def test_an_export_can_be_evaluated(exported: Path, embeddings: np.ndarray, tmp_path: Path) -> None:
+    whole = load_candidate(str(exported), torch.device("cpu"))
+    small = load_candidate(str(exported / "onnx" / "model_quantized.onnx"), torch.device("cpu"))
+    np.testing.assert_allclose(whole.embed(TEXTS, whole.length(None)), embeddings, atol=1e-5)
+    cosines = (small.embed(TEXTS, 8) * whole.embed(TEXTS, 8)).sum(1)
+    assert 0.98 < cosines.min() < 1 - 1e-6
+    assert whole.megabytes > small.megabytes
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(MinilmError, match="this is not the ONNX file of an export"):
+        load_candidate(str(tmp_path / "model.onnx"), torch.device("cpu"))
+    labels = tmp_path / "labels.tsv"
+    labels.write_text("".join(f"{n % 2}\tthe {word}\n" for n, word in enumerate(tiny.WORDS)), encoding="utf-8")
+    settings = {"models": [str(exported)], "tasks": [str(labels)], "output": tmp_path / "results.json"}
+    with pytest.raises(MinilmError, match="an ONNX model cannot be fine-tuned"):
+        evaluate(EvaluateSettings.model_validate(settings), NoProgress())
 
 
 def test_no_folder_of_this_machine_is_in_a_file(exported: Path) -> None:
