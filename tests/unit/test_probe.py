@@ -93,8 +93,8 @@ def test_the_regularisation_is_chosen_on_dev_unless_dev_is_scored(
 
 def test_the_best_on_dev_by_the_first_metric_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     # With 10 rows of class 1 in 100, a strong regularisation predicts class 0 alone: its F1 is 0.
-    monkeypatch.setattr(probing, "_INVERSE_STRENGTHS", (1e-9, 1.0))
-    monkeypatch.setattr(probing, "_DEFAULT", 1e-9)
+    monkeypatch.setattr(probing, "_INVERSE_STRENGTHS", (1e-4, 1.0))
+    monkeypatch.setattr(probing, "_DEFAULT", 1e-4)
     labels = [float(row < 10) for row in range(100)]
     train = Split([f"{2 * label - 1} train {row}" for row, label in enumerate(labels)], None, labels)
     splits = {"train": train, "dev": of_texts("dev", 60), "test": of_texts("test", 60)}
