@@ -12,8 +12,8 @@ from minilm_cli.evaluate.scores import METRICS
 from minilm_cli.evaluate.task import LabelledTask, Split
 
 #: Inverse strengths of the regularisation that are tried, the strongest first.
-_INVERSE_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-_DEFAULT = 1.0
+_INVERSE_STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
+_DEFAULT = 0.1
 
 
 def probe(task: LabelledTask, encode: Encode) -> dict[str, float]:
@@ -21,7 +21,7 @@ def probe(task: LabelledTask, encode: Encode) -> dict[str, float]:
 
     Classes: logistic regression. Scores: ridge regression. Its features are the embedding u of a text, or of a pair
     u, v, |u − v| and u · v (by element), each scaled to mean 0 and variance 1 on `train`. The strength of the
-    regularisation is the best on `dev` by the task's first metric, or the default if `dev` is scored or missing.
+    regularisation is the best on `dev` by the task's first metric, or a fixed one if `dev` is scored or missing.
     Nothing is random.
     """
     from sklearn.preprocessing import StandardScaler

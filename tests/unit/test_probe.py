@@ -92,11 +92,23 @@ def test_the_regularisation_is_chosen_on_dev_unless_dev_is_scored(
 
 
 def test_the_best_on_dev_by_the_first_metric_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    # With 2 rows of class 1 in 40, a strong regularisation predicts class 0 alone: its F1 is 0.
-    monkeypatch.setattr(probing, "_INVERSE_STRENGTHS", (1e-9, 1.0))
-    train = Split([f"{n} train" for n in [*[-1.0] * 38, 1.0, 1.0]], None, [*[0.0] * 38, 1.0, 1.0])
+    # With 10 rows of class 1 in 100, a strong regularisation predicts class 0 alone: its F1 is 0.
+    monkeypatch.setattr(probing, "_INVERSE_STRENGTHS", (1e-4, 1.0))
+    monkeypatch.setattr(probing, "_DEFAULT", 1e-4)
+    labels = [float(row < 10) for row in range(100)]
+    train = Split([f"{2 * label - 1} train {row}" for row, label in enumerate(labels)], None, labels)
     splits = {"train": train, "dev": of_texts("dev", 60), "test": of_texts("test", 60)}
     assert probe(classification(splits, ("f1",)), encode)["f1"] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["class", "score"])
+def test_a_smaller_inverse_strength_means_smaller_weights(kind: str) -> None:
+    train = of_pairs("train", 50, kind)
+    task = LabelledTask("gaps", "similarity", {"train": train}, (), ("near", "far") if kind == "class" else ())
+    features = encode(train.texts)
+    weights = [np.abs(probing._fit(task, features, tried).coef_).sum() for tried in probing._INVERSE_STRENGTHS]
+    assert weights == sorted(weights)
+    assert weights[0] < weights[-1] / 2
 
 
 def test_nothing_is_random() -> None:

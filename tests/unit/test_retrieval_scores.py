@@ -75,6 +75,20 @@ def test_of_equal_cosines_the_greater_id_comes_first() -> None:
         assert scores(documents, {"q": {"b": 1}}, block=block)["ndcg@10"] == second
 
 
+def test_equal_texts_have_equal_cosines_in_every_place_of_a_block() -> None:
+    generator = np.random.default_rng(0)
+    vectors = {text: generator.normal(size=384).astype(np.float32) for text in ("document", *map(str, range(20)))}
+    documents = {f"{n:03}": "document" for n in range(200)}
+    queries = {f"q{n}": str(n) for n in range(20)}
+    task = RetrievalTask("equal", documents, queries, {query: {"199": 1} for query in queries})
+
+    def encode(texts: Sequence[str]) -> Array:
+        return np.stack([vectors[text] for text in texts])
+
+    for block in (1, 2, 9, 67, 150, 200):
+        assert retrieval(task, encode, encode, block=block)["ndcg@10"] == pytest.approx(1.0)
+
+
 def random_task() -> tuple[RetrievalTask, dict[str, Array]]:
     """300 documents, every third of them equal to another, and 20 queries."""
     generator = np.random.default_rng(0)
