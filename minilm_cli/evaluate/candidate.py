@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from minilm_cli.base.checksums import sha256
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.export.consumers import Array, onnx
+from minilm_cli.base.packages import missing_package
+from minilm_cli.export.consumers import Array
 from minilm_cli.export.source import Source, choose_head, source_of_checkpoint, source_of_name
 from minilm_cli.export.tokenizer_files import takes_token_types
 from minilm_cli.models.hub import load_tokenizer
@@ -103,22 +104,29 @@ def _onnx_file(path: Path) -> Path | None:
 def _of_onnx(name: str, file: Path) -> Candidate:
     folder = file.parent.parent
     if not file.is_file() or file.parent.name != "onnx":
-        raise MinilmError(
-            "this is not an ONNX file of an export", where=name, hint="Export: minilm export --format onnx"
-        )
+        hint = "minilm export --format onnx writes onnx/model.onnx next to the tokenizer."
+        raise MinilmError("this is not the ONNX file of an export", where=name, hint=hint)
     try:
-        encode = onnx(folder, None, file.name)
+        from onnxruntime import InferenceSession
     except ImportError:
-        raise MinilmError("an ONNX model needs the package onnxruntime", where=name) from None
-    tokenizer = load_tokenizer(str(folder))
+        raise missing_package("onnx", "an ONNX model", where=name) from None
+    session, tokenizer = InferenceSession(file, providers=["CPUExecutionProvider"]), load_tokenizer(str(folder))
+    wanted = {node.name for node in session.get_inputs()}
+    makes_embeddings = "sentence_embedding" in {node.name for node in session.get_outputs()}
 
     def embed(texts: Sequence[str], longest: int | None) -> Array:
-        tokenizer.model_max_length = longest or tokenizer.model_max_length
-        found = [outputs.embedding for outputs in encode(texts)]
-        return np.stack([embedding for embedding in found if embedding is not None])
+        inputs = tokenizer(
+            list(texts), padding=True, truncation=longest is not None, max_length=longest, return_tensors="np"
+        )
+        output = "sentence_embedding" if makes_embeddings else "last_hidden_state"
+        [found] = session.run([output], {key: inputs[key] for key in wanted})
+        if not makes_embeddings:
+            found = MEAN(torch.from_numpy(found), torch.from_numpy(inputs["attention_mask"])).numpy()
+        return np.asarray(found)
 
     longest = tokenizer.model_max_length if tokenizer.model_max_length < 2**31 else None
-    return Candidate(name, embed, tokenizer, longest, sha256(file), file.stat().st_size / 1e6)
+    megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / 1e6
+    return Candidate(name, embed, tokenizer, longest, sha256(file), megabytes)
 
 
 def embedding(source: Source, head: SentenceHead) -> Embed:
