@@ -26,7 +26,7 @@ def evaluate(typed: Typed, as_json: Json = False) -> None:
     from minilm_cli.runs.lookup import find_run
     from minilm_cli.settings.validation import validate
 
-    if "tasks" not in typed:
+    if not {"tasks", "mteb"} & typed.keys():
         raise MinilmError("--task is missing", hint="Give a labelled file, or a known name, such as stsb or glue/mrpc.")
     if "models" not in typed:
         typed = {**typed, "models": [str(find_run(None).path)]}

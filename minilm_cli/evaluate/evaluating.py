@@ -16,8 +16,9 @@ from minilm_cli.base.progress import Progress
 from minilm_cli.evaluate.candidate import Candidate, load_candidate
 from minilm_cli.evaluate.frozen import needs_probe
 from minilm_cli.evaluate.measuring import Job, Measuring, Protocol
+from minilm_cli.evaluate.mteb import find_tasks
 from minilm_cli.evaluate.reading import read_tasks
-from minilm_cli.evaluate.task import RetrievalTask, Task
+from minilm_cli.evaluate.task import MtebTask, RetrievalTask, Task
 from minilm_cli.runs.evaluations import FILE, Evaluations, Result
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import find_model
@@ -41,10 +42,12 @@ def evaluate(settings: EvaluateSettings, progress: Progress) -> Report:
     """Measure every model, and the teacher, on every task; raises `MinilmError` about what cannot be measured."""
     require("evaluate", "minilm evaluate")
     trains = settings.probe or not settings.zero_shot
-    tasks = read_tasks(settings.tasks, settings.data, training=trains)
+    find_tasks(settings.mteb)
+    tasks: list[Task] = [*read_tasks(settings.tasks, settings.data, training=trains), *map(MtebTask, settings.mteb)]
     protocols = [(task, protocol) for task in tasks for protocol in _protocols(task, settings)]
     for task in tasks:
-        logger.info("%s.", task.found)
+        if task.found:
+            logger.info("%s.", task.found)
     runs = [found for name in settings.models if (found := _run(name)) is not None]
     results = Evaluations(settings.output or (runs[0].path / FILE if runs else Path(FILE)))
     device = choose_device(settings.device, World())
@@ -53,6 +56,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress) -> Report:
     teacher = _teacher(settings, runs, device)
     models = [load_candidate(name, device, pooling=settings.pooling) for name in dict.fromkeys(settings.models)]
     everyone = [*([] if teacher is None else [teacher]), *models]
+    if settings.mteb:
+        _refuse_unloadable(everyone)
     jobs = [Job(candidate, task, protocol) for task, protocol in protocols for candidate in everyone]
     try:
         measured = Measuring(settings, results, progress, device, bf16=bf16).run(jobs, teacher)
@@ -66,6 +71,8 @@ def evaluate(settings: EvaluateSettings, progress: Progress) -> Report:
 
 def _protocols(task: Task, settings: EvaluateSettings) -> Sequence[Protocol]:
     """How a model is measured on a task; raises `MinilmError` if the task allows none that was asked for."""
+    if isinstance(task, MtebTask):
+        return ["mteb"]
     if isinstance(task, RetrievalTask):
         return ["zero-shot"]
     if not settings.zero_shot and not settings.probe:
@@ -82,6 +89,17 @@ def _protocols(task: Task, settings: EvaluateSettings) -> Sequence[Protocol]:
             hint="Use --probe, which trains a logistic regression on the embeddings.",
         )
     return found
+
+
+def _refuse_unloadable(candidates: Sequence[Candidate]) -> None:
+    """Raise `MinilmError` about a model that sentence-transformers, and so mteb, does not load."""
+    for candidate in candidates:
+        if candidate.source is None or candidate.source.run is not None:
+            raise MinilmError(
+                "--mteb takes models that SentenceTransformer loads",
+                where=candidate.name,
+                hint="Export it with --format sentence-transformers, and name the export.",
+            )
 
 
 def _run(name: str) -> RunFolder | None:

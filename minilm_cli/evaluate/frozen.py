@@ -43,4 +43,5 @@ def score_frozen(
 
     if isinstance(task, RetrievalTask):
         return retrieval(task, encoder("query"), encoder("document"))
+    assert isinstance(task, LabelledTask)
     return (probe if probes else similarity)(task, encoder(head.default_prompt))

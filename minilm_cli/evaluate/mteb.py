@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from minilm_cli.base.errors import MinilmError, RunError
@@ -14,6 +13,8 @@ from minilm_cli.models.hub import loading, quiet, reason
 
 def find_tasks(names: Sequence[str]) -> list[Any]:
     """The tasks of these names; raises `MinilmError` if there is no such task, or the package is not installed."""
+    if not names:
+        return []
     require("mteb", "--mteb")
     import mteb
 
@@ -27,8 +28,8 @@ def find_tasks(names: Sequence[str]) -> list[Any]:
     return [find(name) for name in names]
 
 
-def mteb_scores(folder: Path, names: Sequence[str], *, device: str | None = None) -> dict[str, float]:
-    """The main score of each task, a mean over its languages and splits, of a folder that `SentenceTransformer` loads.
+def mteb_score(model_name: str, task_name: str, *, device: str | None = None) -> float:
+    """The main score of a task, a mean over its languages and splits, of a model that `SentenceTransformer` loads.
 
     device: as torch names it; `None`: chosen by sentence-transformers.
 
@@ -38,7 +39,7 @@ def mteb_scores(folder: Path, names: Sequence[str], *, device: str | None = None
     Raises `MinilmError` if the package is not installed, a task is unknown, or the model or the data cannot be loaded,
     and `RunError` if a task fails.
     """
-    tasks = find_tasks(names)
+    [task] = find_tasks([task_name])
     import datasets
     import mteb
     from sentence_transformers import SentenceTransformer
@@ -46,9 +47,9 @@ def mteb_scores(folder: Path, names: Sequence[str], *, device: str | None = None
     datasets.disable_progress_bars()
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about deprecated functions that mteb and sentence-transformers call
-        with loading("model", str(folder)):
-            model = SentenceTransformer(str(folder), device=device)
-        return {name: _score(mteb.evaluate, model, task) for name, task in zip(names, tasks, strict=True)}
+        with loading("model", model_name):
+            model = SentenceTransformer(model_name, device=device)
+        return _score(mteb.evaluate, model, task)
 
 
 def _score(evaluate: Any, model: Any, task: Any) -> float:

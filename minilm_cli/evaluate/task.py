@@ -65,8 +65,8 @@ class RetrievalTask:
     found: str = ""
     """What was found out about the data, for the user."""
 
-    #: Names of what is measured.
-    metrics = ("ndcg@10", "recall@100")
+    #: Names of what is measured, and of the split.
+    metrics, scored = ("ndcg@10", "recall@100"), "test"
 
     @cached_property
     def checksum(self) -> str:
@@ -74,4 +74,20 @@ class RetrievalTask:
         return sha256_of_text(json.dumps([self.documents, self.queries, self.relevant]))
 
 
-Task = LabelledTask | RetrievalTask
+@dataclass(frozen=True)
+class MtebTask:
+    """A task of the library `mteb`, which has its data and computes its score."""
+
+    name: str
+    found: str = ""
+
+    #: As of the other tasks: mteb's main score.
+    metrics, scored = ("main",), "test"
+
+    @property
+    def checksum(self) -> str:
+        """Of the name: the library knows the data."""
+        return sha256_of_text(self.name)
+
+
+Task = LabelledTask | RetrievalTask | MtebTask

@@ -56,9 +56,11 @@ class EvaluateSettings(Section):
 
     models: Annotated[tuple[str, ...], Flag("MODEL", repeatable=True, default="the newest run in runs/")]
     """Runs, exports, model folders or names on the Hub."""
-    tasks: Annotated[tuple[str, ...], Flag("--task", metavar="SPEC", repeatable=True)]
+    tasks: Annotated[tuple[str, ...], Flag("--task", metavar="SPEC", repeatable=True)] = ()
     """Labelled file (.tsv, .csv, .jsonl, also .gz), folder for retrieval, or known name, such as stsb or glue/mrpc;
     repeat the option for several."""
+    mteb: Annotated[tuple[str, ...], Flag("--mteb", metavar="TASK", repeatable=True)] = ()
+    """Task that the library mteb measures, without fine-tuning; repeat the option for several."""
     teacher: Annotated[str | None, Flag("--teacher", metavar="NAME", default="the run's")] = None
     """Model to compare with: folder, or name on the Hub."""
     no_teacher: Annotated[bool, Flag("--no-teacher")] = False

@@ -53,8 +53,8 @@ OPTIONS = {
         " --force --json"
     ),
     "evaluate": (
-        "--task --kind --text --text-pair --label --dev --test --teacher --no-teacher --zero-shot --probe --pooling"
-        " --lr --epochs --seeds --quick --batch-size --max-length --device --precision --output --force --json"
+        "--task --mteb --kind --text --text-pair --label --dev --test --teacher --no-teacher --zero-shot --probe"
+        " --pooling --lr --epochs --seeds --quick --batch-size --max-length --device --precision --output --force --json"
     ),
     "demo": "--output --force",
 }
@@ -325,15 +325,16 @@ def test_evaluate_options_set_their_settings(minilm: Minilm, monkeypatch: pytest
 
     monkeypatch.setattr(evaluating, "evaluate", evaluated)
     words = (
-        "a b --task x.tsv --task stsb --kind regression --text t --text-pair u --label l --dev d.tsv --test e.tsv"
-        " --teacher c --zero-shot --probe --pooling cls --lr 1e-4 --lr 2e-4 --epochs 2 --seeds 3 --quick --batch-size 8"
-        " --max-length 64 --device cpu --precision bf16 -o there --force"
+        "a b --task x.tsv --task stsb --mteb STS12 --kind regression --text t --text-pair u --label l --dev d.tsv"
+        " --test e.tsv --teacher c --zero-shot --probe --pooling cls --lr 1e-4 --lr 2e-4 --epochs 2 --seeds 3 --quick"
+        " --batch-size 8 --max-length 64 --device cpu --precision bf16 -o there --force"
     )
     assert minilm("evaluate", *words.split()).out == "there\n"
     assert calls == [
         EvaluateSettings(
             models=("a", "b"),
             tasks=("x.tsv", "stsb"),
+            mteb=("STS12",),
             data=LabelledData(kind="regression", text="t", pair="u", label="l", dev=Path("d.tsv"), test=Path("e.tsv")),
             tuning=FineTuning(lr=(1e-4, 2e-4), epochs=(2,), seeds=3, quick=True, batch_size=8),
             teacher="c",

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from minilm_cli.base.errors import Interrupted, MinilmError, RunError
 from minilm_cli.base.progress import NoProgress
-from minilm_cli.evaluate import finetune
+from minilm_cli.evaluate import evaluating, finetune, measuring
 from minilm_cli.evaluate.candidate import Candidate, load_candidate
 from minilm_cli.evaluate.during_training import judge_for
 from minilm_cli.evaluate.evaluating import Report, evaluate
@@ -314,6 +314,20 @@ def test_a_retrieval_folder_is_searched(measure: Evaluate, tmp_path: Path) -> No
     results = measure(tasks=[str(folder)]).results
     assert {result.metric: result.mean for result in results} == {"ndcg@10": 1.0, "recall@100": 1.0}
     assert {result.protocol for result in results} == {"zero-shot"}
+
+
+def test_tasks_of_mteb_are_measured_for_what_sentence_transformers_loads(
+    measure: Evaluate, monkeypatch: pytest.MonkeyPatch, copied_run: Path, tiny_teacher: Path
+) -> None:
+    scores = {str(tiny_teacher): 0.5, str(copied_run / "student"): 0.25}
+    monkeypatch.setattr(evaluating, "find_tasks", lambda names: [*names])
+    monkeypatch.setattr(measuring, "mteb_score", lambda model, task, device: scores[model] * (task == "STS12"))
+    [theirs, ours] = measure(
+        models=[str(copied_run / "student")], teacher=str(tiny_teacher), tasks=[], mteb=["STS12"]
+    ).results
+    assert (theirs.mean, ours.mean, ours.retention, ours.metric, ours.protocol) == (0.5, 0.25, 50.0, "main", "mteb")
+    with pytest.raises(MinilmError, match="--mteb takes models that SentenceTransformer loads"):
+        measure(models=[str(copied_run)], tasks=[], mteb=["STS12"])
 
 
 def test_zero_shot_refuses_classes(measure: Evaluate) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.evaluate import mteb as ours
-from minilm_cli.evaluate.mteb import find_tasks, mteb_scores
+from minilm_cli.evaluate.mteb import find_tasks, mteb_score
 from tests.tiny import save_teacher
 
 SCORES = {"STS12": 0.625, "Banking77Classification": 0.5}
@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_main_scores_are_returned_by_task(library: ModuleType, folder: Path) -> None:
     del library
-    assert mteb_scores(folder, list(SCORES), device="cpu") == SCORES
+    assert {name: mteb_score(str(folder), name, device="cpu") for name in SCORES} == SCORES
 
 
 def test_an_unknown_task_is_refused_with_the_closest_name(library: ModuleType) -> None:
@@ -74,10 +74,10 @@ def test_an_unknown_task_is_refused_with_the_closest_name(library: ModuleType) -
 def test_data_that_cannot_be_fetched_is_told_from_a_task_that_fails(library: Any, folder: Path) -> None:
     library.evaluate = failing(ConnectionError("Couldn't reach 'mteb/sts12' on the Hub"))
     with pytest.raises(MinilmError, match=r"--mteb STS12: the data cannot be loaded: Couldn't reach.*\n.*connection"):
-        mteb_scores(folder, ["STS12"], device="cpu")
+        mteb_score(str(folder), "STS12", device="cpu")
     library.evaluate = failing(ValueError("supports ['text'], but the task is on images"))
     with pytest.raises(RunError, match=r"--mteb STS12: mteb failed: supports \['text'\]"):
-        mteb_scores(folder, ["STS12"], device="cpu")
+        mteb_score(str(folder), "STS12", device="cpu")
 
 
 def test_the_package_is_named_if_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,4 +94,4 @@ def test_the_library_itself_scores_a_model(folder: Path, monkeypatch: pytest.Mon
 
     save_teacher(folder)
     monkeypatch.setattr(ours, "find_tasks", lambda _: [MockSTSTask()])
-    assert -1 <= mteb_scores(folder, ["MockSTSTask"], device="cpu")["MockSTSTask"] <= 1
+    assert -1 <= mteb_score(str(folder), "MockSTSTask", device="cpu") <= 1
