@@ -54,7 +54,8 @@ OPTIONS = {
     ),
     "evaluate": (
         "--task --mteb --kind --text --text-pair --label --dev --test --teacher --no-teacher --zero-shot --probe"
-        " --pooling --lr --epochs --seeds --quick --batch-size --max-length --device --precision --output --force --json"
+        " --pooling --lr --epochs --seeds --quick --batch-size --max-length --device --precision --output --force"
+        " --json"
     ),
     "demo": "--output --force",
 }

@@ -321,7 +321,7 @@ def test_tasks_of_mteb_are_measured_for_what_sentence_transformers_loads(
 ) -> None:
     scores = {str(tiny_teacher): 0.5, str(copied_run / "student"): 0.25}
     monkeypatch.setattr(evaluating, "find_tasks", lambda names: [*names])
-    monkeypatch.setattr(measuring, "mteb_score", lambda model, task, device: scores[model] * (task == "STS12"))
+    monkeypatch.setattr(measuring, "mteb_score", lambda model, task, **_: scores[model] * (task == "STS12"))
     [theirs, ours] = measure(
         models=[str(copied_run / "student")], teacher=str(tiny_teacher), tasks=[], mteb=["STS12"]
     ).results
