@@ -39,6 +39,9 @@ _RATES, _QUICK_RATES = (1e-5, 2e-5, 4e-5), (4e-5,)
 #: Numbers of epochs that are tried, for large and for small data, and that of `--quick`.
 _EPOCHS, _MORE_EPOCHS, _QUICK_EPOCHS = (3, 5), (3, 5, 10), (3,)
 
+#: What a micro-batch costs besides its tokens, in tokens: every weight is converted to bf16, and every gradient added.
+_MICRO_BATCH_COST = 256
+
 #: Texts from which on data is large, and gets fewer epochs.
 _LARGE = 10_000
 
@@ -183,7 +186,7 @@ class FineTuner:
         """Micro-batches of texts of about the same length."""
         order = indices[np.argsort(-split.lengths[indices], kind="stable")]
         begin = 0
-        for size in padded_sizes(split.lengths[order], untried(self._device)):
+        for size in padded_sizes(split.lengths[order], untried(self._device), cost=_MICRO_BATCH_COST):
             yield order[begin : begin + size]
             begin += size
 

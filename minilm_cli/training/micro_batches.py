@@ -48,17 +48,17 @@ def packed_sizes(lengths: Indices, budget: int) -> Iterator[int]:
         begin += size
 
 
-def padded_sizes(lengths: Indices, budget: int) -> Iterator[int]:
+def padded_sizes(lengths: Indices, budget: int, *, cost: int = MICRO_BATCH_COST) -> Iterator[int]:
     """The same for padded ones, whose cost the longest decides: the cut with least padding and fewest micro-batches.
 
-    lengths: falling.
+    lengths: falling. cost: of a micro-batch besides its tokens, in tokens.
     """
     least = np.zeros(len(lengths) + 1)  # the cost of the sequences from each one on
     sizes = np.ones(len(lengths), dtype=np.int64)
     for begin in reversed(range(len(lengths))):
         most = max(1, budget // int(lengths[begin]))
         choices = np.arange(1, min(most, len(lengths) - begin) + 1)
-        costs = MICRO_BATCH_COST + choices * lengths[begin] + least[begin + choices]
+        costs = cost + choices * lengths[begin] + least[begin + choices]
         sizes[begin], least[begin] = choices[costs.argmin()], costs.min()
     begin = 0
     while begin < len(lengths):
