@@ -17,7 +17,7 @@ from minilm_cli.export.consumers import Array
 from minilm_cli.export.source import Source, choose_head, source_of_checkpoint, source_of_name
 from minilm_cli.export.tokenizer_files import takes_token_types
 from minilm_cli.models.hub import load_tokenizer
-from minilm_cli.models.sentence_head import SentenceHead
+from minilm_cli.models.sentence_head import SentenceHead, read_head
 from minilm_cli.models.size import count_parameters
 from minilm_cli.models.state import checksum
 from minilm_cli.runs.folder import RunFolder
@@ -72,6 +72,8 @@ def load_candidate(
     """
     path = Path(name)
     if (file := _onnx_file(path)) is not None:
+        if pooling is not None:
+            raise MinilmError("an ONNX model has its own pooling", where=name, hint="Leave out --pooling.")
         return _of_onnx(name, file)
     if path.exists() and isinstance(found := find_model(path), RunFolder):
         source = source_of_checkpoint(found, "last")
@@ -126,7 +128,7 @@ def _of_onnx(name: str, file: Path) -> Candidate:
 
     longest = tokenizer.model_max_length if tokenizer.model_max_length < 2**31 else None
     megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / 1e6
-    return Candidate(name, embed, tokenizer, longest, sha256(file), megabytes)
+    return Candidate(name, embed, tokenizer, longest, sha256(file), megabytes, read_head(str(folder)) or MEAN)
 
 
 def embedding(source: Source, head: SentenceHead) -> Embed:

@@ -50,11 +50,12 @@ def evaluate(settings: EvaluateSettings, progress: Progress) -> Report:
             logger.info("%s.", task.found)
     runs = [found for name in settings.models if (found := _run(name)) is not None]
     results = Evaluations(settings.output or (runs[0].path / FILE if runs else Path(FILE)))
-    device = choose_device(settings.device, World())
+    device = choose_device(settings.device, World(), setting="device")
     repeat_exactly(device)
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and has_bf16(device))
     teacher = _teacher(settings, runs, device)
-    models = [load_candidate(name, device, pooling=settings.pooling) for name in dict.fromkeys(settings.models)]
+    names = [name for name in dict.fromkeys(settings.models) if teacher is None or name != teacher.name]
+    models = [load_candidate(name, device, pooling=settings.pooling) for name in names]
     everyone = [*([] if teacher is None else [teacher]), *models]
     if settings.mteb:
         _refuse_unloadable(everyone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,10 +24,15 @@ from minilm_cli.evaluate.task import LabelledTask, MtebTask, Task
 from minilm_cli.runs.evaluations import Evaluations, Result, Scores, deviation, retention
 from minilm_cli.settings.evaluate import EvaluateSettings
 
+logger = logging.getLogger(__name__)
+
 Protocol = Literal["fine-tuning", "zero-shot", "probe", "mteb"]
 
 #: Texts that the speed is measured on, and how many are computed at once.
 _TIMED, _BATCH = 256, 32
+
+#: Share of cut texts from which on they are mentioned.
+_MANY_CUT = 0.01
 
 _VERSIONS = {"minilm": __version__, "torch": torch.__version__, "transformers": transformers_version}
 
@@ -101,6 +107,13 @@ class Measuring:
             batch_size=tuning.batch_size,
             max_length=self._settings.max_length,
         )
+        if tuner.cut >= _MANY_CUT:
+            logger.info(
+                "%s: %.0f%% of the texts have %s tokens or more, and are cut to that (--max-length).",
+                candidate.name,
+                100 * tuner.cut,
+                tuner.length,
+            )
         fixed = {
             "batch_size": tuning.batch_size,
             "max_length": tuner.length,

@@ -10,16 +10,17 @@ from minilm_cli.base.errors import MinilmError
 from minilm_cli.training.distributed import World
 
 
-def choose_device(wanted: str, world: World) -> torch.device:
+def choose_device(wanted: str, world: World, *, setting: str = "training.device") -> torch.device:
     """The device of this process; with several processes on a machine with GPUs, each has its own.
 
-    wanted: `auto` (cuda, else mps, else cpu) or a torch device. Raises `MinilmError` if it is not available.
+    wanted: `auto` (cuda, else mps, else cpu) or a torch device. setting: that it is from. Raises `MinilmError` if it is
+    not available.
     """
-    device = _device(wanted)
+    device = _device(wanted, setting)
     if world.size == 1 or device.type == "cpu":
         return device
     if str(device) != "cuda":
-        raise MinilmError(f"training.device: {wanted!r} is one device, but there are {world.size} processes")
+        raise MinilmError(f"{setting}: {wanted!r} is one device, but there are {world.size} processes")
     if world.local_size > torch.cuda.device_count():
         raise MinilmError(
             f"there are {world.local_size} processes and {torch.cuda.device_count()} GPUs on this machine",
@@ -30,7 +31,7 @@ def choose_device(wanted: str, world: World) -> torch.device:
     return device
 
 
-def _device(wanted: str) -> torch.device:
+def _device(wanted: str, setting: str) -> torch.device:
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -40,7 +41,7 @@ def _device(wanted: str) -> torch.device:
         torch.ones(1, device=device).item()  # fails on the device `meta` too
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise MinilmError(f"training.device: device {wanted!r} is not available: {reason}") from None
+        raise MinilmError(f"{setting}: device {wanted!r} is not available: {reason}") from None
     return device
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,7 @@ from minilm_cli.settings.export import ExportSettings
 from minilm_cli.training import run
 from tests.tiny import WORDS
 
-from .conftest import Crash, Settings, crash_at, metrics, metrics_without_times, result_files
+from .conftest import Commands, Crash, Settings, crash_at, metrics, metrics_without_times, result_files
 
 pytestmark = pytest.mark.slow
 
@@ -253,6 +254,23 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(
     assert [row.scores for row in measure().results] == [row.scores for row in whole.results]
     with pytest.raises(pytest.fail.Exception):
         measure(force=True)
+
+
+def test_texts_that_are_cut_are_counted(measure: Evaluate, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "minilm_cli"):
+        measure(max_length=12, tuning={"lr": [1e-4], "epochs": [1], "seeds": 1})
+    assert re.search(r"teacher0: [3-7]\d% of the texts have 12 tokens or more, and are cut to that", caplog.text)
+
+
+def test_the_teacher_is_measured_once(measure: Evaluate, tiny_teacher: Path, pairs: Path) -> None:
+    results = measure(models=[str(tiny_teacher)] * 2, teacher=str(tiny_teacher), tasks=[str(pairs)], zero_shot=True)
+    assert [(row.metric, row.is_teacher) for row in results.results] == [("spearman", True), ("pearson", True)]
+
+
+def test_a_missing_device_is_named_as_it_was_given(minilm: Commands, tiny_teacher: Path, pairs: Path) -> None:
+    done = minilm("evaluate", tiny_teacher, "--task", pairs, "--zero-shot", "--device", "cuda:7")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("Error: --device: device 'cuda:7' is not available: ")
 
 
 def test_another_file_is_not_overwritten(measure: Evaluate, tmp_path: Path) -> None:
