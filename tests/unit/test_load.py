@@ -154,6 +154,7 @@ NEW_VALUES = {
     "optimizer.lr": 7e-5,
     "optimizer.clip_norm": 7.5,
     "evaluation.every": 7,
+    "evaluation.task": "stsb",
     "checkpoint.every": 7,
     "checkpoint.minutes": 7.5,
     "checkpoint.keep": 7,

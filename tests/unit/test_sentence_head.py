@@ -120,10 +120,24 @@ def test_parts_that_are_not_supported_are_refused(tmp_path: Path, modules: Any, 
 
 def test_a_dense_layer_fits_one_width_only() -> None:
     head = replace(HEAD, layers=(dense(8, 5), dense(5, 3)))
-    assert head.misfit(8) is None
-    assert head.misfit(4) is head.layers[0]
-    assert replace(head, pooling=("mean", "cls")).misfit(4) is None
-    assert HEAD.misfit(4) is None
+    assert head.fitted(8) is head
+    assert head.fitted(4) == replace(head, layers=())
+    assert replace(head, layers=(*head.layers, Normalize())).fitted(4).layers == (Normalize(),)
+    assert (two := replace(head, pooling=("mean", "cls"))).fitted(4) is two
+    assert HEAD.fitted(4) is HEAD
+
+
+def test_heads_that_make_other_embeddings_have_other_checksums() -> None:
+    others = [
+        replace(HEAD, pooling=("cls",)),
+        replace(HEAD, layers=(dense(8, 8),)),
+        replace(HEAD, layers=()),
+        replace(HEAD, prompts={"query": "search: "}),
+        replace(HEAD, include_prompt=not HEAD.include_prompt),
+        replace(HEAD, default_prompt=None),
+    ]
+    assert len({head.checksum for head in (HEAD, *others)}) == len(others) + 1
+    assert replace(HEAD).checksum == HEAD.checksum
 
 
 @pytest.mark.slow
