@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from minilm_cli.base.checksums import sha256
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.base.jsonio import read_json
+from minilm_cli.base.overwrite import EXPORT_MARK
 from minilm_cli.base.packages import missing_package
 from minilm_cli.export.consumers import Array
 from minilm_cli.export.source import Source, choose_head, source_of_checkpoint, source_of_name
@@ -52,6 +55,11 @@ class Candidate:
     means_little: bool = False
     """Whether its embeddings mean little before it is fine-tuned, as its last part has random weights."""
 
+    @property
+    def short(self) -> str:
+        """The last part of the name."""
+        return Path(self.name).name
+
     def length(self, wanted: int | None) -> int | None:
         """Tokens that texts are cut to; raises `MinilmError` if more are wanted than the model reads."""
         if wanted is not None and self.longest is not None and wanted > self.longest:
@@ -87,11 +95,11 @@ def load_candidate(
         source.tokenizer,
         source.longest if head.max_length is None else min(head.max_length, source.longest or head.max_length),
         checksum(source.model),
-        count_parameters(source.model) * 4 / 1e6,
+        _megabytes(path, source),
         head,
         source,
         count_parameters(source.model),
-        source.has_untrained_tail,
+        source.has_untrained_tail or _mark(path).get("untrained_tail", False),
     )
 
 
@@ -128,7 +136,21 @@ def _of_onnx(name: str, file: Path) -> Candidate:
 
     longest = tokenizer.model_max_length if tokenizer.model_max_length < 2**31 else None
     megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / 1e6
-    return Candidate(name, embed, tokenizer, longest, sha256(file), megabytes, read_head(str(folder)) or MEAN)
+    head, means_little = read_head(str(folder)) or MEAN, _mark(folder).get("untrained_tail", False)
+    return Candidate(name, embed, tokenizer, longest, sha256(file), megabytes, head, means_little=means_little)
+
+
+def _megabytes(path: Path, source: Source) -> float:
+    """Of the weights: of their files if there are some here, else of fp32."""
+    files = [] if source.run else [*path.glob("*.safetensors")]
+    return (sum(file.stat().st_size for file in files) or count_parameters(source.model) * 4) / 1e6
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    """What an export says of itself; nothing of another folder."""
+    file = folder / EXPORT_MARK
+    content = read_json(file, kind="export's file") if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def embedding(source: Source, head: SentenceHead) -> Embed:

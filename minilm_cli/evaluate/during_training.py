@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.evaluate import LabelledData
 from minilm_cli.training.loop import Judge
 
+logger = logging.getLogger(__name__)
+
 
 def judge_for(settings: DistillSettings) -> Judge | None:
     """What scores the student of a run on `evaluation.task`; `None` without one. Raises `MinilmError`."""
@@ -27,6 +30,7 @@ def judge_for(settings: DistillSettings) -> Judge | None:
     task = read_task(spec, LabelledData(), training=False)
     if probes := needs_probe(task):
         task = read_task(spec, LabelledData(), training=True)
+    logger.info("Scored during training: %s.", task.found)
     head = read_head(teacher.name, teacher.revision) or MEAN
 
     def judge(student: PreTrainedModel) -> dict[str, float]:

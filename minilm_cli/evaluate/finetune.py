@@ -7,6 +7,7 @@ them (arXiv 2002.10957, section 4.2). Scores are predicted on the scale that has
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,7 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.seeding import derive
@@ -45,6 +50,8 @@ _MICRO_BATCH_COST = 256
 #: Texts from which on data is large, and gets fewer epochs.
 _LARGE = 10_000
 
+logger = logging.getLogger(__name__)
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -73,6 +80,17 @@ class _Encoded:
     labels: Tensor
 
 
+def refuse_untrainable(candidate: Candidate) -> None:
+    """Raise `MinilmError` about a model that cannot be fine-tuned."""
+    hint = "Use --zero-shot or --probe."
+    if candidate.source is None:
+        raise MinilmError("an ONNX model cannot be fine-tuned", where=candidate.name, hint=hint)
+    config = candidate.source.model.config
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        message = f"transformers has no head for sequence classification on {config.model_type} models"
+        raise MinilmError(message, where=candidate.name, hint=hint)
+
+
 class FineTuner:
     """Fine-tunes copies of one model on one task."""
 
@@ -87,10 +105,9 @@ class FineTuner:
         max_length: int | None,
     ) -> None:
         """max_length: tokens that texts are cut to. Raises `MinilmError` if the model cannot be fine-tuned."""
-        if candidate.source is None:
-            raise MinilmError(
-                "an ONNX model cannot be fine-tuned", where=candidate.name, hint="Use --zero-shot or --probe."
-            )
+        refuse_untrainable(candidate)
+        assert candidate.source is not None
+        self._name = candidate.name
         self._encoder, self._source = candidate.source.model, candidate.source
         self._task, self._device, self._bf16, self._batch_size = task, device, bf16, batch_size
         self.length = candidate.length(min(LENGTH, candidate.longest or LENGTH) if max_length is None else max_length)
@@ -98,7 +115,6 @@ class FineTuner:
         self._splits = {name: self._encode(split) for name, split in task.splits.items()}
         scores = np.array(task.splits["train"].labels, dtype=np.float64)
         self._mean, self._deviation = (0.0, 1.0) if task.classes else (float(scores.mean()), float(scores.std()))
-        self._build().to("meta")  # fails now if the family has no such head
 
     @property
     def cut(self) -> float:
@@ -137,7 +153,11 @@ class FineTuner:
                     loss.backward()  # type: ignore[no-untyped-call]  # it has no types
                     total += loss.item()
                 if not np.isfinite(total):
-                    raise RunError(f"the loss of fine-tuning is not finite (learning rate {setting.lr:g})")
+                    raise RunError(
+                        f"the loss of fine-tuning is not finite with the learning rate {setting.lr:g}",
+                        where=f"{self._name} on {self._task.name}",
+                        hint="Leave out this learning rate (--lr), or use --precision fp32.",
+                    )
                 optimizer.clip()
                 optimizer.step(step)
                 optimizer.zero_grad()
@@ -151,6 +171,13 @@ class FineTuner:
             for part in self._cut(split, np.arange(len(split.rows))):
                 logits[part] = self._logits(model, split, part).cpu().numpy()
         predicted = logits.argmax(1) if self._task.classes else logits[:, 0]
+        if self._task.classes and name == self._task.scored and len({*predicted.tolist()}) == 1:
+            logger.warning(
+                "%s: after fine-tuning, every prediction on %s is the class %s.",
+                self._name,
+                self._task.name,
+                self._task.classes[predicted[0]],
+            )
         truth = np.array(self._task.splits[name].labels)
         return {metric: METRICS[metric](truth, predicted) for metric in self._task.metrics}
 
@@ -158,15 +185,8 @@ class FineTuner:
         """The encoder with a new head."""
         config = deepcopy(self._encoder.config)
         config.num_labels = max(1, len(self._task.classes))
-        try:
-            with quiet():
-                model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-        except ValueError:
-            raise MinilmError(
-                f"transformers has no head for sequence classification on {config.model_type} models",
-                where=self._source.folder.name,
-                hint="Use --zero-shot or --probe.",
-            ) from None
+        with quiet():
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
         model.base_model.load_state_dict(self._encoder.state_dict(), strict=False)
         return model
 

@@ -105,7 +105,7 @@ def classes_of(labels: Labels) -> tuple[str, ...]:
         )
     if 2 * len(counts) > len(labels.values) and len(counts) > BINARY:
         raise MinilmError(
-            f"these labels are no classes: {len(labels.values):,} rows have {len(counts):,} different ones",
+            f"these labels cannot be classes: {len(labels.values):,} rows have {len(counts):,} different ones",
             where=labels.file,
             hint=f"{_TO_NAME_IT}, or give the kind of the task with --kind.",
         )

@@ -73,18 +73,22 @@ class Measuring:
         for metric in task.metrics:
             scores = [each[task.scored][metric] for each in measured]
             reference = (task.name, job.protocol, metric)
-            if candidate is teacher:
+            is_teacher = candidate is teacher
+            if is_teacher:
                 self._teacher[reference] = scores
+            theirs = [] if is_teacher else self._teacher.get(reference, [])
             yield Result(
                 task=task.name,
                 protocol=job.protocol,
                 metric=metric,
                 model=candidate.name,
-                is_teacher=candidate is teacher,
+                is_teacher=is_teacher,
                 mean=fmean(scores),
                 std=deviation(scores),
                 scores=scores,
-                retention=None if candidate is teacher else retention(fmean(scores), self._teacher.get(reference, ())),
+                retention=retention(fmean(scores), theirs),
+                teacher=teacher.name if teacher is not None and theirs else None,
+                teacher_mean=fmean(theirs) if theirs else None,
                 parameters=candidate.parameters,
                 megabytes=candidate.megabytes,
                 sentences_per_second=self._speed(candidate),
@@ -122,11 +126,11 @@ class Measuring:
         }
 
         def measure(setting: Setting, seed: int) -> Scores:
-            text = f"{candidate.name} on {task.name}, lr {setting.lr:g}, {setting.epochs} epochs, seed {seed}"
+            text = f"{candidate.short} on {task.name}: lr {setting.lr:g}, seed {seed}"
             steps, cost = tuner.steps(setting), training_cost(candidate, task, setting.epochs)
 
             def show(step: int) -> None:
-                self._pace.show(f"{text}: step {step}/{steps}", cost * step / steps)
+                self._pace.show(f"{text}, {step}/{steps}", cost * step / steps)
 
             return self._measure(
                 job, {**fixed, **asdict(setting), "seed": seed}, cost, lambda: tuner.train(setting, seed, show)
@@ -141,7 +145,7 @@ class Measuring:
         """The settings and the scores without fine-tuning."""
         candidate, task = job.candidate, job.task
         length = candidate.length(self._settings.max_length)
-        text, spent = f"{candidate.name} on {task.name}, {job.protocol}", 0.0
+        text, spent = f"{candidate.short} on {task.name}: {job.protocol}", 0.0
 
         def done(texts: int) -> None:
             nonlocal spent

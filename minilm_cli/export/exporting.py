@@ -197,5 +197,6 @@ def _record(name: str, source: Source, verified: Verified) -> dict[str, Any]:
         "format": name,
         "dtype": source.dtype,
         **({} if source.step is None else {"step": source.step}),
+        **({"untrained_tail": True} if source.has_untrained_tail else {}),
         **figures(verified),
     }

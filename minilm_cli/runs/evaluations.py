@@ -7,15 +7,19 @@ evaluation that was interrupted continues where it stopped.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from minilm_cli import __version__
 from minilm_cli.base.errors import MinilmError, refuse_newer
-from minilm_cli.base.jsonio import read_json, write_json
+from minilm_cli.base.jsonio import first_wrong, read_json, write_json
+from minilm_cli.base.write_errors import creating
 
 FORMAT_VERSION = 1
 
@@ -32,7 +36,7 @@ class Result:
 
     task: str
     protocol: str
-    """`fine-tuning`, `zero-shot` or `probe`."""
+    """`fine-tuning`, `zero-shot`, `probe` or `mteb`."""
     metric: str
     model: str
     is_teacher: bool
@@ -43,12 +47,15 @@ class Result:
     """One for each seed, as fractions of 1."""
     retention: float | None
     """Percent of the teacher's mean; `None` for the teacher itself, or without one."""
+    teacher: str | None
+    """What it was compared with."""
+    teacher_mean: float | None
     parameters: int | None
     megabytes: float
     sentences_per_second: float
     split: str
     """What was scored: `test`, or `dev` if there is no labelled `test`."""
-    setting: Mapping[str, Any]
+    setting: dict[str, Any]
     """Chosen on the dev split, and what was fixed."""
     weights: str
     """Checksum of the model."""
@@ -58,51 +65,85 @@ class Result:
     """Whether the score says little of the model, as its last part has random weights."""
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """The scores of one training, or of the embeddings as they are."""
+
+    key: dict[str, Any]
+    """All that decides about them."""
+    scores: dict[str, dict[str, float]]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Content:
+    measurements: list[Measurement] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+
+
+_CONTENT = TypeAdapter(_Content)
+
+
 class Evaluations:
-    """The content of the file, which may not exist yet."""
+    """The file, which may not exist yet. It is read anew before each change, as others may write it too."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file; raises `MinilmError` if it is another's."""
+        """Raises `MinilmError` if the file is another's."""
         self.path = path
-        content = read_json(path, kind="file of evaluations") if path.exists() else {"measurements": [], "results": []}
-        refuse_newer("file of evaluations", content, FORMAT_VERSION, where=str(path), writer="minilm")
-        if not isinstance(content, dict) or not {"measurements", "results"} <= content.keys():
-            raise MinilmError("this is not a file of evaluations", where=str(path), hint="Name another --output.")
-        self._measurements: list[dict[str, Any]] = content["measurements"]
-        self.results: list[dict[str, Any]] = content["results"]
+        self._read()
+
+    def prepare(self) -> None:
+        """Create the file's folder; raises `MinilmError` if nothing can be written there."""
+        with creating(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path.parent, os.W_OK):
+            raise MinilmError("nothing can be written here", where=str(self.path.parent), hint="Name another --output.")
+
+    @property
+    def results(self) -> list[Result]:
+        """All results."""
+        return self._read().results
 
     def scores_of(self, key: Mapping[str, Any]) -> Scores | None:
         """The scores of a measurement that was done before."""
-        found = (each["scores"] for each in self._measurements if each["key"] == key)
-        return next(found, None)
+        return next((each.scores for each in self._read().measurements if each.key == key), None)
 
     def add_scores(self, key: Mapping[str, Any], scores: Scores, versions: Mapping[str, str]) -> None:
         """Keep a measurement."""
-        self._measurements = [each for each in self._measurements if each["key"] != key]
-        self._measurements.append({"key": dict(key), "scores": scores, "versions": dict(versions)})
-        self._write()
+        content = self._read()
+        others = [each for each in content.measurements if each.key != key]
+        plain = {split: dict(found) for split, found in scores.items()}
+        self._write(_Content([*others, Measurement(dict(key), plain, dict(versions))], content.results))
 
     def add_results(self, results: Sequence[Result]) -> None:
         """Keep results, in place of earlier ones of the same model, task, protocol and metric."""
-        new = [asdict(result) for result in results]
-        same = {_identity(each) for each in new}
-        self.results = [each for each in self.results if _identity(each) not in same] + new
-        self._write()
+        content, new = self._read(), set(map(_identity, results))
+        others = [each for each in content.results if _identity(each) not in new]
+        self._write(_Content(content.measurements, [*others, *results]))
 
-    def _write(self) -> None:
-        write_json(
-            self.path,
-            {
-                "format_version": FORMAT_VERSION,
-                "minilm": __version__,
-                "results": self.results,
-                "measurements": self._measurements,
-            },
-        )
+    def _read(self) -> _Content:
+        if not self.path.exists():
+            return _Content()
+        content = read_json(self.path, kind="file of evaluations")
+        refuse_newer("file of evaluations", content, FORMAT_VERSION, where=str(self.path), writer="minilm")
+        known = {"measurements", "results"}
+        if not isinstance(content, dict) or not known <= content.keys():
+            raise MinilmError("this is not a file of evaluations", where=str(self.path), hint="Name another --output.")
+        try:
+            return _CONTENT.validate_python({name: content[name] for name in known})
+        except ValidationError as error:
+            raise MinilmError(
+                f"this is not a sound file of evaluations: {first_wrong(error)}",
+                where=str(self.path),
+                hint="Remove it, or name another --output.",
+            ) from None
+
+    def _write(self, content: _Content) -> None:
+        write_json(self.path, {"format_version": FORMAT_VERSION, "minilm": __version__, **asdict(content)})
 
 
-def _identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(result[name] for name in ("task", "data", "protocol", "metric", "weights", "model"))
+def _identity(result: Result) -> tuple[str, ...]:
+    return (result.task, result.data, result.protocol, result.metric, result.weights, result.model)
 
 
 def deviation(scores: Sequence[float]) -> float:

@@ -54,6 +54,8 @@ class FineTuning(Section):
 class EvaluateSettings(Section):
     """All settings of `minilm evaluate`."""
 
+    PANEL: ClassVar = "Models and tasks"
+
     models: Annotated[tuple[str, ...], Flag("MODEL", repeatable=True, default="the newest run in runs/")]
     """Runs, exports, model folders or names on the Hub."""
     tasks: Annotated[tuple[str, ...], Flag("--task", metavar="SPEC", repeatable=True)] = ()

@@ -288,11 +288,10 @@ def _resolved(
     total_steps: int,
 ) -> DistillSettings:
     """The settings with every `auto` resolved, and every path absolute, so that a run can be resumed from anywhere."""
-    name = settings.teacher.name
     updates: dict[str, Any] = {
         "teacher": {
             "layer": distiller.teacher.layer,
-            "name": str(Path(name).absolute()) if Path(name).is_dir() else name,
+            "name": _found_from_anywhere(settings.teacher.name),
             # A branch moves; the commit that was loaded does not.
             "revision": getattr(named.teacher_config, "_commit_hash", None) or settings.teacher.revision,
         },
@@ -305,12 +304,18 @@ def _resolved(
             "precision": "bf16" if distiller.bf16 else "fp32",
             "micro_batch_tokens": stream.micro_batch_tokens,
         },
+        "evaluation": {"task": _found_from_anywhere(settings.evaluation.task)},
         "schedule": {"warmup_steps": distiller.optimizer.learning_rate.warmup_steps},
     }
     values = settings.model_dump()
     for section, entries in updates.items():
         values[section] |= entries
     return DistillSettings.model_validate(values | {"output": named.output.absolute()})
+
+
+def _found_from_anywhere(name: str | None) -> str | None:
+    """A name as an absolute path, if there is such a file or folder."""
+    return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
 
 
 def _training_facts(

@@ -27,6 +27,7 @@ from minilm_cli.evaluate.scores import METRICS
 from minilm_cli.evaluate.task import LabelledTask
 from minilm_cli.export import exporting
 from minilm_cli.models.sentence_head import Normalize, SentenceHead, write_head
+from minilm_cli.runs.evaluations import Evaluations
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.settings.evaluate import EvaluateSettings, FineTuning, LabelledData
 from minilm_cli.settings.export import ExportSettings
@@ -99,6 +100,8 @@ def measure(tiny_teacher: Path, reviews: Path, tmp_path: Path) -> Evaluate:
             "precision": "fp32",
             "output": tmp_path / "results.json",
         }
+        if {"zero_shot", "probe", "mteb"} & changes.keys():
+            del values["tuning"]
         return evaluate(EvaluateSettings.model_validate(values | changes), progress or NoProgress())
 
     return run
@@ -190,7 +193,7 @@ def test_a_loss_that_is_not_finite_is_reported(
 ) -> None:
     fine = tuner(teacher, task)
     monkeypatch.setattr(fine, "_loss", lambda logits, _: logits.sum() * float("nan"))
-    with pytest.raises(RunError, match=r"the loss of fine-tuning is not finite \(learning rate 0.001\)"):
+    with pytest.raises(RunError, match=r"the loss of fine-tuning is not finite with the learning rate 0.001"):
         fine.train(Setting(lr=1e-3, epochs=1), 1, lambda _: None)
 
 
@@ -273,6 +276,51 @@ def test_a_missing_device_is_named_as_it_was_given(minilm: Commands, tiny_teache
     assert done.stderr.splitlines()[-1].startswith("Error: --device: device 'cuda:7' is not available: ")
 
 
+def test_one_class_for_all_is_reported(
+    measure: Evaluate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def logits(_: FineTuner, model: Any, __: object, part: Any) -> torch.Tensor:
+        bias: torch.Tensor = model.classifier.bias
+        return bias.expand(len(part), 2) * 0 + torch.tensor([0.0, 1.0])
+
+    monkeypatch.setattr(FineTuner, "_logits", logits)
+    measure(tuning={"lr": [1e-4], "epochs": [1], "seeds": 1})
+    assert "after fine-tuning, every prediction on reviews is the class 1." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tuning": {"quick": True}, "probe": True}, "--quick applies to fine-tuning"),
+        ({"pooling": "cls"}, "--pooling applies to embeddings as they are"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(measure: Evaluate, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(MinilmError, match=message):
+        measure(**options)
+
+
+def test_the_folder_of_the_results_is_made(measure: Evaluate, pairs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "results.json"
+    assert measure(tasks=[str(pairs)], zero_shot=True, output=path).path == path
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"measurements": 5, "results": []}', '{"measurements": [], "results": [{"y": 1}]}'],
+)
+def test_a_damaged_file_of_evaluations_is_refused(
+    measure: Evaluate, copied_run: Path, tmp_path: Path, content: str
+) -> None:
+    for path in (tmp_path / "results.json", copied_run / "evaluations.json"):
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(MinilmError, match="this is not a sound file of evaluations: "):
+        measure()
+    with pytest.raises(MinilmError, match="this is not a sound file of evaluations: "):
+        exporting.export(ExportSettings(model=copied_run), NoProgress())
+
+
 def test_another_file_is_not_overwritten(measure: Evaluate, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"mine": 1}', encoding="utf-8")
     with pytest.raises(MinilmError, match="this is not a file of evaluations"):
@@ -314,7 +362,7 @@ def test_the_default_prompt_is_put_before_each_text(measure: Evaluate, pairs: Pa
 
 
 def test_a_probe_is_trained_on_embeddings(measure: Evaluate) -> None:
-    accuracy, _ = measure(probe=True).results
+    accuracy, _ = measure(probe=True, tuning={}).results
     assert (accuracy.protocol, accuracy.std) == ("probe", 0.0)
     assert accuracy.mean > 0.9
 
@@ -329,7 +377,7 @@ def test_a_retrieval_folder_is_searched(measure: Evaluate, tmp_path: Path) -> No
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     qrels = "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\td{n}\t1\n" for n in range(12))
     (folder / "qrels.tsv").write_text(qrels, encoding="utf-8")
-    results = measure(tasks=[str(folder)]).results
+    results = measure(tasks=[str(folder)], tuning={}).results
     assert {result.metric: result.mean for result in results} == {"ndcg@10": 1.0, "recall@100": 1.0}
     assert {result.protocol for result in results} == {"zero-shot"}
 
@@ -341,16 +389,16 @@ def test_tasks_of_mteb_are_measured_for_what_sentence_transformers_loads(
     monkeypatch.setattr(evaluating, "find_tasks", lambda names: [*names])
     monkeypatch.setattr(measuring, "mteb_score", lambda model, task, **_: scores[model] * (task == "STS12"))
     [theirs, ours] = measure(
-        models=[str(copied_run / "student")], teacher=str(tiny_teacher), tasks=[], mteb=["STS12"]
+        models=[str(copied_run / "student")], teacher=str(tiny_teacher), tasks=[], mteb=["STS12"], tuning={}
     ).results
     assert (theirs.mean, ours.mean, ours.retention, ours.metric, ours.protocol) == (0.5, 0.25, 50.0, "main", "mteb")
     with pytest.raises(MinilmError, match="--mteb takes models that SentenceTransformer loads"):
-        measure(models=[str(copied_run)], tasks=[], mteb=["STS12"])
+        measure(models=[str(copied_run)], tasks=[], mteb=["STS12"], tuning={})
 
 
 def test_zero_shot_refuses_classes(measure: Evaluate) -> None:
     with pytest.raises(MinilmError, match="--zero-shot compares the embeddings of two texts with a score") as caught:
-        measure(zero_shot=True)
+        measure(zero_shot=True, tuning={})
     assert "--probe" in str(caught.value.hint)
 
 
@@ -371,12 +419,32 @@ def test_a_run_is_measured_next_to_its_teacher_and_its_card_states_the_scores(
     exported = exporting.export(settings, NoProgress()).path
     card = (exported / "README.md").read_text(encoding="utf-8")
     kept = "" if ours.retention is None else f"{ours.retention:.1f}%"
-    row = f"| pairs, zero-shot | spearman | {100 * theirs.mean:.1f} | {100 * ours.mean:.1f} | {kept} |"
+    row = f"| pairs, zero-shot, test | spearman | {100 * theirs.mean:.1f} | {100 * ours.mean:.1f} | {kept} |"
     assert row.replace("  ", " ") in card.replace("  ", " ")
     # An export of the same weights is the same model.
     again = measure(models=[str(exported)], tasks=[str(pairs)], zero_shot=True)
     assert again.results[0].weights == ours.weights
+    assert again.results[0].means_little
     assert again.results[0].mean == pytest.approx(ours.mean, abs=1e-6)
+
+
+def test_results_are_kept_in_each_run_whose_teacher_is_the_same(
+    measure: Evaluate, copied_run: Path, pairs: Path, tmp_path: Path, make_teacher: Callable[..., Path]
+) -> None:
+    other = Path(shutil.copytree(copied_run, tmp_path / "other"))
+    models = {"models": [str(copied_run), str(other)], "tasks": [str(pairs)], "zero_shot": True}
+    results = measure(**models, output=None).results
+    for run_folder in (copied_run, other):
+        kept = Evaluations(run_folder / "evaluations.json").results
+        assert [row.model for row in kept if not row.is_teacher and row.model == str(run_folder)] == [
+            str(run_folder)
+        ] * 2
+        assert [row.mean for row in kept if row.is_teacher] == [row.mean for row in results if row.is_teacher]
+    settings = json.loads((other / "settings.json").read_text(encoding="utf-8"))
+    settings["teacher"]["name"] = str(make_teacher())
+    (other / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(MinilmError, match="these runs have different teachers: "):
+        measure(**models)
 
 
 def test_a_teacher_that_is_gone_can_be_left_out(measure: Evaluate, copied_run: Path, pairs: Path) -> None:
@@ -400,12 +468,19 @@ def scores_of(folder: Path) -> dict[int, float]:
 
 
 def test_a_student_is_scored_during_training_which_does_not_change_it(
-    measure: Evaluate, small_settings: Settings, pairs: Path, tmp_path: Path, finished_run: Path
+    measure: Evaluate,
+    small_settings: Settings,
+    pairs: Path,
+    tmp_path: Path,
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = small_settings(tmp_path / "run", evaluation__task=str(pairs))
+    monkeypatch.chdir(pairs.parent)
+    settings = small_settings(tmp_path / "run", evaluation__task=pairs.name)
     run.distill(settings, NoProgress(), judge_for=judge_for)
     scores = scores_of(tmp_path / "run")
     assert [*scores] == [0, 3, 6]
+    assert Path(RunFolder(tmp_path / "run").settings().evaluation.task or "").is_absolute()
     result, *_ = measure(models=[str(tmp_path / "run")], tasks=[str(pairs)], zero_shot=True, no_teacher=True).results
     assert scores[6] == pytest.approx(result.mean, abs=1e-4)
     assert result_files(tmp_path / "run", 6) == result_files(finished_run, 6)

@@ -20,6 +20,7 @@ from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.progress import NoProgress
 from minilm_cli.evaluate.candidate import load_candidate
 from minilm_cli.evaluate.evaluating import evaluate
+from minilm_cli.evaluate.finetune import FineTuner
 from minilm_cli.export import exporting, speed, verify
 from minilm_cli.export import onnx as onnx_format
 from minilm_cli.export.exporting import ExportReport
@@ -100,7 +101,9 @@ def test_the_folder_has_what_its_readers_look_for(exported: Path) -> None:
     assert record["quantized"]["cosine"] > 0.98
 
 
-def test_an_export_can_be_evaluated(exported: Path, embeddings: np.ndarray, tmp_path: Path) -> None:
+def test_an_export_can_be_evaluated(
+    exported: Path, embeddings: np.ndarray, tmp_path: Path, tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = load_candidate(str(exported), torch.device("cpu"))
     small = load_candidate(str(exported / "onnx" / "model_quantized.onnx"), torch.device("cpu"))
     np.testing.assert_allclose(whole.embed(TEXTS, whole.length(None)), embeddings, atol=1e-5)
@@ -112,7 +115,9 @@ def test_an_export_can_be_evaluated(exported: Path, embeddings: np.ndarray, tmp_
         load_candidate(str(tmp_path / "model.onnx"), torch.device("cpu"))
     labels = tmp_path / "labels.tsv"
     labels.write_text("".join(f"{n % 2}\tthe {word}\n" for n, word in enumerate(tiny.WORDS)), encoding="utf-8")
-    settings = {"models": [str(exported)], "tasks": [str(labels)], "output": tmp_path / "results.json"}
+    models = [str(tiny_teacher), str(exported)]
+    settings = {"models": models, "tasks": [str(labels)], "output": tmp_path / "results.json"}
+    monkeypatch.setattr(FineTuner, "train", lambda *_: pytest.fail("it was trained before the other was refused"))
     with pytest.raises(MinilmError, match="an ONNX model cannot be fine-tuned"):
         evaluate(EvaluateSettings.model_validate(settings), NoProgress())
 
