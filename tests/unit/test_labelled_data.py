@@ -147,7 +147,7 @@ def test_columns_are_given_by_name_or_number() -> None:
 
 
 def test_usual_names_come_before_content() -> None:
-    with refused("these labels are no classes: 25 rows have 25 different ones", "data.tsv"):
+    with refused("these labels cannot be classes: 25 rows have 25 different ones", "data.tsv"):
         read(tsv("data.tsv", CLASSES, TEXTS, header="text label"))
 
 
