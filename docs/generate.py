@@ -96,15 +96,16 @@ def _command_page(name: str, command: Any, context: typer.Context) -> str:
     parts = [f"# minilm {name}", command.help, f"```text\n{usage(command, context)}\n```"]
     parts += ["For example:", f"```text\n{command.epilog}\n```"]
     for title, group in panels.items():
-        parts += [f"## {title}", _options_table(group, "argument" if title == "Arguments" else "option")]
+        kind = "argument" if title == "Arguments" else "option"
+        parts += [f"## {title}", _options_table(group, kind, linked=name == "distill")]
     if name == "distill":
         parts.append("The page [Settings](settings.md) describes the settings in full.")
     return "\n\n".join(parts)
 
 
-def _options_table(group: list[Row], kind: str) -> str:
-    # The page of settings has those of distill: the only dotted ones.
-    linked = any("." in row.path for row in group)
+def _options_table(group: list[Row], kind: str, *, linked: bool) -> str:
+    """`linked`: whether the page of settings, which has those of distill, has these."""
+    linked = linked and any("." in row.path for row in group)
     return _table((kind, "meaning"), [(_names(row), _with_details(row.help, _details(row, linked))) for row in group])
 
 
