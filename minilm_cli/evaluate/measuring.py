@@ -57,6 +57,7 @@ class Measuring:
         self._device, self._bf16 = device, bf16
         self._teacher: dict[tuple[str, str, str], list[float]] = {}
         self._speeds: dict[str, float] = {}
+        self._new: list[dict[str, Any]] = []
 
     def run(self, jobs: Sequence[Job], teacher: Candidate | None) -> list[Result]:
         """The results of all jobs; those of the teacher come before those of other models on the same task."""
@@ -166,10 +167,12 @@ class Measuring:
     def _measure(self, job: Job, fixed: Mapping[str, Any], cost: float, compute: Callable[[], Scores]) -> Scores:
         """The scores of a measurement with fixed settings, computed unless they are in the file."""
         key = {"protocol": job.protocol, "weights": job.candidate.checksum, "data": job.task.checksum, **fixed}
-        known = None if self._settings.force else self._results.scores_of(key)
+        is_wanted = not self._settings.force or key in self._new
+        known = self._results.scores_of(key) if is_wanted else None
         scores = compute() if known is None else known
         if known is None:
             self._results.add_scores(key, scores, _VERSIONS)
+            self._new.append(key)
         self._pace.finish(cost, was_known=known is not None)
         return scores
 

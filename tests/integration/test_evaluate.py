@@ -227,6 +227,8 @@ def test_the_setting_is_chosen_on_dev_and_trained_with_every_seed(
     monkeypatch.setattr(FineTuner, "train", train)
     accuracy, f1 = measure().results
     assert trained == [(1e-3, 1), (1e-4, 1), (1e-4, 2)]
+    measure(force=True)
+    assert trained[3:] == trained[:3]
     assert (accuracy.scores, accuracy.mean, f1.mean, f1.std) == ([0.25, 0.5], 0.375, 0.5, 0.0)
     assert accuracy.std == pytest.approx(0.25 / 2**0.5)
     assert (accuracy.setting["lr"], accuracy.split, accuracy.retention) == (1e-4, "test", None)
