@@ -27,6 +27,9 @@ _MOST_CLASSES, _MOST_UNNAMED_CLASSES = 200, 20
 #: Share of numbers in a column from which the rest is taken for mistakes.
 _MOSTLY = 0.9
 
+#: Classes that a message lists.
+_SHOWN = 8
+
 _TO_NAME_IT = "Name the column of the labels with --label"
 
 
@@ -50,7 +53,7 @@ class Labels:
             raise MinilmError(
                 "these rows have no labels",
                 where=self.file,
-                hint="The test sets of GLUE are published without labels: score on the dev file, with --test.",
+                hint="Name a file that has some with --test. The test files of GLUE have none: score its dev files.",
             )
         if "" in found:
             where = self.where(self.values.index(""))
@@ -101,7 +104,7 @@ def classes_of(labels: Labels) -> tuple[str, ...]:
         raise MinilmError(
             f"all rows have the class {next(iter(counts))!r}",
             where=labels.file,
-            hint=f"At least two classes are needed. {_TO_NAME_IT}.",
+            hint=f"At least two classes are needed. {_TO_NAME_IT} if another column has them.",
         )
     if 2 * len(counts) > len(labels.values) and len(counts) > BINARY:
         raise MinilmError(
@@ -123,10 +126,14 @@ def numbered(labels: Labels, classes: Sequence[str]) -> list[float]:
             raise MinilmError(
                 f"no row for training has the class {name!r}",
                 where=labels.where(row),
-                hint="Remove its rows here, or add some to the rows for training.",
+                hint=f"They have {_listed(classes)}. Remove the rows here, or add some of this class to those.",
             )
         found.append(numbers[name])
     return found
+
+
+def _listed(classes: Sequence[str]) -> str:
+    return f"{', '.join(classes[:_SHOWN])} …" if len(classes) > _SHOWN else ", ".join(classes)
 
 
 def class_name(text: str) -> str:
