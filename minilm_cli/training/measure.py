@@ -14,6 +14,7 @@ from minilm_cli.base.errors import RunError
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.plan import Measured
 from minilm_cli.training.distiller import Distiller
+from minilm_cli.training.loop import Judge
 from minilm_cli.training.pace import Pace
 from minilm_cli.training.setup import PreparedRun
 
@@ -24,8 +25,8 @@ MEASURED_STEPS = 3
 _EVALUATION_SECONDS = 5.0
 
 
-def measure(prepared: PreparedRun) -> Measured:
-    """Time and peak memory of a few real steps, at a learning rate of zero."""
+def measure(prepared: PreparedRun, judge: Judge | None = None) -> Measured:
+    """Time and peak memory of a few real steps, at a learning rate of zero; `judge` belongs to an evaluation."""
     distiller = prepared.distiller
     distiller.optimizer.learning_rate.peak = 0.0
     started, sequences, tokens = 0.0, 0, 0
@@ -44,6 +45,10 @@ def measure(prepared: PreparedRun) -> Measured:
     pace = Pace(prepared.total_steps, prepared.settings.evaluation, prepared.settings.checkpoint)
     pace.step.add(seconds / (MEASURED_STEPS - 1))
     evaluation = _seconds_per_evaluation(prepared)
+    if judge is not None:
+        started = time.perf_counter()
+        judge(distiller.student.model)
+        evaluation = (evaluation or 0.0) + time.perf_counter() - started
     saving = _seconds_per_checkpoint(distiller)
     pace.evaluation.add(evaluation or 0.0)
     pace.checkpoint.add(saving or 0.0)

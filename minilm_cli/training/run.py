@@ -123,11 +123,11 @@ def distill(
 
 def dry_run(settings: DistillSettings, *, force: bool = False, judge_for: JudgeFor = no_judge) -> Plan:
     """The plan of a run, with time and memory measured on a few real steps; leaves no files."""
-    judge_for(settings)
+    judge = judge_for(settings)
     named = _load_named(settings, force=force)
     with tempfile.TemporaryDirectory(prefix="minilm-") as folder:
         prepared = prepare(settings, named, converted=Path(folder) / "tokens", world=World())
-        return prepared.plan.model_copy(update={"measured": measure(prepared)})
+        return prepared.plan.model_copy(update={"measured": measure(prepared, judge)})
 
 
 def resume(

@@ -500,6 +500,15 @@ def test_a_resumed_run_is_scored_alike(small_settings: Settings, reviews: Path, 
     assert scored[0].keys() == {"step", "task_accuracy", "task_f1"}
 
 
+def test_a_dry_run_measures_the_scoring_too(small_settings: Settings, tmp_path: Path) -> None:
+    scored = []
+    settings = small_settings(tmp_path / "run", evaluation__fraction=0.0)
+    plan = run.dry_run(settings, judge_for=lambda _: lambda student: scored.append(student) or {})
+    assert len(scored) == 1
+    assert plan.measured is not None
+    assert plan.measured.seconds_per_evaluation is not None
+
+
 def test_a_task_that_cannot_be_read_is_refused_before_training(small_settings: Settings, tmp_path: Path) -> None:
     settings = small_settings(tmp_path / "run", evaluation__task="no/such.tsv")
     for start in (run.distill, lambda *_, **options: run.dry_run(settings, **options)):
