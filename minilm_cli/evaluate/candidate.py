@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from minilm_cli.base.checksums import sha256
 from minilm_cli.base.errors import MinilmError
@@ -40,7 +39,6 @@ class Candidate:
     name: str
     """As it was given."""
     embed: Embed
-    tokenizer: PreTrainedTokenizerBase
     longest: int | None
     """Tokens of the longest text that it reads."""
     checksum: str
@@ -88,12 +86,12 @@ def load_candidate(
     else:
         source, _ = source_of_name(name, revision)
     head = choose_head(source, pooling) or MEAN
+    source = replace(source, head=head)
     source.model.to(device)
     return Candidate(
         name,
-        embedding(source, head),
-        source.tokenizer,
-        source.longest if head.max_length is None else min(head.max_length, source.longest or head.max_length),
+        embedding(source),
+        source.longest,
         checksum(source.model),
         _megabytes(path, source),
         head,
@@ -137,7 +135,7 @@ def _of_onnx(name: str, file: Path) -> Candidate:
     longest = tokenizer.model_max_length if tokenizer.model_max_length < 2**31 else None
     megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / 1e6
     head, means_little = read_head(str(folder)) or MEAN, _mark(folder).get("untrained_tail", False)
-    return Candidate(name, embed, tokenizer, longest, sha256(file), megabytes, head, means_little=means_little)
+    return Candidate(name, embed, longest, sha256(file), megabytes, head, means_little=means_little)
 
 
 def _megabytes(path: Path, source: Source) -> float:
@@ -153,9 +151,10 @@ def _mark(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def embedding(source: Source, head: SentenceHead) -> Embed:
-    """A function that embeds texts by a model in torch, on the device where it is then."""
-    tokenizer, model = source.tokenizer, source.model
+def embedding(source: Source) -> Embed:
+    """A function that embeds texts by a model in torch, with its head, on the device where it is then."""
+    tokenizer, model, head = source.tokenizer, source.model, source.head
+    assert head is not None
     takes_types = takes_token_types(source)
 
     def embed(texts: Sequence[str], longest: int | None) -> Array:

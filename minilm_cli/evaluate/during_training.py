@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from minilm_cli.base.packages import require
-from minilm_cli.evaluate.candidate import MEAN, embedding
+from minilm_cli.evaluate.candidate import MEAN, Embed, embedding
 from minilm_cli.evaluate.frozen import needs_probe, score_frozen
 from minilm_cli.evaluate.reading import read_task
 from minilm_cli.export.source import Source
-from minilm_cli.models.sentence_head import read_head
+from minilm_cli.models.sentence_head import SentenceHead, read_head
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.evaluate import LabelledData
 from minilm_cli.training.loop import Judge
@@ -33,14 +34,19 @@ def judge_for(settings: DistillSettings) -> Judge | None:
     logger.info("Scored during training: %s.", task.found)
     head = read_head(teacher.name, teacher.revision) or MEAN
 
+    @cache  # it is the same student at each evaluation
+    def prepared(student: PreTrainedModel) -> tuple[SentenceHead, int | None, Embed]:
+        fitted = head.fitted(student.config.hidden_size)
+        source = Source(student, Path(teacher.name), fitted, revision=teacher.revision)
+        return fitted, source.longest, embedding(source)
+
     def judge(student: PreTrainedModel) -> dict[str, float]:
-        source = Source(student, Path(teacher.name), head=None, revision=teacher.revision)
+        fitted, longest, embed = prepared(student)
         was_training = student.training
         student.eval()
         try:
             with torch.compiler.set_stance("force_eager"):
-                fitted = head.fitted(student.config.hidden_size)
-                scores = score_frozen(task, embedding(source, fitted), fitted, source.longest, probes=probes)
+                scores = score_frozen(task, embed, fitted, longest, probes=probes)
         finally:
             student.train(was_training)
         return {f"task_{metric}": score for metric, score in scores.items()}

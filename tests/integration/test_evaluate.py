@@ -488,6 +488,17 @@ def test_a_student_is_scored_during_training_which_does_not_change_it(
     assert result_files(tmp_path / "run", 6) == result_files(finished_run, 6)
 
 
+def test_texts_are_cut_during_training_as_the_teacher_cuts_them(
+    measure: Evaluate, small_settings: Settings, pairs: Path, tmp_path: Path, tiny_teacher: Path
+) -> None:
+    teacher = Path(shutil.copytree(tiny_teacher, tmp_path / "teacher"))
+    write_head(SentenceHead(("mean",), max_length=5), teacher, hidden_size=48)
+    settings = small_settings(tmp_path / "run", teacher__name=str(teacher), evaluation__task=str(pairs))
+    run.distill(settings, NoProgress(), judge_for=judge_for)
+    result, *_ = measure(models=[str(tmp_path / "run")], tasks=[str(pairs)], zero_shot=True, no_teacher=True).results
+    assert scores_of(tmp_path / "run")[6] == pytest.approx(result.mean, abs=1e-4)
+
+
 def test_a_resumed_run_is_scored_alike(small_settings: Settings, reviews: Path, tmp_path: Path) -> None:
     tasks = {"evaluation__task": str(reviews), "evaluation__fraction": 0.0}
     run.distill(small_settings(tmp_path / "whole", **tasks), NoProgress(), judge_for=judge_for)
