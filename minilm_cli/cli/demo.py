@@ -80,8 +80,7 @@ def run(output: Path, console: Console, *, force: bool = False) -> Path:
         ["export", str(run_folder), *_formats()],
     ]
     for words in commands:
-        console.command(shlex.join(["minilm", *words]))
-        result = _run(words)
+        result = _show_and_run(words, console)
     exported = Path(result.strip())
     if (folder := run_folder / "export" / "sentence-transformers").is_dir():
         lines = [*dict.fromkeys(SAMPLE.read_text(encoding="utf-8").splitlines())][3::5]
@@ -90,9 +89,7 @@ def run(output: Path, console: Console, *, force: bool = False) -> Path:
         books = output / "books.tsv"
         shutil.copyfile(BOOKS, books)
         console.say("\nWhich of three books a line is from, found from its embedding by a logistic regression:")
-        words = ["evaluate", str(run_folder), "--task", str(books), "--probe"]
-        console.command(shlex.join(["minilm", *words]))
-        _run(words)
+        _show_and_run(["evaluate", str(run_folder), "--task", str(books), "--probe"], console)
     first, last = _held_out_losses(run_folder)
     console.say(
         f"""
@@ -129,6 +126,11 @@ def _nearest(folder: Path, query: str, lines: list[str]) -> list[tuple[str, str]
         embeddings = model.encode([query, *lines], convert_to_tensor=True, normalize_embeddings=True)
     cosines = embeddings[1:] @ embeddings[0]
     return [(f"{cosines[place]:.2f}", lines[place]) for place in cosines.topk(3).indices.tolist()]
+
+
+def _show_and_run(words: list[str], console: Console) -> str:
+    console.command(shlex.join(["minilm", *words]))
+    return _run(words)
 
 
 def _run(words: list[str]) -> str:

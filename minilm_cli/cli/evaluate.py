@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.cli.options import Json, Typed, options_of
@@ -24,13 +24,15 @@ _HEADER = ("task", "metric", "model", "score", "kept", "params", "MB", "texts/s"
 def evaluate(typed: Typed, as_json: Json = False) -> None:
     """Score models on labelled data, next to their teacher."""
     from minilm_cli.runs.lookup import find_run
+    from minilm_cli.settings.load import merge
     from minilm_cli.settings.validation import validate
 
     if not {"tasks", "mteb"} & typed.keys():
         raise MinilmError("--task is missing", hint="Give a labelled file, or a known name, such as stsb or glue/mrpc.")
-    if "models" not in typed:
-        typed = {**typed, "models": [str(find_run(None).path)]}
-    settings = validate(EvaluateSettings, _nested(typed))
+    values: dict[str, Any] = {} if "models" in typed else {"models": [str(find_run(None).path)]}
+    for path, value in typed.items():
+        merge(values, path, value)
+    settings = validate(EvaluateSettings, values)
     from minilm_cli.evaluate import evaluating
 
     console = open_console()
@@ -44,15 +46,6 @@ def evaluate(typed: Typed, as_json: Json = False) -> None:
         print(json.dumps({"path": str(report.path), "results": [asdict(result) for result in report.results]}))
     else:
         print(report.path)
-
-
-def _nested(typed: Typed) -> Typed:
-    """The settings of sections in mappings of their own."""
-    nested: Typed = {}
-    for path, value in typed.items():
-        section, _, name = path.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[name] = value
-    return nested
 
 
 def _rows(results: Sequence[Result]) -> Iterator[tuple[str, ...]]:

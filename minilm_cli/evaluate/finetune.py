@@ -104,14 +104,12 @@ class FineTuner:
         batch_size: int,
         max_length: int | None,
     ) -> None:
-        """max_length: tokens that texts are cut to. Raises `MinilmError` if the model cannot be fine-tuned."""
-        refuse_untrainable(candidate)
+        """candidate: one that `refuse_untrainable` allows. max_length: tokens that texts are cut to."""
         assert candidate.source is not None
         self._name = candidate.name
         self._encoder, self._source = candidate.source.model, candidate.source
         self._task, self._device, self._bf16, self._batch_size = task, device, bf16, batch_size
         self.length = candidate.length(min(LENGTH, candidate.longest or LENGTH) if max_length is None else max_length)
-        self._pad = candidate.tokenizer.pad
         self._splits = {name: self._encode(split) for name, split in task.splits.items()}
         scores = np.array(task.splits["train"].labels, dtype=np.float64)
         self._mean, self._deviation = (0.0, 1.0) if task.classes else (float(scores.mean()), float(scores.std()))
@@ -211,7 +209,7 @@ class FineTuner:
             begin += size
 
     def _logits(self, model: nn.Module, split: _Encoded, part: Indices) -> Tensor:
-        inputs = self._pad([split.rows[index] for index in part], return_tensors="pt").to(self._device)
+        inputs = self._source.tokenizer.pad([split.rows[index] for index in part], return_tensors="pt").to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             logits: Tensor = model(**inputs).logits
         return logits.float()

@@ -137,7 +137,7 @@ class Measuring:
                 job, {**fixed, **asdict(setting), "seed": seed}, cost, lambda: tuner.train(setting, seed, show)
             )
 
-        best, *others = settings_to_try(tuning, len(task.splits["train"]))
+        best, *others = self._grid(task)
         if others:
             best = best_setting({each: measure(each, 1)["dev"][task.metrics[0]] for each in (best, *others)})
         return {**asdict(best), **fixed}, [measure(best, seed) for seed in range(1, tuning.seeds + 1)]
@@ -176,19 +176,21 @@ class Measuring:
         self._pace.finish(cost, was_known=known is not None)
         return scores
 
+    def _grid(self, task: LabelledTask) -> list[Setting]:
+        return settings_to_try(self._settings.tuning, len(task.splits["train"]))
+
     def _measurements(self, job: Job) -> int:
         if job.protocol != "fine-tuning":
             return 1
         assert isinstance(job.task, LabelledTask)
-        grid = len(settings_to_try(self._settings.tuning, len(job.task.splits["train"])))
+        grid = len(self._grid(job.task))
         return self._settings.tuning.seeds + (grid if grid > 1 else 0)
 
     def _cost(self, job: Job) -> float:
         if job.protocol != "fine-tuning":
             return embedding_cost(job.candidate, job.task)
         assert isinstance(job.task, LabelledTask)
-        grid = settings_to_try(self._settings.tuning, len(job.task.splits["train"]))
-        epochs = fmean(setting.epochs for setting in grid)
+        epochs = fmean(setting.epochs for setting in self._grid(job.task))
         return self._measurements(job) * training_cost(job.candidate, job.task, epochs)
 
     def _speed(self, candidate: Candidate) -> float:

@@ -73,7 +73,7 @@ def load_distill_settings(
     overrides = combine(flags or {}, assignments)
     _override_length(values, overrides)
     for path, value in overrides.items():
-        _merge(values, path, value)
+        merge(values, path, value)
     where = str(file) if file else None
     _split_weights(values, None if "data.path" in overrides else where)
     _refuse_missing(values)
@@ -91,7 +91,7 @@ def change_mid_run(settings: DistillSettings, changes: Mapping[str, Any]) -> Dis
             raise setting_error(path, "cannot change when a run is resumed", hint=f"These can: {changeable}.")
         if path == "training.steps" and value is None:
             raise setting_error(path, "must be a number of steps")
-        _merge(values, path, value)
+        merge(values, path, value)
     return validate(DistillSettings, values)
 
 
@@ -103,7 +103,8 @@ def _override_length(values: dict[str, Any], overrides: Collection[str]) -> None
         training.pop("epochs", None)
 
 
-def _merge(into: dict[str, Any], path: str, value: Any) -> None:
+def merge(into: dict[str, Any], path: str, value: Any) -> None:
+    """Put the value of a dotted path into nested settings."""
     *sections, name = path.split(".")
     for section in sections:
         child = into.setdefault(section, {})
