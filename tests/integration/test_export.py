@@ -253,7 +253,7 @@ def test_a_difference_only_in_a_padded_batch_is_found(copied_run: Path, monkeypa
 def test_a_difference_only_in_pairs_of_texts_is_found(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damage(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
-        weights["embeddings.token_type_embeddings.weight"][1] += 1
+        weights["embeddings.token_type_embeddings.weight"][1, 0] += 1
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     breaks(monkeypatch, damage)
