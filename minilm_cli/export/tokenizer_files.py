@@ -12,15 +12,15 @@ from minilm_cli.models.hub import quiet
 
 
 def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Change a tokenizer so that a model reads all that it gives.
+    """Change a tokenizer so that a model reads all its outputs.
 
-    It gives token types only to a model that has several, cuts texts to what the model reads, and pads with the
-    model's padding if it has no padding token of its own.
+    Token types are left out if the model does not have several. Texts are cut to what the model reads. The padding
+    token is the model's if the tokenizer has none.
     """
     if "token_type_ids" in tokenizer.model_input_names and not _has_token_types(model):
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
-    # Without a table of positions nothing ends a text, but the model was not made for longer ones.
+    # A model without a table of positions can read longer texts, but was not made for them.
     longest = family_of(model.config).longest_input(model) or getattr(model.config, "max_position_embeddings", None)
     if longest is not None:
         tokenizer.model_max_length = min(longest, tokenizer.model_max_length)
@@ -32,7 +32,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) ->
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, longest: int | None) -> None:
     """Write a tokenizer so that every program cuts texts to `longest` tokens, and pads a batch to its longest text.
 
-    What the tokenizer was last used for leaves no trace.
+    Settings that remain from its last use are removed.
     """
     tokenizer.init_kwargs.pop("max_length", None)  # fastembed takes it for the limit
     if longest is not None:

@@ -12,9 +12,9 @@ from minilm_cli.models.vocabulary import SPECIAL_IDS
 
 
 def inherited_entries(teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
-    """The entries of a student that must fit the teacher's tokens; `None` for a special token that there is not.
+    """The entries of a student that must fit the teacher's tokens; `None` for a special token that the teacher lacks.
 
-    What a student's family has by default for such a token would be another one in the teacher's vocabulary.
+    The default of the student's family would be the id of another token.
     """
     entries: dict[str, Any] = {name: _special_id(name, teacher, tokenizer) for name in SPECIAL_IDS}
     others = {
@@ -44,9 +44,9 @@ def read_as_many(tokens: int, config: PreTrainedConfig, model: PreTrainedModel) 
 
 
 def _special_id(name: str, teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
-    """The token that the teacher's tokenizer has for this, or its configuration; `None` if there is no such token.
+    """The id of a special token by the teacher's tokenizer, else by its configuration; `None` if neither names one.
 
-    The configuration may have no more to say than its family's default, so it counts only for a special token.
+    The configuration may only have its family's default, so the id it names must be a special token of the tokenizer.
     """
     found = getattr(teacher, name, None)
     if tokenizer is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
 from minilm_cli.base.errors import MinilmError, remedy
@@ -45,9 +46,8 @@ def student_config(
 ) -> PreTrainedConfig:
     """The student's configuration; what it leaves out of vocabulary, positions and token types fits the teacher.
 
-    source: a `config.json`, a folder that has one, or a `Preset`. tokenizer: the teacher's, which says what the
-    special tokens are that the teacher's configuration does not name, and which a tokenizer next to the config.json
-    must agree with.
+    source: a `config.json`, a folder that has one, or a `Preset`. tokenizer: the teacher's; it names the special tokens,
+    and a tokenizer next to the config.json is compared with it. Without it the teacher's configuration names them.
     Raises `MinilmError` for a file that is not a configuration, a misspelt or wrong entry, or another vocabulary.
     """
     preset = Preset.parse(source)
@@ -144,7 +144,8 @@ def _valid(values: Mapping[str, Any], where: str) -> Iterator[None]:
 
 def _near_families(name: str) -> str:
     """A hint with the families of text encoders whose names are like this one."""
-    near = difflib.get_close_matches(name.lower(), MODEL_FOR_MASKED_LM_MAPPING_NAMES, cutoff=0.75)
+    encoders = MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() - MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.keys()
+    near = difflib.get_close_matches(name.lower(), sorted(encoders), cutoff=0.75)
     if near:
         return f"Did you mean {' or '.join(map(repr, near))}?"
     return "Families have the names that transformers gives them in model_type, such as bert, roberta or modernbert."

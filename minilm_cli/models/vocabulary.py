@@ -33,10 +33,10 @@ _VOCABULARY_FILES = (
 
 
 def refuse_other_tokens(teacher: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Raise `MinilmError` if the tokenizer in a student's folder, where it has one, has not the teacher's vocabulary.
+    """Raise `MinilmError` if a student's folder has a tokenizer with another vocabulary than the teacher's.
 
-    The student is trained and exported with the teacher's tokenizer. So one that cannot be loaded does no harm: a
-    warning says that it was not compared.
+    If it cannot be loaded, a warning says that it is not compared. That does no harm: the student is trained and
+    exported with the teacher's tokenizer.
     """
     if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
         return
