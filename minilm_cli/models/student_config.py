@@ -46,8 +46,8 @@ def student_config(
 ) -> PreTrainedConfig:
     """The student's configuration; what it leaves out of vocabulary, positions and token types fits the teacher.
 
-    source: a `config.json`, a folder that has one, or a `Preset`. tokenizer: the teacher's; it names the special tokens,
-    and a tokenizer next to the config.json is compared with it. Without it the teacher's configuration names them.
+    source: a `config.json`, a folder that has one, or a `Preset`. tokenizer: the teacher's. It names the special
+    tokens, which the teacher's configuration does without it, and one next to the config.json is compared with it.
     Raises `MinilmError` for a file that is not a configuration, a misspelt or wrong entry, or another vocabulary.
     """
     preset = Preset.parse(source)
