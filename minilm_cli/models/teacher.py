@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.models.auto import auto_class
 from minilm_cli.models.checks import check_numbers, refuse_decoder, refuse_unsuitable, try_out
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import loading
 from minilm_cli.models.layers import drop_layers_above, resolve_layer
 from minilm_cli.models.size import Size, size_of, weightless
 from minilm_cli.models.student import building
-from minilm_cli.models.tap import ATTENTION
 
 
 def read_teacher_config(
@@ -70,20 +70,18 @@ def load_teacher(
     if config is None:
         config, _ = read_teacher_config(name, revision=revision, trust_remote_code=trust_remote_code)
     with loading("teacher", name, revision):
-        model, report = AutoModel.from_pretrained(
+        model, report = auto_class(config).from_pretrained(
             name,
             config=config,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            attn_implementation=ATTENTION,
             dtype=torch.float32,
             output_loading_info=True,
         )
     refuse_unsuitable(model, "teacher", name)
     _refuse_missing_weights(report, name)
-    layers = model.config.num_hidden_layers
-    wanted = family_of(model.config).best_layer(layers) if layer == "auto" else int(layer)
-    number = resolve_layer(wanted, layers, setting="teacher.layer")
+    wanted = family_of(model.config).best_layer(model.config)[0] if layer == "auto" else int(layer)
+    number = resolve_layer(wanted, model.config.num_hidden_layers, setting="teacher.layer")
     _check_weights(model, name)
     try_out(model, "teacher", name)
     size = size_of(model)
