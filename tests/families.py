@@ -197,7 +197,10 @@ FAMILIES = [
     FamilyCase(
         "gemma3_text", "Gemma 3 (bidirectional), EmbeddingGemma", rotary(of_gemma, 10_000), "layers.1.self_attn",
         "layers.1.input_layernorm",
-        config={"use_bidirectional_attention": True, "sliding_window": 8, "num_key_value_heads": 2},
+        config={
+            "use_bidirectional_attention": True, "sliding_window": 8, "num_key_value_heads": 2,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
     ),
     FamilyCase("bert-generation", "BertGeneration"),
     FamilyCase("roberta-prelayernorm", "RoBERTa-PreLayerNorm", norm="encoder.layer.1.attention.LayerNorm"),

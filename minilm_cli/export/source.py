@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.sample import SAMPLE
+from minilm_cli.models.auto import auto_class
 from minilm_cli.models.checks import refuse_decoder
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import load_tokenizer, loading, quiet
@@ -146,7 +147,8 @@ def source_of_name(name: str, revision: str | None = None) -> tuple[Source, list
     """The encoder of a folder or of a name on the Hub, and the parts of a head for a task that are left out."""
     with loading("model", name, revision), quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for a pooler, if the model has none
-        model, report = AutoModel.from_pretrained(
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        model, report = auto_class(config).from_pretrained(
             name, revision=revision, dtype=torch.float32, output_loading_info=True
         )
     refuse_decoder(model.config, "model", name)

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from minilm_cli.models.layers import evenly_spaced
+
 #: Entries for widths that many models set to their hidden size.
 _AS_WIDE = ("embedding_size", "pooler_hidden_size")
 
@@ -79,13 +81,13 @@ class Family:
         last = max(global_layers(config), default=layers)
         return last, "the last" if last == layers else "the last whose attention sees all tokens"
 
-    def sizes(self, config: PreTrainedConfig, layers: int, width: int, heads: int) -> dict[str, int]:
+    def sizes(self, config: PreTrainedConfig, layers: int, width: int, heads: int) -> dict[str, Any]:
         """The configuration entries of a model of this size, with the proportions of `config`.
 
         The feed-forward part keeps its ratio to the hidden size. An embedding as wide as the hidden size stays so; a
-        narrower, factorised one keeps its own width.
+        narrower, factorised one keeps its own width. Layers of several types are of those of evenly spaced layers.
         """
-        entries = {
+        entries: dict[str, Any] = {
             "num_hidden_layers": layers,
             "hidden_size": width,
             "num_attention_heads": heads,
@@ -94,6 +96,8 @@ class Family:
             self.feed_forward: round(getattr(config, self.feed_forward, 0) * width / config.hidden_size),
         }
         entries |= {name: width for name in _AS_WIDE if getattr(config, name, None) == config.hidden_size}
+        if kinds := getattr(config, "layer_types", None):
+            entries["layer_types"] = [kinds[number - 1] for number in evenly_spaced(layers, len(kinds))]
         if getattr(config, "query_pre_attn_scalar", None) == getattr(config, "head_dim", 0):  # Gemma
             entries["query_pre_attn_scalar"] = width // heads
         return {config.attribute_map.get(name, name): size for name, size in entries.items() if hasattr(config, name)}

@@ -12,7 +12,7 @@ from minilm_cli.models.auto import auto_class
 from minilm_cli.models.checks import check_numbers, refuse_decoder, refuse_unsuitable, try_out
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import loading
-from minilm_cli.models.layers import drop_layers_above, resolve_layer
+from minilm_cli.models.layers import resolve_layer
 from minilm_cli.models.size import Size, size_of, weightless
 from minilm_cli.models.student import building
 
@@ -85,8 +85,17 @@ def load_teacher(
     _check_weights(model, name)
     try_out(model, "teacher", name)
     size = size_of(model)
-    drop_layers_above(model, number)
+    _drop_layers_above(model, number)
     return cast(PreTrainedModel, model.eval().requires_grad_(False)), number, size
+
+
+def _drop_layers_above(model: PreTrainedModel, layer: int) -> None:
+    """Free the layers that a tap on `layer` never runs, and the pooler."""
+    stack = family_of(model.config).layer_stack(model, model.config.num_hidden_layers)
+    if stack is not None:
+        del stack[1][layer:]
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
 
 
 def _check_config(config: PreTrainedConfig, where: str) -> None:

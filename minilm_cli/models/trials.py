@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from minilm_cli.models.checks import unreadable_attention
-from minilm_cli.models.inputs import Inputs, Layout
+from minilm_cli.models.inputs import InputAdapter, Inputs, Layout
 from minilm_cli.models.tap import Tap
 from minilm_cli.ops.relations import Projections
 from minilm_cli.tokens.store import TokenIds
@@ -48,6 +49,14 @@ def layout(tap: Tap) -> Layout:
     return "padded" if padded else "equal"
 
 
+def ignores_padding(model: PreTrainedModel) -> bool:
+    """Whether a model's outputs are the same with padding and without it."""
+    adapt, sequences = InputAdapter(model), [np.array([2, 3]), np.array([2, 3, 4, 5, 2])]
+    with torch.inference_mode():
+        alone, beside = (model(**adapt(Inputs.padded(some)))[0][0, :2] for some in (sequences[:1], sequences))
+    return torch.allclose(alone, beside, _RELATIVE, _ABSOLUTE)
+
+
 def common_layout(*taps: Tap) -> Layout:
     """One that all of them support."""
     layouts = {layout(tap) for tap in taps}
@@ -67,6 +76,16 @@ def untrained_parameters(tap: Tap, letters: Iterable[str]) -> list[str]:
     names = [name for name, parameter in tap.model.named_parameters() if parameter.grad is None]
     tap.zero_grad(set_to_none=True)
     return names
+
+
+def computes_in_bf16(tap: Tap) -> bool:
+    """Whether a model with weights in fp32 can compute in bf16 (X-MOD's own code cannot)."""
+    with _tried(tap) as run, torch.autocast("cpu", torch.bfloat16):
+        try:
+            run([_ids(tap, range(3))])
+        except RuntimeError:
+            return False
+    return True
 
 
 def widths(tap: Tap) -> dict[str, int]:

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
+from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.checks import refuse_local_layer
 from minilm_cli.models.hub import load_tokenizer, read_card, tokenizer_info
 from minilm_cli.models.initialise import init_from_teacher
@@ -28,7 +29,7 @@ from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import saved_config, student_config
 from minilm_cli.models.tap import Tap
 from minilm_cli.models.teacher import load_teacher, read_teacher_config
-from minilm_cli.models.trials import common_layout, refuse_unreadable
+from minilm_cli.models.trials import common_layout, computes_in_bf16, refuse_unreadable
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import RUNS
 from minilm_cli.runs.plan import Plan, RelationFacts, TeacherFacts, TrainingFacts, refuse_changes
@@ -247,7 +248,6 @@ def _distiller(
     device: torch.device,
     world: World,
 ) -> Distiller:
-    precision = settings.training.precision
     return Distiller(
         teacher,
         student,
@@ -256,10 +256,22 @@ def _distiller(
         LearningRate(settings.schedule, settings.optimizer.lr, total_steps),
         seed=settings.training.seed,
         device=device,
-        bf16=precision == "bf16" or (precision == "auto" and has_bf16(device)),
+        bf16=_chooses_bf16(settings.training.precision, student, device),
         compile_models=settings.training.compile,
         world=world,
     )
+
+
+def _chooses_bf16(precision: str, student: Tap, device: torch.device) -> bool:
+    """Whether to compute in bf16; raises `MinilmError` if that is wanted and impossible."""
+    if precision == "fp32" or (precision == "auto" and not has_bf16(device)):
+        return False
+    if computes_in_bf16(student):
+        return True
+    if precision == "bf16":
+        raise MinilmError(f"training.precision: {student.family.name} models cannot compute in bf16", hint="Use fp32.")
+    logger.warning("%s models cannot compute in bf16: using fp32.", student.family.name)
+    return False
 
 
 def _speed_facts(
