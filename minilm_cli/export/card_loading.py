@@ -35,8 +35,8 @@ states = model(**tokenizer("Some text.", return_tensors="pt")).last_hidden_state
 """)
     if auto == "AutoModel":
         yield (
-            "`AutoModelForSequenceClassification`, `AutoModelForMaskedLM` and their relatives load it too. They add a new"
-            " head with random weights: fine-tune the model before its predictions are used."
+            "`AutoModelForSequenceClassification`, `AutoModelForMaskedLM` and their relatives load it too. They add a"
+            " new head with random weights: fine-tune the model before its predictions are used."
         )
 
 
