@@ -21,7 +21,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertModel
 
-from minilm_cli.models.tap import ATTENTION, Tap
+from minilm_cli.models.tap import Tap
 from minilm_cli.ops.relation_loss import relation_loss
 from minilm_cli.ops.relations import Projections
 from minilm_cli.settings.distill import DistillSettings
@@ -182,8 +182,6 @@ def _plain_steps(
 def _our_steps(
     teacher: BertModel, student: BertModel, tokens: TokenStore, precision: str, batch: int, longest: int
 ) -> Iterator[list[int]]:
-    for model in (teacher, student):
-        model.set_attn_implementation(ATTENTION)
     settings = DistillSettings.model_validate({"teacher": {"name": "-"}, "student": {"config": "-"}})
     device = torch.device("cpu")
     distiller = Distiller(
