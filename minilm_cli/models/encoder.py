@@ -5,30 +5,44 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.models.auto import auto_class
 from minilm_cli.models.hub import loading
 from minilm_cli.models.weight_files import refuse_damaged
 
 
 def load_encoder(
-    kind: str, name: str, *, revision: str | None = None, **options: Any
+    kind: str,
+    name: str,
+    *,
+    config: PreTrainedConfig | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, list[str]]:
     """The encoder of a folder or Hub name in fp32, and the names of the tensors that are no part of it, as of a head.
 
-    kind: what messages call the model. options: others of `AutoModel.from_pretrained`.
+    kind: what messages call the model. config: its configuration, if it was read before.
     Raises `MinilmError` if it cannot be loaded, or if weights are missing; a pooler's may be.
     """
-    options |= {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     with loading(kind, name, revision):
+        config = config or AutoConfig.from_pretrained(name, **options)
+        options |= {"config": config, "dtype": torch.float32, "output_loading_info": True}
         try:
-            model, report = AutoModel.from_pretrained(name, **options)
+            model, report = auto_class(config).from_pretrained(name, **options)
         except Exception:
             refuse_damaged(name, kind)
             raise
         missing = {key for key in report["missing_keys"] if "pooler" not in key}
-        if missing and type(model.config) in MODEL_FOR_MASKED_LM_MAPPING:
+        if missing and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
             missing -= _fill_tied_embeddings(model, missing, name, options)
     unexpected = sorted(report["unexpected_keys"])
     if missing:

@@ -11,10 +11,9 @@ from minilm_cli.models.checks import check_numbers, refuse_decoder, refuse_unsui
 from minilm_cli.models.encoder import load_encoder
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import loading
-from minilm_cli.models.layers import drop_layers_above, resolve_layer
+from minilm_cli.models.layers import resolve_layer
 from minilm_cli.models.size import Size, size_of, weightless
 from minilm_cli.models.student import building
-from minilm_cli.models.tap import ATTENTION
 
 
 def read_teacher_config(
@@ -69,23 +68,24 @@ def load_teacher(
     """
     if config is None:
         config, _ = read_teacher_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    model, _ = load_encoder(
-        "teacher",
-        name,
-        revision=revision,
-        config=config,
-        trust_remote_code=trust_remote_code,
-        attn_implementation=ATTENTION,
-    )
+    model, _ = load_encoder("teacher", name, config=config, revision=revision, trust_remote_code=trust_remote_code)
     refuse_unsuitable(model, "teacher", name)
-    layers = model.config.num_hidden_layers
-    wanted = family_of(model.config).best_layer(layers) if layer == "auto" else int(layer)
-    number = resolve_layer(wanted, layers, setting="teacher.layer")
+    wanted = family_of(model.config).best_layer(model.config)[0] if layer == "auto" else int(layer)
+    number = resolve_layer(wanted, model.config.num_hidden_layers, setting="teacher.layer")
     _check_weights(model, name)
     try_out(model, "teacher", name)
     size = size_of(model)
-    drop_layers_above(model, number)
+    _drop_layers_above(model, number)
     return model.eval().requires_grad_(False), number, size
+
+
+def _drop_layers_above(model: PreTrainedModel, layer: int) -> None:
+    """Free the layers that a tap on `layer` never runs, and the pooler."""
+    stack = family_of(model.config).layer_stack(model, model.config.num_hidden_layers)
+    if stack is not None:
+        del stack[1][layer:]
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
 
 
 def _check_config(config: PreTrainedConfig, where: str) -> None:
