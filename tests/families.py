@@ -116,6 +116,8 @@ class FamilyCase:
     """Where the norm is that the attention reads through."""
     config: dict[str, Any] = field(default_factory=dict)
     layout: Layout = "packed"
+    real: str = ""
+    """The models with trained weights that were tried."""
     shared: bool = False
     """Whether all layers are one."""
 
@@ -143,15 +145,21 @@ class FamilyCase:
 
 
 FAMILIES = [
-    FamilyCase("bert", "BERT"),
+    FamilyCase("bert", "BERT", real="all-MiniLM-L6-v2, splade-tiny"),
     FamilyCase("roberta", "RoBERTa"),
     FamilyCase("xlm-roberta", "XLM-RoBERTa"),
     FamilyCase("xlm-roberta-xl", "XLM-RoBERTa-XL", norm="encoder.layer.1.attention.self_attn_layer_norm"),
     FamilyCase("camembert", "CamemBERT"),
     FamilyCase("electra", "ELECTRA"),
     FamilyCase("distilbert", "DistilBERT", linear("q_lin", "k_lin", "v_lin"), "transformer.layer.1.attention"),
-    FamilyCase("albert", "ALBERT", attention="encoder.albert_layer_groups.0.albert_layers.0.attention", shared=True),
-    FamilyCase("mpnet", "MPNet", linear("q", "k", "v"), "encoder.layer.1.attention.attn", layout="padded"),
+    FamilyCase(
+        "albert", "ALBERT", attention="encoder.albert_layer_groups.0.albert_layers.0.attention", shared=True,
+        real="rxnmapper",
+    ),
+    FamilyCase(
+        "mpnet", "MPNet", linear("q", "k", "v"), "encoder.layer.1.attention.attn", layout="padded",
+        real="all-mpnet-base-v2",
+    ),
     FamilyCase(
         "deberta", "DeBERTa", of_deberta, layout="padded",
         config={"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 8},

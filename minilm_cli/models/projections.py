@@ -90,8 +90,8 @@ class ProjectionHooks:
         found.attention.register_forward_pre_hook(self._begin, with_kwargs=True)
 
     def _begin(self, _: nn.Module, __: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self._outputs.clear()
-        self._arguments = keywords
+        if self._wanted():
+            self._outputs, self._arguments = {}, keywords
 
     def _collect(self, module: nn.Module, _: Any, output: Tensor) -> None:
         if not self._wanted():

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from minilm_cli.base.checksums import sha256, sha256_of_text
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.checks import refuse_local_layer
+from minilm_cli.models.families import is_rotary
 from minilm_cli.models.hub import load_tokenizer, read_card, tokenizer_info
 from minilm_cli.models.initialise import init_from_teacher
 from minilm_cli.models.inputs import Layout
@@ -141,9 +142,7 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     student = _build_student(settings, named.student_config, teacher)
     student_size = size_of(student.model)
     max_length = choose_max_length(settings.data.max_length, stores, {"teacher": teacher, "student": student})
-    for side, tap in (("teacher", teacher), ("student", student)):
-        refuse_local_layer(tap.model.config, tap.layer, max_length, side)
-    relations = _relation_facts(settings.relations, teacher, student)
+    relations = _relation_facts(settings.relations, teacher, student, max_length)
     layout = common_layout(teacher, student)
     stream = _batch_stream(settings, mixture, max_length, layout=layout, device=device, world=world)
     total_steps = _total_steps(settings.training, stream)
@@ -202,7 +201,14 @@ def _build_student(settings: DistillSettings, config: PreTrainedConfig, teacher:
     return tap
 
 
-def _relation_facts(settings: RelationSettings, teacher: Tap, student: Tap) -> RelationFacts:
+def _relation_facts(settings: RelationSettings, teacher: Tap, student: Tap, max_length: int) -> RelationFacts:
+    """Which relations are compared; raises `MinilmError` if a model does not have them."""
+    for side, tap in (("teacher", teacher), ("student", student)):
+        refuse_local_layer(tap.model.config, tap.layer, max_length, side)
+    if settings.rotary == "before" and not any(is_rotary(tap.model.config) for tap in (teacher, student)):
+        raise MinilmError(
+            "relations.rotary: neither the teacher nor the student rotates its queries and keys", hint="Leave it out."
+        )
     widths = [used_widths(tap, settings.weights) for tap in (teacher, student)]
     heads = relation_heads(settings.heads, *widths)
     return RelationFacts(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.inputs import Inputs
 from minilm_cli.models.student import random_model
 from minilm_cli.models.tap import Tap
-from minilm_cli.models.trials import layout, untrained_parameters
+from minilm_cli.models.trials import layout, refuse_unreadable, untrained_parameters
 from minilm_cli.ops.relation_loss import relation_loss
-from tests.families import FAMILIES, LAYER, FamilyCase
+from tests.families import FAMILIES, LAYER, Compute, FamilyCase, linear, thirds
 
 from .model_configs import VOCABULARY, small
 
@@ -142,6 +143,30 @@ def test_modules_after_the_tapped_projections_are_not_run(family: FamilyCase) ->
     assert not ended
 
 
+@pytest.mark.parametrize(
+    ("name", "compute"),
+    [
+        ("modernbert", thirds),
+        ("nomic_bert", linear("q_proj", "k_proj", "v_proj")),
+        ("roformer", linear("query", "key", "value")),
+        ("bert", linear("query", "key", "value")),
+    ],
+)
+@torch.no_grad()
+def test_projections_before_their_rotation(name: str, compute: Compute) -> None:
+    family = replace(CASES[name], compute=compute)
+    model = family.model()
+    expected = family.projections(model, torch.from_numpy(SEQUENCES[0]))
+    tap = Tap(model, LAYER, rotated=False)
+    torch.testing.assert_close([*tap(Inputs.padded(SEQUENCES[:1]))], [*expected], rtol=1e-4, atol=1e-5)
+    assert layout(tap) == family.layout
+
+
+def test_normed_queries_have_no_form_before_rotation() -> None:
+    with pytest.raises(MinilmError, match="gemma3_text norms its queries and keys between projection and rotation"):
+        Tap(CASES["gemma3_text"].model(), LAYER, rotated=False)
+
+
 @torch.no_grad()
 def test_grouped_keys_and_values_are_narrower_than_queries() -> None:
     query, key, value = Tap(EUROBERT.model(num_key_value_heads=2), 2)(batch())
@@ -155,6 +180,14 @@ def test_tapped_model_still_computes_its_output() -> None:
     plain = AutoModel.from_config(copy.deepcopy(model.config), attn_implementation="sdpa").eval()
     plain.load_state_dict(model.state_dict())
     assert torch.equal(plain(**plain_batch())[0], model(**plain_batch())[0])
+
+
+def test_tensors_that_do_not_depend_on_the_tokens_are_refused() -> None:
+    model = BERT.model()
+    nn.init.zeros_(model.encoder.layer[1].attention.self.value.weight)
+    with pytest.raises(MinilmError, match="cannot find the queries, keys and values of the teacher: it is a bert"):
+        refuse_unreadable(Tap(model, 2), "teacher", "somewhere")
+    refuse_unreadable(Tap(model, 1), "teacher", "somewhere")
 
 
 @torch.no_grad()
