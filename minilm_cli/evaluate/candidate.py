@@ -21,6 +21,7 @@ from minilm_cli.models.hub import load_tokenizer
 from minilm_cli.models.sentence_head import SentenceHead, read_head
 from minilm_cli.models.size import count_parameters
 from minilm_cli.models.state import checksum
+from minilm_cli.models.weight_files import has_weights, weight_files
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import find_model
 
@@ -105,7 +106,7 @@ def _onnx_file(path: Path) -> Path | None:
     if path.suffix == ".onnx":
         return path
     inside = path / "onnx" / "model.onnx"
-    return inside if inside.is_file() and not (path / "model.safetensors").exists() else None
+    return inside if inside.is_file() and not has_weights(path) else None
 
 
 def _of_onnx(name: str, file: Path) -> Candidate:
@@ -139,7 +140,7 @@ def _of_onnx(name: str, file: Path) -> Candidate:
 
 def _megabytes(path: Path, source: Source) -> float:
     """Of the weights: of their files if there are some here, else of fp32."""
-    files = [] if source.run else [*path.glob("*.safetensors")]
+    files = [] if source.run else weight_files(path)
     return (sum(file.stat().st_size for file in files) or count_parameters(source.model) * 4) / 1e6
 
 

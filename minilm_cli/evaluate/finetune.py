@@ -27,6 +27,7 @@ from minilm_cli.base.seeding import derive
 from minilm_cli.evaluate.candidate import Candidate
 from minilm_cli.evaluate.scores import METRICS
 from minilm_cli.evaluate.task import LabelledTask, Split
+from minilm_cli.models.auto import has_separate_encoder
 from minilm_cli.models.hub import quiet
 from minilm_cli.settings.distill import OptimizerSettings, ScheduleSettings
 from minilm_cli.settings.evaluate import FineTuning
@@ -85,8 +86,9 @@ def refuse_untrainable(candidate: Candidate) -> None:
     if candidate.source is None:
         raise MinilmError("an ONNX model cannot be fine-tuned", where=candidate.name, hint=hint)
     config = candidate.source.model.config
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        message = f"transformers has no head for sequence classification on {config.model_type} models"
+    # The head of an encoder-decoder family reads the decoder's states, which the student does not have.
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or has_separate_encoder(config):
+        message = f"transformers has no head for sequence classification on {config.model_type} encoders"
         raise MinilmError(message, where=candidate.name, hint=hint)
 
 

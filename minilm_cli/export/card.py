@@ -20,6 +20,7 @@ from minilm_cli.export.loss_picture import write_picture
 from minilm_cli.export.markdown import code, plain, table
 from minilm_cli.export.source import Source
 from minilm_cli.export.speed import Speed
+from minilm_cli.models.auto import auto_class
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import Card, read_card
 from minilm_cli.models.sentence_head import Dense, SentenceHead
@@ -162,7 +163,8 @@ def _use(facts: Facts) -> Iterator[str]:
     source, head = facts.source, facts.head
     hidden_size = source.model.config.hidden_size
     width = hidden_size if head is None else head.width(hidden_size)
-    yield loading(facts.form, head, width, quantised=bool(facts.verified.kept))
+    auto = auto_class(facts.source.model.config).__name__
+    yield loading(facts.form, head, width, auto=auto, quantised=bool(facts.verified.kept))
     if head is None:
         return
     longest = "not limited" if source.longest is None else f"{source.longest:,} tokens; longer texts are cut"

@@ -14,10 +14,10 @@ FOLDER = "THIS_FOLDER"
 _FASTEMBED = {"mean": "MEAN", "cls": "CLS"}
 
 
-def loading(form: str, head: SentenceHead | None, width: int, *, quantised: bool = False) -> str:
-    """How to load an export. width: of its embeddings, or of its states."""
+def loading(form: str, head: SentenceHead | None, width: int, *, auto: str, quantised: bool = False) -> str:
+    """How to load an export. width: of its embeddings, or of its states. auto: the name of transformers' auto class."""
     if form == "hf":
-        sections = _hf()
+        sections = _hf(auto)
     elif form == "onnx":
         sections = _onnx(head, width, "onnx/model_quantized.onnx" if quantised else "onnx/model.onnx")
     else:
@@ -25,18 +25,19 @@ def loading(form: str, head: SentenceHead | None, width: int, *, quantised: bool
     return "\n\n".join(["## How to load it", *sections])
 
 
-def _hf() -> Iterator[str]:
+def _hf(auto: str) -> Iterator[str]:
     yield _python(f"""
-from transformers import AutoModel, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")
-model = AutoModel.from_pretrained("{FOLDER}")
+model = {auto}.from_pretrained("{FOLDER}")
 states = model(**tokenizer("Some text.", return_tensors="pt")).last_hidden_state
 """)
-    yield (
-        "`AutoModelForSequenceClassification`, `AutoModelForMaskedLM` and their relatives load it too. They add a new"
-        " head with random weights: fine-tune the model before its predictions are used."
-    )
+    if auto == "AutoModel":
+        yield (
+            "`AutoModelForSequenceClassification`, `AutoModelForMaskedLM` and their relatives load it too. They add a"
+            " new head with random weights: fine-tune the model before its predictions are used."
+        )
 
 
 def _sentence_transformers(head: SentenceHead | None) -> Iterator[str]:

@@ -56,11 +56,14 @@ def columns(texts: Texts) -> list[list[str]]:
 
 
 def transformers(folder: Path, longest: int | None) -> Encode:
-    """`AutoModel` and `AutoTokenizer`. longest: tokens that longer texts are cut to."""
+    """The model by its auto class, and `AutoTokenizer`. longest: tokens that longer texts are cut to."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
-    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    from minilm_cli.models.auto import auto_class
+
+    model = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(texts: Texts) -> list[Outputs]:
         inputs = tokenizer(

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.sample import SAMPLE
 from minilm_cli.export.tokenizer_files import fit_tokenizer
 from minilm_cli.models.checks import refuse_decoder
-from minilm_cli.models.hub import load_tokenizer, loading, quiet
+from minilm_cli.models.encoder import load_encoder
+from minilm_cli.models.hub import load_tokenizer
 from minilm_cli.models.sentence_head import Normalize, SentenceHead, read_head
 from minilm_cli.models.state import refuse_mismatch, unshared_state
 from minilm_cli.models.student import build_student
@@ -154,16 +155,11 @@ def source_of_folder(folder: Path) -> Source:
 
 def source_of_name(name: str, revision: str | None = None) -> tuple[Source, list[str]]:
     """The encoder of a folder or of a name on the Hub, and the parts of a head for a task that are left out."""
-    with loading("model", name, revision), quiet(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for a pooler, if the model has none
-        model, report = AutoModel.from_pretrained(
-            name, revision=revision, dtype=torch.float32, output_loading_info=True
-        )
+        model, others = load_encoder("model", name, revision=revision)
     refuse_decoder(model.config, "model", name)
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise MinilmError(f"the model's weights do not fit its config.json: {missing[0]} is missing", where=name)
-    left_out = sorted({key.partition(".")[0] for key in report["unexpected_keys"]})
+    left_out = sorted({key.partition(".")[0] for key in others})
     return Source(model.eval(), Path(name), head=None, revision=revision), left_out
 
 

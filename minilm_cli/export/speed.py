@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.export.consumers import CONSUMERS
 from minilm_cli.export.source import Source
+from minilm_cli.models.auto import auto_class
 from minilm_cli.models.hub import loading, quiet
 from minilm_cli.models.size import count_parameters
 
@@ -44,15 +44,14 @@ class Speed:
 
 def speeds_of_models(source: Source) -> list[Speed]:
     """Of the teacher, where there is one that can be loaded, and of the model; both in fp32 by transformers."""
-    model = deepcopy(source.model)
-    model.set_attn_implementation("sdpa")  # that of a run has the attention of the training
-    here = _of_model("model" if source.run is None else "student", model, source.tokenizer, source)
+    here = _of_model("model" if source.run is None else "student", source.model, source.tokenizer, source)
     if source.run is None:
         return [here]
     teacher = source.run.settings().teacher
     try:
         with loading("teacher", teacher.name, teacher.revision), quiet():
-            model = AutoModel.from_pretrained(teacher.name, revision=teacher.revision, dtype=torch.float32)
+            config = AutoConfig.from_pretrained(teacher.name, revision=teacher.revision)
+            model = auto_class(config).from_pretrained(teacher.name, revision=teacher.revision, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(teacher.name, revision=teacher.revision)
     except MinilmError as error:
         logger.warning("The teacher is not measured: %s", error.message)

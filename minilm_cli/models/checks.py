@@ -10,13 +10,15 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.models.families import family_of
+from minilm_cli.models.auto import has_separate_encoder
+from minilm_cli.models.families import family_of, global_layers, window
 from minilm_cli.models.hub import quiet, reason
+from minilm_cli.models.projections import find_projections, uses_registry
 
 #: Libraries create these one by one: of a billion they would, until memory is exhausted.
 _AT_MOST = {"num_hidden_layers": 1000, "num_labels": 100_000}
 
-_READABLE = "Choose an encoder such as BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT, ALBERT, ModernBERT or NomicBERT."
+_READABLE = "Choose an encoder such as BERT, RoBERTa, XLM-R, MPNet, DeBERTa, ELECTRA, DistilBERT, ALBERT or ModernBERT."
 
 
 def check_numbers(values: Mapping[str, Any], where: str) -> None:
@@ -37,6 +39,8 @@ def check_numbers(values: Mapping[str, Any], where: str) -> None:
 
 def refuse_decoder(config: PreTrainedConfig, side: str, where: str) -> None:
     """Raise `MinilmError` if a configuration says that the model generates text."""
+    if has_separate_encoder(config):
+        return
     if config.is_encoder_decoder:
         raise MinilmError(f"the {side} has a decoder, and only encoders can be distilled", where=where)
     if getattr(config, "is_decoder", False):
@@ -55,41 +59,63 @@ def refuse_unsuitable(model: PreTrainedModel, side: str, where: str) -> None:
     family = family_of(model.config).name
     if getattr(model, "encoder", None) is not None and getattr(model, "decoder", None) is not None:
         raise MinilmError(
-            f"the {side} is of the encoder-decoder family {family}, whose encoder alone minilm cannot read yet",
+            f"the {side} is of the encoder-decoder family {family}, and transformers has no model of its encoder alone",
             where=where,
             hint=_READABLE,
         )
     if any(getattr(module, "is_causal", False) for module in model.modules()):
-        raise MinilmError(
-            f"the {side} ({family}) is a causal language model: each token attends only to earlier ones, and the"
-            " relations to be learnt are between all tokens",
-            where=where,
-            hint=_READABLE,
-        )
-    if not (model._supports_attention_backend or model._supports_sdpa):
+        raise _causal(family, side, where)
+    if not (uses_registry(model) or find_projections(model, 1)):
         raise unreadable_attention(family, side, where)
 
 
+def refuse_local_layer(config: PreTrainedConfig, layer: int, max_length: int, side: str) -> None:
+    """Raise `MinilmError` if attention in this layer does not reach across sequences of `max_length` tokens.
+
+    What its queries and keys say of tokens far apart was never used, so there is nothing to learn from it.
+    """
+    reach = window(config, layer)
+    if reach is not None and reach < max_length:
+        others = ", ".join(map(str, global_layers(config)))
+        raise MinilmError(
+            f"{side}.layer: attention in layer {layer} of the {side} is local, up to {reach} tokens away, and sequences"
+            f" may have {max_length} tokens",
+            hint=f"Choose a layer whose attention sees all tokens: {others}."
+            if others
+            else f"Set --max-length to {reach} or less.",
+        )
+
+
+def _causal(family: str, side: str, where: str) -> MinilmError:
+    return MinilmError(
+        f"the {side} ({family}) is a causal language model: each token attends only to earlier ones, and the"
+        " relations to be learnt are between all tokens",
+        where=where,
+        hint=_READABLE,
+    )
+
+
 def unreadable_attention(family: str, side: str | None = None, where: str | None = None) -> MinilmError:
-    """The error for a family with attention code of its own, outside transformers' attention registry."""
+    """The error for a family with attention outside transformers' registry, and projections with unusual names."""
     of_side = f" of the {side}" if side else ""
     return MinilmError(
-        f"minilm cannot read the queries, keys and values{of_side} yet: it is a {family} model",
+        f"minilm cannot find the queries, keys and values{of_side}: it is a {family} model",
         where=where,
         hint=_READABLE,
     )
 
 
 def try_out(model: PreTrainedModel, side: str, where: str) -> None:
-    """Run a model on one token: a configuration may describe a model that can be built but not computed.
+    """Run a model on a few tokens: a configuration may describe a model that can be built but not computed.
 
-    Raises `MinilmError` if that fails, or gives numbers that are not finite.
+    Raises `MinilmError` if that fails, gives numbers that are not finite, or shows that tokens see only earlier ones.
     """
     family, training = family_of(model.config).name, model.training
     model.train(False)
+    ids = torch.tensor([[1, 2, 3], [1, 2, 4]]) % model.config.vocab_size
     try:
         with quiet(), torch.no_grad():
-            found: torch.Tensor = model(input_ids=torch.ones((1, 1), dtype=torch.long))[0]
+            found: torch.Tensor = model(input_ids=ids)[0]
     except Exception as error:  # anything that a family's own code raises at an odd entry
         raise MinilmError(f"the {side} ({family}) cannot compute: {reason(error)}", where=where) from error
     model.train(training)
@@ -99,3 +125,6 @@ def try_out(model: PreTrainedModel, side: str, where: str) -> None:
             where=where,
             hint="Check the numbers in its config.json.",
         )
+    # In the registry, attention says itself whether it is causal.
+    if not uses_registry(model) and torch.equal(found[0, 0], found[1, 0]) and not torch.equal(ids[0], ids[1]):
+        raise _causal(family, side, where)

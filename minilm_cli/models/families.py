@@ -1,20 +1,26 @@
 """What is known of each model family, in one place.
 
 A family is what transformers' `model_type` names. For most there is nothing to say: one list holds the layers,
-positions count from 0, and the attention registry sees queries, keys and values as the projections give them.
+positions count from 0, and queries, keys and values are those of the attention registry, or the outputs of three
+linear projections with usual names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from minilm_cli.models.layers import evenly_spaced
+
 #: Entries for widths that many models set to their hidden size.
 _AS_WIDE = ("embedding_size", "pooler_hidden_size")
+
+#: What families call their table of positions. RoFormer's has the angles of its rotation.
+_POSITIONS = ("position_embeddings", "embed_positions")
 
 #: The words of various families for the same entry of a configuration.
 _WORDS = (
@@ -28,6 +34,28 @@ _WORDS = (
     ("hidden_act", "hidden_activation", "activation", "activation_function"),
 )
 
+#: Queries, keys and values, each (batch, tokens, width).
+Parts = tuple[Tensor, ...]
+
+
+def _thirds(_: nn.Module, output: Tensor) -> Parts:
+    return output.chunk(3, dim=-1)
+
+
+def _parts_of_deberta(attention: Any, output: Tensor) -> Parts:
+    """DeBERTa's projection gives each head's query, key and value in turn, and adds the biases afterwards."""
+    of_heads = output.reshape(*output.shape[:-1], attention.num_attention_heads, 3, -1)
+    query, key, value = (part.flatten(-2) for part in of_heads.unbind(-2))
+    return query + attention.q_bias, key, value + attention.v_bias
+
+
+def _rotate_roformer(attention: Any, arguments: Mapping[str, Any], parts: Parts) -> Parts:
+    rotated = parts if attention.rotary_value else parts[:2]
+    shape = (*parts[0].shape[:-1], attention.num_attention_heads, -1)
+    heads = [part.reshape(shape).transpose(1, 2) for part in rotated]
+    found = attention.apply_rotary_position_embeddings(arguments["sinusoidal_pos"], *heads)
+    return *(part.transpose(1, 2).flatten(-2) for part in found), *parts[len(rotated) :]
+
 
 @dataclass(frozen=True)
 class Family:
@@ -36,26 +64,30 @@ class Family:
     name: str
     best_layers: Mapping[int, int] = field(default_factory=dict)
     """The layer found best to distil, by the number of layers (MiniLMv2, section 4.1 and table 8)."""
-    scales_queries: bool = False
-    """Its queries reach the attention function already multiplied by 1/√(head width)."""
+    fused: str = ""
+    """The name of the module that projects to queries, keys and values together."""
+    split: Callable[[nn.Module, Tensor], Parts] = _thirds
+    """Queries, keys and values from the attention module and the output of its fused projection."""
+    rotate: Callable[[nn.Module, Mapping[str, Any], Parts], Parts] | None = None
+    """Rotates them, given the attention module and its keyword arguments: rotary attention outside the registry."""
     feed_forward: str = "intermediate_size"
     """The entry of its configuration for the width of the feed-forward part."""
 
-    def best_layer(self, layers: int) -> int:
-        """The layer to distil of a model with so many: the last, unless the paper found a better one."""
-        return self.best_layers.get(layers, layers)
+    def best_layer(self, config: PreTrainedConfig) -> tuple[int, str]:
+        """The layer to distil, and why: the paper's choice, else the last whose attention sees all tokens."""
+        layers = config.num_hidden_layers
+        if layers in self.best_layers:
+            return self.best_layers[layers], "the best of this family (MiniLMv2)"
+        last = max(global_layers(config), default=layers)
+        return last, "the last" if last == layers else "the last whose attention sees all tokens"
 
-    def unscaled(self, query: Tensor) -> Tensor:
-        """Queries as the projection gives them, from those that the attention function sees: (…, tokens, width)."""
-        return query * query.shape[-1] ** 0.5 if self.scales_queries else query
-
-    def sizes(self, config: PreTrainedConfig, layers: int, width: int, heads: int) -> dict[str, int]:
+    def sizes(self, config: PreTrainedConfig, layers: int, width: int, heads: int) -> dict[str, Any]:
         """The configuration entries of a model of this size, with the proportions of `config`.
 
         The feed-forward part keeps its ratio to the hidden size. An embedding as wide as the hidden size stays so; a
-        narrower, factorised one keeps its own width.
+        narrower, factorised one keeps its own width. Layers of several types are of those of evenly spaced layers.
         """
-        entries = {
+        entries: dict[str, Any] = {
             "num_hidden_layers": layers,
             "hidden_size": width,
             "num_attention_heads": heads,
@@ -64,6 +96,8 @@ class Family:
             self.feed_forward: round(getattr(config, self.feed_forward, 0) * width / config.hidden_size),
         }
         entries |= {name: width for name in _AS_WIDE if getattr(config, name, None) == config.hidden_size}
+        if kinds := getattr(config, "layer_types", None):
+            entries["layer_types"] = [kinds[number - 1] for number in evenly_spaced(layers, len(kinds))]
         if getattr(config, "query_pre_attn_scalar", None) == getattr(config, "head_dim", 0):  # Gemma
             entries["query_pre_attn_scalar"] = width // heads
         return {config.attribute_map.get(name, name): size for name, size in entries.items() if hasattr(config, name)}
@@ -76,9 +110,9 @@ class Family:
         return None
 
     def position_table(self, model: PreTrainedModel) -> nn.Embedding | None:
-        """The table of position embeddings, or `None` without one (rotary and relative positions)."""
+        """The table of position embeddings or angles, or `None` without one (other rotary and relative positions)."""
         for name, module in model.named_modules():
-            if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            if name.rpartition(".")[2] in _POSITIONS and isinstance(module, nn.Embedding):
                 return module
         return None
 
@@ -103,10 +137,30 @@ _FAMILIES = {
         Family("bert", best_layers={24: 21}),
         Family("roberta", best_layers={24: 19}),
         Family("xlm-roberta", best_layers={24: 19}),
+        Family("deberta", fused="in_proj", split=_parts_of_deberta),
         Family("distilbert", feed_forward="hidden_dim"),
-        Family("esm", scales_queries=True),
+        Family("modernbert", fused="Wqkv"),
+        Family("roformer", rotate=_rotate_roformer),
+        *(Family(name, feed_forward="d_ff") for name in ("t5", "mt5", "umt5")),
     )
 }
+
+
+def global_layers(config: PreTrainedConfig) -> list[int]:
+    """The layers, 1-based, whose attention is not limited to a window."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return [number for number, kind in enumerate(kinds, start=1) if kind == "full_attention"]
+
+
+def window(config: PreTrainedConfig, layer: int) -> int | None:
+    """The longest sequence in which every token of a local layer sees every other; `None` for a global layer."""
+    return None if layer in global_layers(config) else getattr(config, "sliding_window", None) or 1
+
+
+def is_rotary(config: PreTrainedConfig) -> bool:
+    """Whether queries and keys are rotated by their positions."""
+    rotates = getattr(config, "rope_parameters", None) or getattr(config, "position_embedding_type", "") == "rotary"
+    return bool(rotates) or family_of(config).rotate is not None
 
 
 def family_of(config: PreTrainedConfig) -> Family:

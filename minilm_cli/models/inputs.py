@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ from transformers import PreTrainedModel
 
 from minilm_cli.models.families import family_of
 from minilm_cli.tokens.store import TokenIds
+
+Layout = Literal["packed", "padded", "equal"]
+"""How the sequences of a micro-batch go through a model: in one row; each in a row as long as the longest; or the same
+with sequences of one length each time, for models whose outputs depend on padding."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,8 @@
-"""Which layers of a model are meant, and how to free those that a tap never runs."""
+"""Which layers of a model are meant."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
-
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.models.families import family_of
 
 
 def resolve_layer(layer: int, layers: int, *, setting: str) -> int:
@@ -19,12 +16,3 @@ def resolve_layer(layer: int, layers: int, *, setting: str) -> int:
 def evenly_spaced(layers: int, of: int) -> list[int]:
     """`layers` 1-based layers out of `of`, evenly spaced, ending with the last: 3 of 6 are 2, 4 and 6."""
     return [max(1, round(number * of / layers)) for number in range(1, layers + 1)]
-
-
-def drop_layers_above(model: PreTrainedModel, layer: int) -> None:
-    """Free the layers that a tap on `layer` never runs, and the pooler."""
-    stack = family_of(model.config).layer_stack(model, model.config.num_hidden_layers)
-    if stack is not None:
-        del stack[1][layer:]
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None

@@ -27,7 +27,8 @@ def size_of(model: PreTrainedModel) -> Size:
     """The size of a model with weights, found by a pass over one token."""
     training = model.training
     model.train(False)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # With gradients: under `no_grad`, the counter cannot follow a parameter's slice (DeBERTa's positions).
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         model(input_ids=torch.ones((1, 1), dtype=torch.long))
     model.train(training)
     return Size(count_parameters(model), int(counter.get_total_flops()))

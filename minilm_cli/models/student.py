@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.seeding import derive
+from minilm_cli.models.auto import auto_class
 from minilm_cli.models.checks import try_out
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import quiet, reason
-from minilm_cli.models.tap import ATTENTION
 
 
 def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
@@ -31,7 +31,7 @@ def build_student(config: PreTrainedConfig, *, seed: int) -> PreTrainedModel:
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A model in fp32 with random weights, on torch's current device."""
-    model: PreTrainedModel = AutoModel.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
+    model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.float32)
     return model
 
 

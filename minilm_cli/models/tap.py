@@ -1,18 +1,17 @@
 """Models that run up to one layer's queries, keys and values, and return them.
 
-transformers sends the attention of nearly every model through a registry. The function registered here sees the
-queries, keys and values of any family. It computes attention as usual until the wanted call of a forward pass, keeps
-the tensors of that call and ends the pass: nothing after them is computed.
+transformers sends the attention of most models through a registry. The function registered here sees the queries, keys
+and values of any of them. It computes attention as usual until the wanted call of a forward pass, keeps the tensors of
+that call and ends the pass: nothing after them is computed. In families outside the registry, hooks on the layer's
+projections do the same.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -21,84 +20,14 @@ from transformers.masking_utils import sdpa_mask
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.checks import unreadable_attention
-from minilm_cli.models.families import family_of
+from minilm_cli.models.families import family_of, is_rotary
 from minilm_cli.models.inputs import InputAdapter, Inputs
+from minilm_cli.models.projections import ProjectionHooks, find_projections, uses_registry
 from minilm_cli.ops.attention import Packing, attend_packed, attend_padded
 from minilm_cli.ops.relations import Projections
 
-#: The name to load models with: `attn_implementation=ATTENTION`.
+#: The name of our attention function in transformers' registry.
 ATTENTION = "minilm-tap"
-
-
-class Tap(nn.Module, ABC):
-    """A transformers model whose forward pass returns the projections of one layer's self-attention."""
-
-    def __init__(self, model: PreTrainedModel, layer: int) -> None:
-        """`layer` is 1-based."""
-        super().__init__()
-        self.model = model
-        self.layer = layer
-        self.family = family_of(model.config)
-
-    @abstractmethod
-    def forward(self, inputs: Inputs) -> Projections:
-        """Run the model up to the layer; queries, keys and values as (positions, width).
-
-        The positions are those of `inputs`, flattened. The heads are concatenated in `width`, as the model's own
-        projections give them; the keys and values of a grouped-query family are narrower than its queries.
-        """
-
-    def packs(self) -> bool:
-        """Whether a packed pass gives what a padded one gives, found by trying both.
-
-        It does where `position_ids` alone tell a token's place. ESM also looks at the other tokens of the row.
-        """
-        if self.family.needs_own_row(self.model.config):
-            return False
-        pad_id = self.model.config.pad_token_id or 0
-        ids = np.array([number % self.model.config.vocab_size for number in range(9) if number != pad_id])
-        sequences = [ids[:5], ids[5:8]]
-        device, was_training = next(self.parameters()).device, self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                padded = self(Inputs.padded(sequences).to(device))
-                packed = self(Inputs.packed(sequences).to(device))
-        except (TypeError, ValueError, IndexError, RuntimeError):
-            return False  # the family takes no position_ids, or not these
-        finally:
-            self.train(was_training)
-        return all(
-            torch.allclose(ours, theirs[:8], rtol=1e-3, atol=1e-4) for ours, theirs in zip(packed, padded, strict=True)
-        )
-
-    def untrained_parameters(self, letters: Iterable[str]) -> list[str]:
-        """Names of the model's parameters that the loss does not reach: they stay as they were initialised.
-
-        The loss ends at the tapped projections whose `letters` (of q, k and v) the relations use. Everything after
-        them gets no gradient: that layer's attention output, feed-forward part and norms, every later layer, and the
-        pooler. Found by trying, not by name.
-        """
-        device, was_training = next(self.parameters()).device, self.training
-        self.eval()
-        with torch.enable_grad():
-            ids = np.arange(4) % self.model.config.vocab_size
-            found = dict(zip("qkv", self(Inputs.padded([ids]).to(device)), strict=True))
-            total = torch.stack([found[letter].float().sum() for letter in letters]).sum()
-            total.backward()  # type: ignore[no-untyped-call]  # it has no types
-        names = [name for name, parameter in self.model.named_parameters() if parameter.grad is None]
-        self.zero_grad(set_to_none=True)
-        self.train(was_training)
-        return names
-
-    def widths(self) -> dict[str, int]:
-        """The width of the tapped queries, keys and values, by letter, found by a pass over one token."""
-        was_training = self.training
-        self.eval()
-        with torch.no_grad():
-            found = self(Inputs.padded([np.ones(1, dtype=np.int64)]).to(next(self.parameters()).device))
-        self.train(was_training)
-        return {letter: tensor.shape[1] for letter, tensor in zip("qkv", found, strict=True)}
 
 
 class _PassEnded(Exception):
@@ -106,29 +35,54 @@ class _PassEnded(Exception):
 
 
 class _Active(threading.local):
-    tap: RegistryTap | None = None
+    tap: Tap | None = None
 
 
 _active = _Active()
 
 
-class RegistryTap(Tap):
-    """Taps a model, loaded with `attn_implementation=ATTENTION`, through transformers' attention registry.
+class Tap(nn.Module):
+    """A transformers model whose forward pass returns the projections of one layer's self-attention.
 
-    Calls are counted, because some families do not number their layers. The forward pass raises `MinilmError` if the
-    model's attention does not go through the registry, or is called fewer than `layer` times.
+    Attention calls are counted, because some families do not number their layers.
     """
 
-    def __init__(self, model: PreTrainedModel, layer: int) -> None:
-        """`layer` is 1-based."""
-        super().__init__(model, layer)
+    def __init__(self, model: PreTrainedModel, layer: int, *, rotated: bool = True) -> None:
+        """layer: 1-based. rotated: queries and keys as attention compares them, else before their rotation.
+
+        Raises `MinilmError` if the model's projections cannot be read there.
+        """
+        super().__init__()
+        self.model = model
+        self.layer = layer
+        self.family = family_of(model.config)
         self._adapt = InputAdapter(model)
+        self.in_registry = uses_registry(model)
+        """Whether its attention goes through transformers' registry, and so through `attend`."""
+        self._at_call = self.in_registry and (rotated or not is_rotary(model.config))
         self._calls = 0
         self._kept: Projections | None = None
         self._packing: Packing | None = None
+        if self.in_registry:
+            model.set_attn_implementation(ATTENTION)
+        if not self._at_call:
+            found = find_projections(model, layer)
+            if found is None:
+                raise unreadable_attention(self.family.name)
+            if self.in_registry and found.normed:
+                raise MinilmError(
+                    f"relations.rotary: {self.family.name} norms its queries and keys between projection and rotation",
+                    hint="Use relations.rotary=after.",
+                )
+            ProjectionHooks(found, self.family, rotated=rotated, wanted=lambda: _active.tap is self, done=self._end)
 
     def forward(self, inputs: Inputs) -> Projections:
-        """As every tap."""
+        """Run the model up to the layer; queries, keys and values as (positions, width).
+
+        The positions are those of `inputs`, flattened. The heads are concatenated in `width`, as the model's own
+        projections give them; the keys and values of a grouped-query family are narrower than its queries.
+        Raises `MinilmError` if the model has fewer than `layer` layers.
+        """
         outer, _active.tap = _active.tap, self
         self._calls, self._kept = 0, None
         self._packing = Packing(inputs.lengths, inputs.ids.device) if inputs.is_packed else None
@@ -145,15 +99,19 @@ class RegistryTap(Tap):
     ) -> tuple[Tensor, Tensor | None]:
         """Attention as usual, or the end of the pass at the wanted call; tensors (batch, heads, tokens, width)."""
         self._calls += 1
-        if self._calls == self.layer:
-            query = self.family.unscaled(query)
-            self._kept = Projections(_join_heads(query), _join_heads(key), _join_heads(value))
-            raise _PassEnded
+        if self._at_call and self._calls == self.layer:
+            query = _unscaled(query, options.get("scaling"))
+            self._end(Projections(_join_heads(query), _join_heads(key), _join_heads(value)))
         # Without a mask, transformers takes a module that does not say otherwise for a causal one; an encoder is not.
         options.setdefault("is_causal", getattr(module, "is_causal", False))
         if self._packing is None:
             return attend_padded(module, query, key, value, mask, **options)
         return attend_packed(self._packing, module, query, key, value, **options), None
+
+    def _end(self, found: Projections) -> NoReturn:
+        """Keep the projections and end the pass."""
+        self._kept = found
+        raise _PassEnded
 
     def _take(self) -> Projections:
         kept, self._kept = self._kept, None
@@ -170,6 +128,15 @@ class RegistryTap(Tap):
         if self._calls == 0:
             return unreadable_attention(self.family.name)
         return MinilmError(f"layer {self.layer} was requested, and the model has {self._calls}")
+
+
+def _unscaled(query: Tensor, scaling: float | None) -> Tensor:
+    """Queries so that attention's scores are query · key / √(head width), whatever factor the family puts where.
+
+    ESM multiplies its queries by 1/√(head width), and T5's have learnt that factor: both then scale by 1.
+    """
+    factor = 1.0 if scaling is None else scaling * math.sqrt(query.shape[-1])
+    return query if math.isclose(factor, 1.0, rel_tol=1e-6) else query * factor
 
 
 def _join_heads(tensor: Tensor) -> Tensor:

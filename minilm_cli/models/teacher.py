@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.checks import check_numbers, refuse_decoder, refuse_unsuitable, try_out
+from minilm_cli.models.encoder import load_encoder
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import loading
-from minilm_cli.models.layers import drop_layers_above, resolve_layer
+from minilm_cli.models.layers import resolve_layer
 from minilm_cli.models.size import Size, size_of, weightless
 from minilm_cli.models.student import building
-from minilm_cli.models.tap import ATTENTION
 
 
 def read_teacher_config(
@@ -69,26 +68,24 @@ def load_teacher(
     """
     if config is None:
         config, _ = read_teacher_config(name, revision=revision, trust_remote_code=trust_remote_code)
-    with loading("teacher", name, revision):
-        model, report = AutoModel.from_pretrained(
-            name,
-            config=config,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=ATTENTION,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+    model, _ = load_encoder("teacher", name, config=config, revision=revision, trust_remote_code=trust_remote_code)
     refuse_unsuitable(model, "teacher", name)
-    _refuse_missing_weights(report, name)
-    layers = model.config.num_hidden_layers
-    wanted = family_of(model.config).best_layer(layers) if layer == "auto" else int(layer)
-    number = resolve_layer(wanted, layers, setting="teacher.layer")
+    wanted = family_of(model.config).best_layer(model.config)[0] if layer == "auto" else int(layer)
+    number = resolve_layer(wanted, model.config.num_hidden_layers, setting="teacher.layer")
     _check_weights(model, name)
     try_out(model, "teacher", name)
     size = size_of(model)
-    drop_layers_above(model, number)
-    return cast(PreTrainedModel, model.eval().requires_grad_(False)), number, size
+    _drop_layers_above(model, number)
+    return model.eval().requires_grad_(False), number, size
+
+
+def _drop_layers_above(model: PreTrainedModel, layer: int) -> None:
+    """Free the layers that a tap on `layer` never runs, and the pooler."""
+    stack = family_of(model.config).layer_stack(model, model.config.num_hidden_layers)
+    if stack is not None:
+        del stack[1][layer:]
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
 
 
 def _check_config(config: PreTrainedConfig, where: str) -> None:
@@ -106,14 +103,6 @@ def _check_config(config: PreTrainedConfig, where: str) -> None:
         )
     if not all(hasattr(config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")):
         raise MinilmError(f"this is not a text encoder, but a {family_of(config).name} model", where=where)
-
-
-def _refuse_missing_weights(report: dict[str, Any], where: str) -> None:
-    """Raise `MinilmError` if transformers had to make up weights; a missing pooler does not matter."""
-    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
-    if missing or report["mismatched_keys"]:
-        first = missing[0] if missing else min(report["mismatched_keys"])[0]
-        raise MinilmError(f"the teacher's weights do not fit its config.json: {first} is missing", where=where)
 
 
 def _check_weights(model: PreTrainedModel, where: str) -> None:

@@ -63,8 +63,11 @@ def attend_packed(
     """Attention as transformers' function for SDPA computes it, within each sequence of a packed row.
 
     query, key, value: (1, heads, positions, width); key and value may have fewer heads.
-    options: those that transformers passes to an attention function. Returns (1, positions, heads, width).
+    options: those that transformers passes to an attention function. Returns (1, positions, heads, width). Raises
+    `ValueError` if they have a bias for the positions, which is that of a row with one sequence.
     """
+    if options.get("position_bias") is not None:
+        raise ValueError("position_bias is not supported in a packed row")
     if query.device.type == "cpu":
         # Keys and values with fewer heads are left to torch; no family with dropout has them.
         if 0 < options.get("dropout", 0.0) < 1 and query.shape[1] == key.shape[1]:
@@ -176,6 +179,7 @@ def attend_padded(
         or (mask is not None and (mask.dtype != torch.bool or mask.shape[0] != batch))  # relative positions
         or options.get("is_causal")
         or options.get("sliding_window") is not None
+        or options.get("position_bias") is not None
     ):
         output: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, query, key, value, mask, **options)
         return output

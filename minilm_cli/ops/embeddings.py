@@ -22,7 +22,7 @@ class SparseEmbeddings:
         """Replace the rows by dense gradients, always in the same memory."""
         for table in self._tables:
             rows = table.weight.grad
-            if rows is None:
+            if rows is None or not rows.is_sparse:  # a table that is also used whole, as DeBERTa's of positions
                 continue
             if table not in self._gradients:
                 self._gradients[table] = torch.empty_like(table.weight)

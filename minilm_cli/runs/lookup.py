@@ -7,16 +7,12 @@ from pathlib import Path
 
 from minilm_cli.base.atomic import restore
 from minilm_cli.base.errors import MinilmError, RunError
+from minilm_cli.models.weight_files import has_weights
 from minilm_cli.runs import checkpoint
 from minilm_cli.runs.checkpoint import Checkpoint
 from minilm_cli.runs.folder import RunFolder, check_folder
 from minilm_cli.runs.run_state import RunState
 from minilm_cli.settings.distill import CheckpointSettings
-
-#: Files of a model's weights, as `save_pretrained` of any version names them.
-_WEIGHTS = tuple(
-    f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")
-)
 
 #: The folder of runs that have no name of their own.
 RUNS = Path("runs")
@@ -43,7 +39,7 @@ def find_run(path: Path | None, runs: Path = RUNS) -> RunFolder:
 
 def find_model(path: Path) -> RunFolder | Path:
     """The run in a folder, or the folder itself if it has a model; raises `MinilmError` if it has neither."""
-    has_model = (path / "config.json").is_file() and any((path / name).is_file() for name in _WEIGHTS)
+    has_model = (path / "config.json").is_file() and has_weights(path)
     if has_model and not _is_run(path):
         return path
     restore(path)

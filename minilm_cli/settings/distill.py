@@ -182,6 +182,9 @@ class RelationSettings(Section):
     """Weight of each relation in the loss; a relation is a pair of q (queries), k (keys) and v (values)."""
     heads: Annotated[Literal["auto"] | PositiveInt, Flag("--relation-heads")] = "auto"
     """Number of relation heads; auto: 48, or 64 for a 1024-wide teacher, else the nearest divisor of both widths."""
+    rotary: Literal["after", "before"] = "after"
+    """Where queries and keys of rotary families are compared: `after` their rotation by the positions, as attention
+    compares them, or `before`."""
 
 
 class TrainingSettings(Section):

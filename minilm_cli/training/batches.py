@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minilm_cli.models.inputs import Inputs
+from minilm_cli.models.inputs import Inputs, Layout
 from minilm_cli.tokens.mixture import Mixture
 from minilm_cli.tokens.split import held_out, split
 from minilm_cli.tokens.store import Indices, TokenIds, TokenStore
-from minilm_cli.training.micro_batches import MicroBatch, packed_sizes, padded_sizes, share, work
+from minilm_cli.training.micro_batches import MicroBatch, equal_sizes, packed_sizes, padded_sizes, share, work
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Batch:
         return sum(batch.padded_tokens for batch in self.micro_batches)
 
 
+_SIZES = {"packed": packed_sizes, "padded": padded_sizes, "equal": equal_sizes}
+
+
 class BatchStream:
     """The training steps of a run, and its held-out sequences."""
 
@@ -50,7 +53,7 @@ class BatchStream:
         batch_size: int,
         micro_batch_tokens: int,
         max_length: int,
-        pack: bool = False,
+        layout: Layout = "padded",
         pin: bool = False,
         held_out_fraction: float = 0.0,
         held_out_limit: int = 10_000,
@@ -60,14 +63,14 @@ class BatchStream:
         """Steps of `batch_size` sequences, cut into micro-batches of at most `micro_batch_tokens` (padded) tokens.
 
         rank, ranks: which of how many processes that share each step this is.
-        pack: put the sequences of a micro-batch one after the other instead of padding them.
+        layout: how the sequences of a micro-batch are put together.
         pin: put tensors where a GPU can read them while it computes.
         """
         self.batch_size = batch_size
         self._store = store if isinstance(store, Mixture) else Mixture([store])
         self.micro_batch_tokens = micro_batch_tokens
         self.max_length = max_length
-        self._pack, self._pin = pack, pin
+        self.layout, self._pin = layout, pin
         self._rank, self._ranks = rank, ranks
         self._parts = split(self._store, seed=seed, fraction=held_out_fraction, limit=held_out_limit)
         self.held_out_sequences = sum(part.held_out for part in self._parts)
@@ -119,9 +122,9 @@ class BatchStream:
         order = np.argsort(-lengths, kind="stable")
         indices, lengths = indices[order], lengths[order]
         begin = 0
-        for size in (packed_sizes if self._pack else padded_sizes)(lengths, budget):
+        for size in _SIZES[self.layout](lengths, budget):
             some = indices[begin : begin + size]
             sequences = [self.sequence(int(index)) for index in some]
-            inputs = Inputs.packed(sequences) if self._pack else Inputs.padded(sequences)
+            inputs = Inputs.packed(sequences) if self.layout == "packed" else Inputs.padded(sequences)
             yield MicroBatch(some, inputs.pin_memory() if self._pin else inputs)
             begin += size

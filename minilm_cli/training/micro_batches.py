@@ -66,6 +66,14 @@ def padded_sizes(lengths: Indices, budget: int, *, cost: int = MICRO_BATCH_COST)
         begin += int(sizes[begin])
 
 
+def equal_sizes(lengths: Indices, budget: int) -> Iterator[int]:
+    """The same for sequences of one length each time, so that nothing is padded; lengths: falling."""
+    _, counts = np.unique(-lengths, return_counts=True)
+    for length, count in zip(lengths[np.cumsum(counts) - 1].tolist(), counts.tolist(), strict=True):
+        most = max(1, budget // length)
+        yield from (min(most, count - begin) for begin in range(0, count, most))
+
+
 def work(lengths: Indices) -> Indices:
     """The cost of sequences of these lengths, in an arbitrary unit."""
     return lengths * (SQUARE_LENGTH + lengths)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.tap import Tap
+from minilm_cli.models.trials import untrained_parameters, widths
 from minilm_cli.ops.length_groups import Span
 from minilm_cli.ops.relation_loss import relation_loss
 from minilm_cli.ops.relations import Projections
@@ -48,20 +49,20 @@ class RelationObjective:
 
     def untrained(self, student: Tap) -> list[str]:
         """As every objective: the loss ends at the projections in use."""
-        return student.untrained_parameters(sorted({letter for pair in self.parts for letter in pair}))
+        return untrained_parameters(student, sorted({letter for pair in self.parts for letter in pair}))
 
 
 def used_widths(tap: Tap, relations: Mapping[str, float]) -> set[int]:
     """Widths of the projections that the relations use; raises `MinilmError` if a relation pairs two widths."""
-    widths = tap.widths()
+    found = widths(tap)
     for left, right in map(tuple, relations):
-        if widths[left] != widths[right]:
+        if found[left] != found[right]:
             raise MinilmError(
-                f"relations.weights: {left}{right} pairs {left}, {widths[left]} wide, with {right}, {widths[right]}"
+                f"relations.weights: {left}{right} pairs {left}, {found[left]} wide, with {right}, {found[right]}"
                 f" wide, in {tap.family.name} (grouped-query attention)",
                 hint="Pair projections of one width, such as qq, kk and vv.",
             )
-    return {widths[letter] for pair in relations for letter in pair}
+    return {found[letter] for pair in relations for letter in pair}
 
 
 def relation_heads(wanted: int | str, teacher_widths: set[int], student_widths: set[int]) -> int:

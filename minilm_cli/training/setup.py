@@ -18,14 +18,19 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
+from minilm_cli.base.errors import MinilmError
+from minilm_cli.models.checks import refuse_local_layer
+from minilm_cli.models.families import is_rotary
 from minilm_cli.models.hub import load_tokenizer, read_card, tokenizer_info
 from minilm_cli.models.initialise import init_from_teacher
+from minilm_cli.models.inputs import Layout
 from minilm_cli.models.layers import resolve_layer
 from minilm_cli.models.size import size_of
 from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import saved_config, student_config
-from minilm_cli.models.tap import RegistryTap, Tap
+from minilm_cli.models.tap import Tap
 from minilm_cli.models.teacher import load_teacher, read_teacher_config
+from minilm_cli.models.trials import common_layout, computes_in_bf16, refuse_unreadable
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import RUNS
 from minilm_cli.runs.plan import Plan, RelationFacts, TeacherFacts, TrainingFacts, refuse_changes
@@ -133,18 +138,18 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     if world.leads:  # once is enough, since it reads everything
         verify_stores(stores)
     mixture = Mixture(list(stores.values()), settings.data.weights)
-    teacher, of_teacher = _load_teacher(settings.teacher, named)
+    teacher, of_teacher = _load_teacher(settings, named)
     student = _build_student(settings, named.student_config, teacher)
     student_size = size_of(student.model)
     max_length = choose_max_length(settings.data.max_length, stores, {"teacher": teacher, "student": student})
-    relations = _relation_facts(settings.relations, teacher, student)
-    pack = teacher.packs() and student.packs()
-    stream = _batch_stream(settings, mixture, max_length, pack=pack, device=device, world=world)
+    relations = _relation_facts(settings.relations, teacher, student, max_length)
+    layout = common_layout(teacher, student)
+    stream = _batch_stream(settings, mixture, max_length, layout=layout, device=device, world=world)
     total_steps = _total_steps(settings.training, stream)
     distiller = _distiller(settings, teacher, student, relations, total_steps=total_steps, device=device, world=world)
     tokens_per_step = stream.batch_size * mixture.mean_length(max_length)
     if settings.training.micro_batch_tokens == "auto":
-        facts = _speed_facts(distiller, relations, max_length, round(tokens_per_step), pack, settings.training.compile)
+        facts = _speed_facts(distiller, relations, stream, round(tokens_per_step), compiled=settings.training.compile)
         micro_batch_budget.settle(distiller, stream, run_tokens=total_steps * tokens_per_step, facts=facts)
     resolved = _resolved(settings, named, distiller, stream, heads=relations.heads, total_steps=total_steps)
     from_teacher = teacher.layer if settings.student.init == "teacher" else None
@@ -170,18 +175,20 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     return PreparedRun(resolved, named.tokenizer, named.student_config, stream, distiller, total_steps, plan)
 
 
-def _load_teacher(settings: TeacherSettings, named: Named) -> tuple[Tap, TeacherFacts]:
-    logger.info("Loading the teacher, %s.", settings.name)
+def _load_teacher(settings: DistillSettings, named: Named) -> tuple[Tap, TeacherFacts]:
+    teacher = settings.teacher
+    logger.info("Loading the teacher, %s.", teacher.name)
     model, layer, size = load_teacher(
-        settings.name,
-        layer=settings.layer,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
+        teacher.name,
+        layer=teacher.layer,
+        revision=teacher.revision,
+        trust_remote_code=teacher.trust_remote_code,
         config=named.teacher_config,
     )
-    tap = RegistryTap(model, layer)
-    card = read_card(settings.name, settings.revision)
-    return tap, teacher_facts(tap, settings.name, size, card, config_sha256=named.teacher_config_sha256)
+    tap = Tap(model, layer, rotated=settings.relations.rotary == "after")
+    refuse_unreadable(tap, "teacher", teacher.name)
+    card = read_card(teacher.name, teacher.revision)
+    return tap, teacher_facts(tap, teacher.name, size, card, config_sha256=named.teacher_config_sha256)
 
 
 def _build_student(settings: DistillSettings, config: PreTrainedConfig, teacher: Tap) -> Tap:
@@ -189,10 +196,19 @@ def _build_student(settings: DistillSettings, config: PreTrainedConfig, teacher:
     model = build_student(config, seed=settings.training.seed)
     if settings.student.init == "teacher":
         init_from_teacher(model, layer, teacher.model, teacher.layer)
-    return RegistryTap(model, layer)
+    tap = Tap(model, layer, rotated=settings.relations.rotary == "after")
+    refuse_unreadable(tap, "student", "student.config")
+    return tap
 
 
-def _relation_facts(settings: RelationSettings, teacher: Tap, student: Tap) -> RelationFacts:
+def _relation_facts(settings: RelationSettings, teacher: Tap, student: Tap, max_length: int) -> RelationFacts:
+    """Which relations are compared; raises `MinilmError` if a model does not have them."""
+    for side, tap in (("teacher", teacher), ("student", student)):
+        refuse_local_layer(tap.model.config, tap.layer, max_length, side)
+    if settings.rotary == "before" and not any(is_rotary(tap.model.config) for tap in (teacher, student)):
+        raise MinilmError(
+            "relations.rotary: neither the teacher nor the student rotates its queries and keys", hint="Leave it out."
+        )
     widths = [used_widths(tap, settings.weights) for tap in (teacher, student)]
     heads = relation_heads(settings.heads, *widths)
     return RelationFacts(
@@ -204,7 +220,7 @@ def _relation_facts(settings: RelationSettings, teacher: Tap, student: Tap) -> R
 
 
 def _batch_stream(
-    settings: DistillSettings, mixture: Mixture, max_length: int, *, pack: bool, device: torch.device, world: World
+    settings: DistillSettings, mixture: Mixture, max_length: int, *, layout: Layout, device: torch.device, world: World
 ) -> BatchStream:
     wanted = settings.training.micro_batch_tokens
     return BatchStream(
@@ -213,7 +229,7 @@ def _batch_stream(
         batch_size=settings.training.batch_size,
         micro_batch_tokens=wanted if isinstance(wanted, int) else micro_batch_budget.untried(device),
         max_length=max_length,
-        pack=pack,
+        layout=layout,
         pin=device.type == "cuda",
         held_out_fraction=settings.evaluation.fraction,
         held_out_limit=settings.evaluation.limit,
@@ -238,7 +254,6 @@ def _distiller(
     device: torch.device,
     world: World,
 ) -> Distiller:
-    precision = settings.training.precision
     return Distiller(
         teacher,
         student,
@@ -247,14 +262,26 @@ def _distiller(
         LearningRate(settings.schedule, settings.optimizer.lr, total_steps),
         seed=settings.training.seed,
         device=device,
-        bf16=precision == "bf16" or (precision == "auto" and has_bf16(device)),
+        bf16=_chooses_bf16(settings.training.precision, student, device),
         compile_models=settings.training.compile,
         world=world,
     )
 
 
+def _chooses_bf16(precision: str, student: Tap, device: torch.device) -> bool:
+    """Whether to compute in bf16; raises `MinilmError` if that is wanted and impossible."""
+    if precision == "fp32" or (precision == "auto" and not has_bf16(device)):
+        return False
+    if computes_in_bf16(student):
+        return True
+    if precision == "bf16":
+        raise MinilmError(f"training.precision: {student.family.name} models cannot compute in bf16", hint="Use fp32.")
+    logger.warning("%s models cannot compute in bf16: using fp32.", student.family.name)
+    return False
+
+
 def _speed_facts(
-    distiller: Distiller, relations: RelationFacts, max_length: int, tokens_per_step: int, pack: bool, compiled: bool
+    distiller: Distiller, relations: RelationFacts, stream: BatchStream, tokens_per_step: int, *, compiled: bool
 ) -> dict[str, Any]:
     """What the speed of a micro-batch depends on, besides the machine."""
 
@@ -267,10 +294,10 @@ def _speed_facts(
         "student": shape(distiller.student),
         "relations": relations.weights,
         "heads": relations.heads,
-        "max_length": max_length,
+        "max_length": stream.max_length,
         "tokens_per_step": tokens_per_step,
         "bf16": distiller.bf16,
-        "pack": pack,
+        "layout": stream.layout,
         "compile": compiled,
     }
 

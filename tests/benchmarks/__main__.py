@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.tables import TABLES, cells, titles
+from tests.benchmarks.tables import cells, titles
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,6 +92,29 @@ def training(*, quick: bool) -> list[Row]:
     return rows
 
 
+#: Families by how their batches are laid out; BERT's padded batches show what padding alone costs.
+_FAMILIES = {
+    "BERT, packed": ("bert", "packed"),
+    "BERT, padded": ("bert", "padded"),
+    "ModernBERT": ("modernbert", "auto"),
+    "MPNet": ("mpnet", "auto"),
+    "DeBERTa": ("deberta", "auto"),
+    "DeBERTa-v2": ("deberta-v2", "auto"),
+    "RoFormer": ("roformer", "auto"),
+    "MegatronBERT": ("megatron-bert", "auto"),
+    "T5 (encoder)": ("t5", "auto"),
+    "ConvBERT": ("convbert", "auto"),
+}
+
+
+def families(*, quick: bool) -> list[Row]:
+    """A training step by family, batch 256 of median 40 tokens, fp32."""
+    shape = ("4", "1") if quick else ("256", "3")
+    names = list(_FAMILIES)[: 2 if quick else None]
+    ways = {name: ("families", *_FAMILIES[name], *shape) for name in names}
+    return in_turn(ways, "tokens_per_second", rounds=1 if quick else 3)
+
+
 def tokenisation(*, quick: bool) -> list[Row]:
     """(d) Text to token ids: the sample, repeated to about 10 MB, by the number of workers."""
     copies = "1" if quick else "18"
@@ -116,6 +139,22 @@ def tokenisation_memory(*, quick: bool) -> list[Row]:
 def token_store(*, quick: bool) -> list[Row]:
     """(g) Opening a token store, and reading from it, over its size."""
     return [measure("tokenise", "store", str(size)) for size in ((10_000,) if quick else (10_000, 10_000_000))]
+
+
+def help_time(*, quick: bool) -> list[Row]:  # noqa: ARG001  # it is quick
+    """(e) What starting costs."""
+    return [measure("measure", "help")]
+
+
+SECTIONS = {
+    "relation_loss": losses,
+    "training": training,
+    "families": families,
+    "tokenisation": tokenisation,
+    "tokenisation_memory": tokenisation_memory,
+    "token_store": token_store,
+    "help": help_time,
+}
 
 
 def machine() -> Row:
@@ -145,18 +184,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, to check that they run")
     parser.add_argument("--output", type=Path, help="write the figures here as JSON")
+    parser.add_argument("--only", choices=SECTIONS, help="measure this section, and keep the others of the file")
     options = parser.parse_args(words)
-    figures = {
-        "machine": machine(),
-        "quick": options.quick,
-        "relation_loss": losses(quick=options.quick),
-        "training": training(quick=options.quick),
-        "tokenisation": tokenisation(quick=options.quick),
-        "tokenisation_memory": tokenisation_memory(quick=options.quick),
-        "token_store": token_store(quick=options.quick),
-        "help": [measure("measure", "help")],
-    }
-    for section in TABLES:
+    figures = {"machine": machine(), "quick": options.quick}
+    if options.only:
+        figures |= json.loads(options.output.read_text(encoding="utf-8")) if options.output else {}
+    for section in [options.only] if options.only else SECTIONS:
+        figures[section] = SECTIONS[section](quick=options.quick)
         show(section, figures[section])
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BertConfig, BertModel
 
-from minilm_cli.models.tap import ATTENTION, RegistryTap
+from minilm_cli.models.tap import Tap
 from minilm_cli.ops.relation_loss import relation_loss
 from minilm_cli.ops.relations import Projections
 from minilm_cli.settings.distill import DistillSettings
@@ -182,13 +182,11 @@ def _plain_steps(
 def _our_steps(
     teacher: BertModel, student: BertModel, tokens: TokenStore, precision: str, batch: int, longest: int
 ) -> Iterator[list[int]]:
-    for model in (teacher, student):
-        model.set_attn_implementation(ATTENTION)
     settings = DistillSettings.model_validate({"teacher": {"name": "-"}, "student": {"config": "-"}})
     device = torch.device("cpu")
     distiller = Distiller(
-        RegistryTap(teacher, 12),
-        RegistryTap(student, 6),
+        Tap(teacher, 12),
+        Tap(student, 6),
         RelationObjective(settings.relations.weights, HEADS),
         settings.optimizer,
         LearningRate(settings.schedule, settings.optimizer.lr, 1000),
@@ -197,7 +195,7 @@ def _our_steps(
         bf16=precision == "bf16",
     )
     budget = untried(device)
-    stream = _stream(tokens, batch, longest, micro_batch_tokens=budget, pack=True)
+    stream = _stream(tokens, batch, longest, micro_batch_tokens=budget, layout="packed")
     for report in distiller.steps(stream, first=1, last=1000):
         micro_batches: list[MicroBatch] = stream.step(report.step).micro_batches
         yield [length for micro_batch in micro_batches for length in micro_batch.inputs.lengths]

@@ -32,6 +32,12 @@ TABLES = {
         Column("share_of_gemm", "share of GEMM rate", "{:.0%}"),
         Column("peak_mb", "peak MB", "{:,.0f}"),
     ),
+    "families": (
+        Column("name", "family", "{}"),
+        Column("tokens_per_second", "tokens/s", "{:,.0f}"),
+        Column("times_faster", "relative to BERT, packed", "{:.2f}"),
+        Column("padding", "padding", "{:.0%}"),
+    ),
     "tokenisation": (
         Column("name", "tokeniser", "{}"),
         Column("tokens_per_second", "tokens/s", "{:,.0f}"),

@@ -152,18 +152,17 @@ MISTAKES_IN_TEACHERS = [
         Mistake(f"teacher with {what}", DISTILL, ("teacher: the teacher cannot be loaded", *message), prepare)
         for what, message, prepare in (
             ("no weights", ("model.safetensors",), remove(WEIGHTS)),
-            ("weights cut short", (), halve(WEIGHTS)),
-            ("an empty pickle", (), without_weights("teacher/pytorch_model.bin", "")),
-            ("text for a pickle", (), without_weights("teacher/pytorch_model.bin", "hello")),
+            ("weights cut short", ("model.safetensors is damaged",), halve(WEIGHTS)),
+            ("an empty pickle", ("pytorch_model.bin is damaged",), without_weights("teacher/pytorch_model.bin", "")),
+            ("text for a pickle", ("more than tensors",), without_weights("teacher/pytorch_model.bin", "hello")),
             (
                 "a shard missing",
-                ("part.safetensors",),
+                ("part.safetensors is missing", "copy this file too"),
                 without_weights(INDEX, '{"metadata": {}, "weight_map": {"a": "part.safetensors"}}'),
             ),
-            ("an empty index of shards", ("'weight_map' is missing",), without_weights(INDEX, "{}")),
             (
                 "a Git LFS pointer for weights",
-                ("header",),
+                ("model.safetensors is a Git LFS pointer", "git lfs pull"),
                 write(WEIGHTS, "version https://git-lfs.github.com/spec/v1\nsize 123\n"),
             ),
             ("an unknown family", ("wort",), edit("teacher/config.json", model_type="wort")),
@@ -179,6 +178,12 @@ MISTAKES_IN_TEACHERS = [
             ("a list as map of special tokens", write("teacher/special_tokens_map.json", "[]")),
             ("empty added tokens", write("teacher/added_tokens.json", "")),
         )
+    ),
+    Mistake(
+        "teacher with an empty index of shards",
+        DISTILL,
+        ("teacher/model.safetensors.index.json: ", "no weight_map"),
+        without_weights(INDEX, "{}"),
     ),
     Mistake("teacher without config", DISTILL, ("teacher", "config.json"), remove("teacher/config.json")),
     Mistake(

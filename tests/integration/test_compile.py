@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from minilm_cli.models.inputs import Layout
 from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import student_config
-from minilm_cli.models.tap import RegistryTap
+from minilm_cli.models.tap import Tap
 from minilm_cli.models.teacher import load_teacher
 from minilm_cli.settings.load import load_distill_settings
 from minilm_cli.tokens.store import TokenStore
@@ -39,8 +40,8 @@ def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
     config_of_student.num_hidden_layers = 1
     config_of_student.hidden_dropout_prob = config_of_student.attention_probs_dropout_prob = 0.0
     return Distiller(
-        RegistryTap(model, layer),
-        RegistryTap(build_student(config_of_student, seed=1), 1),
+        Tap(model, layer),
+        Tap(build_student(config_of_student, seed=1), 1),
         RelationObjective(settings.relations.weights, heads=12),
         settings.optimizer,
         LearningRate(settings.schedule, settings.optimizer.lr, STEPS),
@@ -60,7 +61,7 @@ def test_compiled_training_is_the_same_and_compiles_only_in_the_first_steps(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     *,
-    pack: bool,
+    layout: Layout,
     backend: str,
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -73,7 +74,12 @@ def test_compiled_training_is_the_same_and_compiles_only_in_the_first_steps(
         distiller(tiny_teacher, tiny_student_config, compiled=False),
     )
     stream = BatchStream(
-        TokenStore(tiny_store), seed=1, batch_size=12, micro_batch_tokens=100, max_length=24, pack=pack
+        TokenStore(tiny_store),
+        seed=1,
+        batch_size=12,
+        micro_batch_tokens=100,
+        max_length=24,
+        layout=layout,
     )
     compiled_frames = []
     for report, expected in zip(

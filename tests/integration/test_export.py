@@ -348,13 +348,22 @@ def test_a_model_folder_is_exported(copied_run: Path) -> None:
     assert export(model=copied_run / "student", force=True).path == report.path
 
 
-def test_what_a_model_folder_has_besides_an_encoder_is_named(
-    tmp_path: Path, tiny_teacher: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("family", "head"), [(AutoModelForMaskedLM, "cls"), (AutoModelForSequenceClassification, "classifier")]
+)
+def test_a_model_folder_with_a_head_is_exported_without_it(
+    tmp_path: Path, tiny_teacher: Path, caplog: pytest.LogCaptureFixture, family: Any, head: str
 ) -> None:
     folder = Path(shutil.copytree(tiny_teacher, tmp_path / "model"))
-    AutoModelForSequenceClassification.from_pretrained(folder).save_pretrained(folder)
-    export(model=folder)
-    assert "only the encoder is exported, without its head: classifier" in caplog.text
+    (folder / "model.safetensors").unlink()
+    family.from_pretrained(tiny_teacher).save_pretrained(folder, max_shard_size="50KB")
+    assert len([*folder.glob("model-*.safetensors")]) > 1
+    report = export(model=folder)
+    assert f"only the encoder is exported, without its head: {head}" in caplog.text
+    assert json.loads((report.path / "config.json").read_text(encoding="utf-8"))["architectures"] == ["BertModel"]
+    ours, theirs = (load_file(place / "model.safetensors") for place in (report.path, tiny_teacher))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if "pooler" not in name)
 
 
 def test_a_model_folder_is_checked(copied_run: Path) -> None:

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertTokenizer,
+    MPNetTokenizer,
+    PreTrainedTokenizerBase,
+    RobertaTokenizer,
+)
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from minilm_cli.base.progress import NoProgress
@@ -32,12 +40,21 @@ PAIRS = [
     ("modernbert", "bert"),
     ("modernbert", "xlm-roberta"),
     ("distilbert", "electra"),
+    ("mpnet", "bert"),
+    ("roberta", "mpnet"),
+    ("mpnet", "deberta-v2"),
 ]
 
 
 def wordpieces() -> PreTrainedTokenizerBase:
     """BERT's kind: padding 0, token types."""
     return BertTokenizer(vocab={token: number for number, token in enumerate(tiny.VOCABULARY)})
+
+
+def wordpieces_of_mpnet() -> PreTrainedTokenizerBase:
+    """MPNet's kind: padding 1, no token types."""
+    tokens = ["<s>", "<pad>", "</s>", "[UNK]", *tiny.VOCABULARY[len(tiny.SPECIAL_TOKENS) :], "<mask>"]
+    return MPNetTokenizer(vocab={token: number for number, token in enumerate(tokens)})
 
 
 def bytes_only() -> PreTrainedTokenizerBase:
@@ -51,6 +68,7 @@ TEACHERS: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], dict[str, Any]]
     "bert": (wordpieces, {"max_position_embeddings": LONGEST}),
     "distilbert": (wordpieces, {"max_position_embeddings": LONGEST}),
     "modernbert": (wordpieces, {"max_position_embeddings": LONGEST}),
+    "mpnet": (wordpieces_of_mpnet, {"max_position_embeddings": LONGEST + 2}),
     "roberta": (bytes_only, {"max_position_embeddings": LONGEST + 2, "type_vocab_size": 1}),
 }
 

@@ -157,7 +157,7 @@ def test_a_resumed_run_reports_the_same_padding(tmp_path: Path, small_settings: 
 @pytest.fixture
 def no_packing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pad the batches of every family."""
-    monkeypatch.setattr("minilm_cli.models.tap.RegistryTap.packs", lambda _: False)
+    monkeypatch.setattr("minilm_cli.training.setup.common_layout", lambda *_: "padded")
 
 
 class Recording(NoProgress):

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import student_config
-from minilm_cli.models.tap import RegistryTap
+from minilm_cli.models.tap import Tap
 from minilm_cli.models.teacher import load_teacher
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.load import load_distill_settings
@@ -58,8 +58,8 @@ class Factory:
         teacher, number, _ = load_teacher(str(self.teacher), layer=3)
         settings = settings_of(*assignments)
         return Distiller(
-            RegistryTap(teacher, number),
-            RegistryTap(self.student(dropout), layer),
+            Tap(teacher, number),
+            Tap(self.student(dropout), layer),
             RelationObjective(settings.relations.weights, HEADS),
             settings.optimizer,
             LearningRate(settings.schedule, settings.optimizer.lr, steps),
@@ -71,7 +71,7 @@ class Factory:
 
     def stream(self, **options: Any) -> BatchStream:
         defaults = {
-            "seed": 42, "batch_size": 12, "micro_batch_tokens": 100, "max_length": 24, "pack": True,
+            "seed": 42, "batch_size": 12, "micro_batch_tokens": 100, "max_length": 24, "layout": "packed",
             "held_out_fraction": 0.05,
         }  # fmt: skip
         return BatchStream(self.store, **defaults | options)

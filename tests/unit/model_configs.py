@@ -10,6 +10,8 @@ VOCABULARY = 60
 SMALL = {
     "vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 32, "max_position_embeddings": 40, "embedding_size": 12, "num_key_value_heads": 4,
+    "head_dim": 6, "query_pre_attn_scalar": 6, "d_ff": 32,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2, "mask_token_id": 3,
 }  # fmt: skip
 

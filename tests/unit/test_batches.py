@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minilm_cli.models.inputs import Layout
 from minilm_cli.tokens.store import TokenStore
 
 from .stores import held_out, store_of, stream
@@ -72,7 +73,7 @@ def test_padded_micro_batch_is_sorted_padded_and_masked(store: TokenStore) -> No
 
 
 def test_packed_micro_batch_is_one_row_without_padding(store: TokenStore) -> None:
-    for batch in stream(store, pack=True).step(1).micro_batches:
+    for batch in stream(store, layout="packed").step(1).micro_batches:
         assert batch.inputs.is_packed
         assert batch.inputs.ids.shape == (1, batch.tokens)
         assert batch.inputs.mask is None
@@ -89,11 +90,11 @@ def test_many_held_out_sequences_come_exactly_once(tmp_path: Path) -> None:
     assert len(indices) == len(set(indices)) == 9000
 
 
-@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize(("ranks", "batch_size"), [(2, 8), (3, 8), (4, 3), (64, 8)])
-def test_ranks_share_each_step(store: TokenStore, ranks: int, batch_size: int, pack: bool) -> None:
-    alone = stream(store, batch_size=batch_size, pack=pack)
-    shared = [stream(store, batch_size=batch_size, pack=pack, rank=rank, ranks=ranks) for rank in range(ranks)]
+def test_ranks_share_each_step(store: TokenStore, ranks: int, batch_size: int, layout: Layout) -> None:
+    alone = stream(store, batch_size=batch_size, layout=layout)
+    shared = [stream(store, batch_size=batch_size, layout=layout, rank=rank, ranks=ranks) for rank in range(ranks)]
     for step in range(1, 12):
         expected, parts = alone.step(step), [part.step(step) for part in shared]
         indices = [i for part in parts for batch in part.micro_batches for i in batch.indices.tolist()]

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.models.inputs import Layout
 
 from .distillers import HEADS, Factory, assert_close, assert_same, train, weights
 
@@ -34,9 +35,9 @@ def plain_loss(teacher: PreTrainedModel, student: PreTrainedModel, ids: Tensor, 
     return total
 
 
-@pytest.mark.parametrize("pack", [True, False])
-def test_steps_match_a_plain_training_loop(factory: Factory, pack: bool) -> None:
-    distiller, stream = factory.distiller(), factory.stream(pack=pack)
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_steps_match_a_plain_training_loop(factory: Factory, layout: Layout) -> None:
+    distiller, stream = factory.distiller(), factory.stream(layout=layout)
     teacher = AutoModel.from_pretrained(factory.teacher, attn_implementation="eager").eval().requires_grad_(False)
     config = copy.deepcopy(distiller.student.model.config)
     student = AutoModel.from_config(config, attn_implementation="eager")
@@ -46,7 +47,7 @@ def test_steps_match_a_plain_training_loop(factory: Factory, pack: bool) -> None
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-6)
     for report in distiller.steps(stream, first=1, last=4):
-        [batch] = factory.stream(pack=False, micro_batch_tokens=10**6).step(report.step).micro_batches
+        [batch] = factory.stream(layout="padded", micro_batch_tokens=10**6).step(report.step).micro_batches
         assert batch.inputs.mask is not None
         loss = plain_loss(teacher, student, batch.inputs.ids, batch.inputs.mask)
         optimizer.zero_grad()
@@ -57,18 +58,18 @@ def test_steps_match_a_plain_training_loop(factory: Factory, pack: bool) -> None
         optimizer.step()
         assert math.isclose(report.loss, loss.item(), rel_tol=2e-5)
         assert math.isclose(report.grad_norm, norm.item(), rel_tol=1e-3)
-        assert (report.padded_tokens > report.tokens) is not pack
+        assert (report.padded_tokens > report.tokens) is (layout == "padded")
     # Adam divides by the root of the second moment, so a gradient that is only rounding error still makes a full step.
     # A key's bias is such a parameter: it shifts all scores of a query alike, so its exact gradient is 0.
     trained = {name: tensor for name, tensor in weights(distiller).items() if not name.endswith("key.bias")}
     assert_close(trained, student.state_dict(), atol=2e-4)
 
 
-@pytest.mark.parametrize("pack", [True, False])
-def test_micro_batch_size_does_not_change_training(factory: Factory, pack: bool) -> None:
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_micro_batch_size_does_not_change_training(factory: Factory, layout: Layout) -> None:
     distillers = [factory.distiller(), factory.distiller()]
     reports = [
-        train(distiller, factory.stream(pack=pack, micro_batch_tokens=tokens), last=3)
+        train(distiller, factory.stream(layout=layout, micro_batch_tokens=tokens), last=3)
         for distiller, tokens in zip(distillers, (10**6, 60), strict=True)
     ]
     for one, other in zip(*reports, strict=True):

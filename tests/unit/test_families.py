@@ -23,7 +23,8 @@ from .model_configs import small
     ],
 )
 def test_best_layer_is_that_of_the_paper(family: str, layers: int, layer: int) -> None:
-    assert family_of(small(family)).best_layer(layers) == layer
+    config = small(family, num_hidden_layers=layers)
+    assert family_of(config).best_layer(config)[0] == layer
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> BatchStream:
     store = store_of(tmp_path_factory.mktemp("store"), [64] * 1000, shard_tokens=10**6)
-    return stream_of(store, batch_size=500, micro_batch_tokens=2048, max_length=64, pack=True)
+    return stream_of(store, batch_size=500, micro_batch_tokens=2048, max_length=64, layout="packed")
 
 
 def settle(distiller: FakeDistiller, stream: BatchStream, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minilm_cli.models.inputs import Layout
 from minilm_cli.training.micro_batches import MICRO_BATCH_COST, MicroBatch, share, work
 
 from .stores import store_of, stream
@@ -24,15 +25,21 @@ def rows(batch: MicroBatch) -> list[list[int]]:
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12),
     tokens=st.integers(1, 60),
     batch_size=st.integers(1, 30),
-    pack=st.booleans(),
+    layout=st.sampled_from(["packed", "padded", "equal"]),
     max_length=st.integers(2, 25),
 )
 def test_micro_batches_hold_the_step_within_the_budget(
-    lengths: list[int], tokens: int, batch_size: int, pack: bool, max_length: int
+    lengths: list[int], tokens: int, batch_size: int, layout: Layout, max_length: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = store_of(Path(folder), lengths)
-        steps = stream(store, batch_size=batch_size, micro_batch_tokens=tokens, pack=pack, max_length=max_length)
+        steps = stream(
+            store,
+            batch_size=batch_size,
+            micro_batch_tokens=tokens,
+            layout=layout,
+            max_length=max_length,
+        )
         batches = steps.step(2).micro_batches
         indices = [index for batch in batches for index in batch.indices.tolist()]
         assert sorted(indices) == sorted(steps.step_indices(2).tolist())

@@ -28,6 +28,7 @@ def test_defaults_of_distill() -> None:
         "data.max_length": None,
         "relations.weights": {"qq": 1.0, "kk": 1.0, "vv": 1.0},
         "relations.heads": "auto",
+        "relations.rotary": "after",
         "training.steps": None,
         "training.epochs": None,
         "training.batch_size": 256,
