@@ -17,7 +17,6 @@ from minilm_cli.base.overwrite import EXPORT_MARK
 from minilm_cli.base.packages import missing_package
 from minilm_cli.export.consumers import Array
 from minilm_cli.export.source import Source, choose_head, source_of_checkpoint, source_of_name
-from minilm_cli.export.tokenizer_files import takes_token_types
 from minilm_cli.models.hub import load_tokenizer
 from minilm_cli.models.sentence_head import SentenceHead, read_head
 from minilm_cli.models.size import count_parameters
@@ -156,14 +155,11 @@ def embedding(source: Source) -> Embed:
     """A function that embeds texts by a model in torch, with its head, on the device where it is then."""
     tokenizer, model, head = source.tokenizer, source.model, source.head
     assert head is not None
-    takes_types = takes_token_types(source)
 
     def embed(texts: Sequence[str], longest: int | None) -> Array:
         inputs = tokenizer(
             list(texts), padding=True, truncation=longest is not None, max_length=longest, return_tensors="pt"
         ).to(model.device)
-        if not takes_types:
-            inputs.pop("token_type_ids", None)
         with torch.inference_mode():
             states = model(**inputs).last_hidden_state.float()
             found: Array = head(states, inputs["attention_mask"]).cpu().numpy()

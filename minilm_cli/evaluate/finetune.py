@@ -27,7 +27,6 @@ from minilm_cli.base.seeding import derive
 from minilm_cli.evaluate.candidate import Candidate
 from minilm_cli.evaluate.scores import METRICS
 from minilm_cli.evaluate.task import LabelledTask, Split
-from minilm_cli.export.tokenizer_files import takes_token_types
 from minilm_cli.models.auto import has_separate_encoder
 from minilm_cli.models.hub import quiet
 from minilm_cli.settings.distill import OptimizerSettings, ScheduleSettings
@@ -197,7 +196,7 @@ class FineTuner:
             truncation=self.length is not None,
             max_length=self.length,
         )
-        names = ["input_ids", *(["token_type_ids"] if takes_token_types(self._source) else [])]
+        names = ["input_ids", *(["token_type_ids"] if self._source.takes_token_types else [])]
         rows = [dict(zip(names, row, strict=True)) for row in zip(*(found[name] for name in names), strict=True)]
         labels = torch.tensor(split.labels, dtype=torch.long if self._task.classes else torch.float32)
         return _Encoded(rows, np.array([len(ids) for ids in found["input_ids"]]), labels)

@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a consumer made of one text; padding is left out."""
+    """What a consumer made of one text, or one pair of texts; padding is left out."""
 
     ids: Array
     """Token ids."""
@@ -40,7 +40,19 @@ class Outputs:
     """Sentence embedding, (width,), in fp32, if the format has it."""
 
 
-Encode = Callable[[Sequence[str]], list[Outputs]]
+Text = str | tuple[str, str]
+"""A text, or a pair of texts."""
+
+Texts = Sequence[Text]
+"""Those of one batch: all texts, or all pairs."""
+
+Encode = Callable[[Texts], list[Outputs]]
+
+
+def columns(texts: Texts) -> list[list[str]]:
+    """The arguments of a tokenizer: the texts, or the first and the second texts of pairs."""
+    rows = [(text,) if isinstance(text, str) else text for text in texts]
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def transformers(folder: Path, longest: int | None) -> Encode:
@@ -53,9 +65,9 @@ def transformers(folder: Path, longest: int | None) -> Encode:
     model = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def encode(texts: Sequence[str]) -> list[Outputs]:
+    def encode(texts: Texts) -> list[Outputs]:
         inputs = tokenizer(
-            list(texts), padding=len(texts) > 1, truncation=True, max_length=longest, return_tensors="pt"
+            *columns(texts), padding=len(texts) > 1, truncation=True, max_length=longest, return_tensors="pt"
         )
         with torch.inference_mode():
             states = model(**inputs).last_hidden_state.float()
@@ -73,7 +85,7 @@ def sentence_transformers(folder: Path, longest: int | None) -> Encode:  # noqa:
 
     model = SentenceTransformer(str(folder), device="cpu")
 
-    def encode(texts: Sequence[str]) -> list[Outputs]:
+    def encode(texts: Texts) -> list[Outputs]:
         found: Any = model.encode(list(texts), output_value=None, prompt="")
         return [
             Outputs(
@@ -97,8 +109,8 @@ def onnx(folder: Path, longest: int | None, file: str = "model.onnx") -> Encode:
     wanted = {node.name for node in session.get_inputs()}
     names = [node.name for node in session.get_outputs()]
 
-    def encode(texts: Sequence[str]) -> list[Outputs]:
-        inputs = tokenizer(list(texts), padding=len(texts) > 1, truncation=True, return_tensors="np")
+    def encode(texts: Texts) -> list[Outputs]:
+        inputs = tokenizer(*columns(texts), padding=len(texts) > 1, truncation=True, return_tensors="np")
         found = session.run(names, {name: array for name, array in inputs.items() if name in wanted})
         outputs = dict(zip(names, found, strict=True))
         embeddings = outputs.get("sentence_embedding", [None] * len(texts))
@@ -129,7 +141,7 @@ CONSUMERS: Mapping[str, Callable[[Path, int | None], Encode]] = {
 }
 
 
-Batches = Sequence[Sequence[str]]
+Batches = Sequence[Texts]
 
 
 def encode_here(consumer: str, folder: Path, batches: Batches, longest: int | None) -> list[list[Outputs]]:

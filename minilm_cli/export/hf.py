@@ -28,7 +28,7 @@ class HuggingFace:
     def write(self, source: Source, folder: Path) -> None:
         """As every format."""
         write_model(source, folder)
-        write_tokenizer(source, folder)
+        write_tokenizer(source.new_tokenizer(), folder, source.longest)
 
     def verify(self, source: Source, folder: Path) -> Verified:
         """As every format."""

@@ -19,7 +19,6 @@ from minilm_cli.base.packages import require
 from minilm_cli.export.formats import Verified
 from minilm_cli.export.sentence_transformers import write_sentence_files
 from minilm_cli.export.source import Source
-from minilm_cli.export.tokenizer_files import takes_token_types
 from minilm_cli.export.verify import Kept, compare_quantised, verify
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import quiet, reason
@@ -113,7 +112,7 @@ def _convert(source: Source, file: Path) -> None:
     """Write the ONNX file; raises `MinilmError` with torch's reason if the family cannot be converted."""
     model = deepcopy(source.model).to(getattr(torch, source.dtype))
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    names = ["input_ids", "attention_mask", *(["token_type_ids"] if takes_token_types(source) else [])]
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if source.takes_token_types else [])]
     # Neither batch nor length may be 1, which would be taken for a constant.
     example = {name: torch.ones((2, 7), dtype=torch.long) for name in names}
     try:
@@ -146,7 +145,7 @@ def _convert(source: Source, file: Path) -> None:
 
 
 def _calibration(source: Source) -> Iterator[dict[str, object]]:
-    wanted = ["input_ids", "attention_mask", *(["token_type_ids"] if takes_token_types(source) else [])]
+    wanted = ["input_ids", "attention_mask", *(["token_type_ids"] if source.takes_token_types else [])]
     for text in source.texts(_CALIBRATION):
         inputs = source.tokenizer(text, truncation=True, max_length=source.longest, return_tensors="np")
         yield {name: inputs[name] for name in wanted}

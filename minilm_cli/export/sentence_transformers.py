@@ -35,12 +35,12 @@ class SentenceTransformers:
 
     def verify(self, source: Source, folder: Path) -> Verified:
         """As every format."""
-        return Verified(verify(source, folder, "sentence-transformers"))
+        return Verified(verify(source, folder, "sentence-transformers", pairs=False))  # it embeds single texts
 
 
 def write_sentence_files(source: Source, folder: Path) -> None:
-    """Write the tokenizer with the model's limit, and the modules after the model if they are known."""
-    write_tokenizer(source, folder, sets_longest=True)
+    """Write the tokenizer, and the modules after the model if they are known."""
+    write_tokenizer(source.new_tokenizer(), folder, source.longest)
     if source.head is not None:
         head = replace(source.head, max_length=source.longest)
         write_head(head, folder, hidden_size=source.model.config.hidden_size)

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.base.sample import SAMPLE
+from minilm_cli.export.tokenizer_files import fit_tokenizer
 from minilm_cli.models.checks import refuse_decoder
 from minilm_cli.models.encoder import load_encoder
-from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import load_tokenizer
 from minilm_cli.models.sentence_head import Normalize, SentenceHead, read_head
 from minilm_cli.models.state import refuse_mismatch, unshared_state
@@ -54,10 +54,21 @@ class Source:
     revision: str | None = None
     """Of a model on the Hub."""
 
+    def new_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the folder, with what the model needs changed, never used before."""
+        tokenizer = load_tokenizer(str(self.folder), revision=self.revision)
+        fit_tokenizer(tokenizer, self.model)
+        return tokenizer
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the folder."""
-        return load_tokenizer(str(self.folder), revision=self.revision)
+        """The same, loaded once."""
+        return self.new_tokenizer()
+
+    @property
+    def takes_token_types(self) -> bool:
+        """Whether the tokenizer gives, and the model uses, token types, which tell the two texts of a pair apart."""
+        return "token_type_ids" in self.tokenizer.model_input_names
 
     @property
     def has_untrained_tail(self) -> bool:
@@ -68,7 +79,6 @@ class Source:
     def longest(self) -> int | None:
         """Tokens of the longest text that it reads, or `None` if nothing limits it."""
         limits = [
-            family_of(self.model.config).longest_input(self.model),
             self.head and self.head.max_length,
             self.tokenizer.model_max_length if self.tokenizer.model_max_length < 2**31 else None,
         ]

@@ -13,9 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from minilm_cli.base.errors import RunError
-from minilm_cli.export.consumers import Array, Batches, Outputs, encode_elsewhere
+from minilm_cli.export.consumers import Array, Batches, Outputs, Text, Texts, columns, encode_elsewhere
 from minilm_cli.export.source import LONGEST_TEXT, Source
-from minilm_cli.export.tokenizer_files import takes_token_types
 from minilm_cli.models.trials import ignores_padding
 
 logger = logging.getLogger(__name__)
@@ -42,17 +41,24 @@ _SHOWN = 60
 _NEAREST = 10
 
 
-def verify(source: Source, folder: Path, consumer: str, run: Run = encode_elsewhere) -> float:
+def verify(source: Source, folder: Path, consumer: str, run: Run = encode_elsewhere, *, pairs: bool = True) -> float:
     """Compare token ids, hidden states and sentence embeddings, of texts alone and together in a padded batch.
 
+    pairs: compare those of pairs of texts too.
     Returns the largest difference as a share of the largest value; raises `RunError` if it is more than rounding.
     """
-    texts = awkward_texts(source) + source.texts(_FEW)
-    expected = [encode(source, source.model, text) for text in texts]
-    allowed = _allowed(source, texts, expected)
-    together, *alone = run(consumer, folder, [texts, *([text] for text in texts)], source.longest)
+    awkward = awkward_texts(source)
+    groups: list[Texts] = [awkward + source.texts(_FEW)]
+    if pairs:  # they have token types, and special tokens between them; the second is cut
+        groups.append([("a", "the other, longer text"), (awkward[-1], "a")])
+    samples: list[Text] = [text for group in groups for text in group]
+    expected = [encode(source, source.model, text) for text in samples]
+    allowed = _allowed(source, samples, expected)
+    batches = run(consumer, folder, [*groups, *([text] for text in samples)], source.longest)
+    together = [found for batch in batches[: len(groups)] for found in batch]
+    alone = [found for [found] in batches[len(groups) :]]
     worst = 0.0
-    ways = [("alone", [outputs for [outputs] in alone])]
+    ways = [("alone", alone)]
     if ignores_padding(source.model):
         ways.append(("in a padded batch", together))
     else:
@@ -60,7 +66,7 @@ def verify(source: Source, folder: Path, consumer: str, run: Run = encode_elsewh
             "In %s models, padding changes the outputs: encode texts one at a time, or texts of one length.",
             source.model.config.model_type,
         )
-    for number, text in enumerate(texts):
+    for number, text in enumerate(samples):
         for found, how in ((outputs[number], how) for how, outputs in ways):
             text_shown = f"The text, {how}: {shown(text)}"
             if not np.array_equal(expected[number].ids, found.ids):
@@ -123,24 +129,24 @@ def awkward_texts(source: Source) -> list[str]:
     return [text for text in texts if source.tokenizer(text, truncation=True, max_length=64)["input_ids"]]
 
 
-def encode(source: Source, model: PreTrainedModel, text: str) -> Outputs:
-    """What the model computes for a text, without padding; the sentence embedding in fp32."""
+def encode(source: Source, model: PreTrainedModel, text: Text) -> Outputs:
+    """What the model computes for a text or a pair, without padding; the sentence embedding in fp32."""
     longest = source.longest
-    inputs = source.tokenizer(text, truncation=longest is not None, max_length=longest, return_tensors="pt")
-    if not takes_token_types(source):
-        inputs.pop("token_type_ids", None)
+    inputs = source.tokenizer(*columns([text]), truncation=longest is not None, max_length=longest, return_tensors="pt")
     with torch.inference_mode():
         states = model(**inputs).last_hidden_state.float()
         embedding = None if source.head is None else source.head(states, inputs["attention_mask"])[0].numpy()
     return Outputs(inputs["input_ids"][0].numpy(), states[0].numpy(), embedding)
 
 
-def shown(text: str) -> str:
-    """A text in a message."""
+def shown(text: Text) -> str:
+    """A text, or both of a pair, in a message."""
+    if not isinstance(text, str):
+        return " and ".join(map(shown, text))
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
-def _allowed(source: Source, texts: Sequence[str], expected: Sequence[Outputs]) -> float:
+def _allowed(source: Source, texts: Sequence[Text], expected: Sequence[Outputs]) -> float:
     """The largest difference that is rounding: in a 16-bit type, a multiple of what torch itself loses in it."""
     if source.dtype == "float32":
         return TOLERANCE

@@ -94,7 +94,22 @@ class InputAdapter:
     def __call__(self, inputs: Inputs) -> dict[str, Tensor]:
         """`input_ids`, and `attention_mask` (padded) or `position_ids` (packed)."""
         if inputs.positions is not None:
-            return {"input_ids": inputs.ids, "position_ids": inputs.positions + self._first_position}
+            return {"input_ids": inputs.ids, "position_ids": self._positions(inputs.ids, inputs.positions)}
         assert inputs.mask is not None
         ids = inputs.ids if not self._pad_id else inputs.ids.masked_fill(inputs.mask == 0, self._pad_id)
         return {"input_ids": ids, "attention_mask": inputs.mask}
+
+    def _positions(self, ids: Tensor, places: Tensor) -> Tensor:
+        """The positions that the model itself gives a row without padding: (1, tokens), from places that begin at 0.
+
+        RoBERTa and its relatives do not count a token with their padding id, which stays at the position of that
+        number. In an MPNet student this may be a real token: its padding id is fixed, whatever the vocabulary.
+        """
+        if not self._first_position:
+            return places
+        padding = self._first_position - 1
+        uncounted = (ids == padding).long()
+        before = uncounted.cumsum(1) - uncounted
+        starts = torch.arange(ids.shape[1], device=ids.device) - places
+        counted = places - (before - before.gather(1, starts))
+        return torch.where(uncounted.bool(), padding, counted + self._first_position)

@@ -127,7 +127,7 @@ class StudentSettings(Section):
 
     config: Annotated[str, Flag("--student-config", metavar="CONFIG"), Field(min_length=1)]
     """Configuration of the student: a `config.json`, a folder that has one, or a preset such as `l6-h384` (layers,
-    hidden size)."""
+    hidden size; the teacher's family) or `bert:l6-h384` (another family)."""
     layer: Annotated[Layer, Flag("--student-layer"), BeforeValidator(_refuse_layer_0)] = -1
     """Student layer that learns: 1-based, −1 is the last."""
     init: Annotated[Literal["random", "teacher"], Flag("--init")] = "random"

@@ -96,8 +96,8 @@ def load_named(settings: DistillSettings) -> Named:
     check_sinks(settings.reporting.sinks)
     teacher = settings.teacher
     teacher_config, checksum = _teacher_config(teacher)
-    config = student_config(settings.student.config, teacher_config)
     tokenizer = load_tokenizer(teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
+    config = student_config(settings.student.config, teacher_config, tokenizer)
     name = f"{short_name(config)}-from-{Path(teacher.name).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return Named(tokenizer, teacher_config, checksum, config, settings.output or RUNS / name)
 

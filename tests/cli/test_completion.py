@@ -95,9 +95,9 @@ def test_presets_and_configurations_are_offered(complete: Complete) -> None:
 
 
 def test_offered_presets_exist() -> None:
-    from minilm_cli.models.student_config import _PRESET
+    from minilm_cli.models.presets import Preset
 
-    assert all(_PRESET.fullmatch(preset) for preset in completion.PRESETS)
+    assert all(Preset.parse(preset) for preset in completion.PRESETS)
 
 
 @pytest.mark.parametrize("command", ["resume", "export"])

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BartConfig, FNetConfig, FNetModel
+from transformers import BartConfig, BertTokenizer, FNetConfig, FNetModel
+
+from tests.tiny import VOCABULARY
 
 from .conftest import Minilm
 from .mistakes import (
@@ -46,6 +48,11 @@ def teacher_without_attention() -> None:
     """Replace the teacher with an FNet."""
     config = FNetConfig(vocab_size=vocabulary(), hidden_size=24, num_hidden_layers=2, intermediate_size=24)
     FNetModel(config).save_pretrained("teacher")
+
+
+def other_tokenizer() -> None:
+    """Put a tokenizer next to the student's config, with a vocabulary of the same size."""
+    BertTokenizer(vocab={token: n for n, token in enumerate(VOCABULARY)} | {"z": 5, "a": 30}).save_pretrained(".")
 
 
 def without_weights(name: str, content: str) -> Preparation:
@@ -95,6 +102,9 @@ MISTAKES_IN_NAMES = [
             ("'a\nb'", ("a\nb: there is no such student config", "l6-h384")),
             ("l6h384", ("l6h384", "preset such as l6-h384")),
             ("l2-h50", ("l2-h50", "width of 50", "config.json")),
+            ("brt:l2-h48", ("brt:l2-h48", "no family 'brt'", "Did you mean 'bert'")),
+            ("vit:l2-h48", ("vit:l2-h48", "not a text encoder, but a vit model")),
+            ("bert:l2", ("bert:l2", "no such student config", "bert:l6-h384")),
             ("l1000000-h384", ("l1000000-h384", "num_hidden_layers is 1000000, and must be at most 1000")),
             ("l2-h12000000", ("l2-h12000000", "the student would have")),
             (f"l{'9' * 200}-h384", ("there is no such student config", "l6-h384")),
@@ -245,6 +255,12 @@ MISTAKES_IN_STUDENTS = [
             ),
         )
     ),
+    Mistake(
+        "student with another tokenizer",
+        DISTILL,
+        (".: the student's tokenizer has another vocabulary", "token 5 is 'z', and 'a' in the teacher's", "copy"),
+        other_tokenizer,
+    ),
     Mistake("student with an unknown activation", DISTILL, ("student", "wavy"), edit("config.json", hidden_act="wavy")),
     Mistake("student with a decoder", DISTILL, ("config.json", "decoder"), student_with_decoder),
     *wrong_entries(
@@ -257,7 +273,7 @@ MISTAKES_IN_STUDENTS = [
             "intermediate_size": [-1, 0, None, "48", 48.0, True, [48]],
             "max_position_embeddings": [0, 1, "128", 128.0, True, [128]],
             "vocab_size": [0, -1, "180", 180.0, True],
-            "type_vocab_size": [0, -1, 10**12, "2", True],
+            "type_vocab_size": [0, -1, "2", True],
             "pad_token_id": [-1, 10**9, "0", True, [0]],
             "hidden_act": [None, 3, ["gelu"]],
             "hidden_dropout_prob": ["much", None, float("nan"), float("inf"), True],

@@ -133,7 +133,8 @@ def test_nothing_of_our_loading_is_exported(copied_run: Path, tiny_teacher: Path
     if is_old:
         file.write_text(json.dumps(saved | {"is_local": True, "local_files_only": False}), encoding="utf-8")
     folder = export(model=copied_run).path
-    assert json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")) == teacher_s
+    exported = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert exported == teacher_s | {"model_max_length": 128}  # what the student reads
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     teacher_config = json.loads((tiny_teacher / "config.json").read_text(encoding="utf-8"))
     assert config.keys() == teacher_config.keys()
@@ -246,6 +247,17 @@ def test_a_difference_only_in_a_padded_batch_is_found(copied_run: Path, monkeypa
 
     monkeypatch.setitem(consumers.CONSUMERS, "transformers", load_without_mask)
     with pytest.raises(RunError, match="The text, in a padded batch: ''"):
+        export(model=copied_run)
+
+
+def test_a_difference_only_in_pairs_of_texts_is_found(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damage(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        weights["embeddings.token_type_embeddings.weight"][1, 0] += 1
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    breaks(monkeypatch, damage)
+    with pytest.raises(RunError, match="The text, alone: 'a' and 'the other, longer text'"):
         export(model=copied_run)
 
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertTokenizer,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedConfig,
+    RobertaConfig,
+)
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models import student_config as student_configs
@@ -27,6 +35,17 @@ TEACHER = BertConfig(
     max_position_embeddings=128,
     pad_token_id=3,
 )
+
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+BERT = BertConfig(vocab_size=180, max_position_embeddings=128)
+ROBERTA = RobertaConfig(vocab_size=180, max_position_embeddings=130, type_vocab_size=1)
+
+
+def tokenizer_of(tokens: list[str]) -> BertTokenizer:
+    """One of 180 tokens that begin with these."""
+    tokens = [*tokens, *(f"word{number}" for number in range(180 - len(tokens)))]
+    return BertTokenizer(vocab={token: number for number, token in enumerate(tokens)})
 
 
 def write(folder: Path, **values: Any) -> str:
@@ -54,6 +73,85 @@ def test_token_types_have_the_family_default_if_the_teacher_has_none(tmp_path: P
     teacher = BertConfig(**TEACHER.to_dict() | {"type_vocab_size": 0})
     source = write(tmp_path, model_type="bert", hidden_size=24, num_attention_heads=4)
     assert student_config(source, teacher).type_vocab_size == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "teacher", "positions"),
+    [
+        ("roberta", BERT, 129),  # padding 0: positions count from 1
+        ("xlm-roberta", BERT, 129),
+        ("bert", ROBERTA, 128),  # padding 1: positions count from 2
+        ("distilbert", ROBERTA, 128),
+        ("camembert", ROBERTA, 130),
+        ("modernbert", ROBERTA, 128),
+        ("bert", small("modernbert", max_position_embeddings=300), 300),
+    ],
+)
+def test_a_student_reads_as_many_tokens_as_its_teacher(family: str, teacher: PreTrainedConfig, positions: int) -> None:
+    assert student_config(f"{family}:l2-h48", teacher).max_position_embeddings == positions
+
+
+def test_positions_of_a_config_json_are_kept(tmp_path: Path) -> None:
+    source = write(tmp_path, model_type="roberta", hidden_size=24, num_attention_heads=4, max_position_embeddings=64)
+    assert student_config(source, BERT).max_position_embeddings == 64
+
+
+def special_ids(config: PreTrainedConfig) -> dict[str, int | None]:
+    names = ("pad", "bos", "eos", "cls", "sep", "mask")
+    return {name: getattr(config, f"{name}_token_id") for name in names if hasattr(config, f"{name}_token_id")}
+
+
+@pytest.mark.parametrize(
+    ("family", "ids"),
+    [
+        ("modernbert", {"pad": 0, "bos": None, "eos": None, "cls": 2, "sep": 3}),
+        ("eurobert", {"pad": 0, "bos": None, "eos": None, "mask": 4}),
+        ("roberta", {"pad": 0, "bos": None, "eos": None}),
+        ("albert", {"pad": 0, "bos": None, "eos": None}),
+    ],
+)
+def test_special_tokens_are_those_of_the_teachers_tokenizer(family: str, ids: dict[str, int | None]) -> None:
+    assert special_ids(student_config(f"{family}:l2-h48", BERT, tokenizer_of(SPECIAL_TOKENS))) == ids
+
+
+def test_special_tokens_that_the_teachers_config_names_are_taken_if_its_tokenizer_has_them(tmp_path: Path) -> None:
+    source = write(tmp_path, model_type="albert", hidden_size=24, num_attention_heads=4)
+    # As ModernBERT's: its configuration calls [CLS] the first token, its tokenizer has no first token.
+    named = BertConfig(vocab_size=180, bos_token_id=2, eos_token_id=3)
+    assert special_ids(student_config(source, named, tokenizer_of(SPECIAL_TOKENS))) == {"pad": 0, "bos": 2, "eos": 3}
+    # No more than a default: the padding and a word.
+    default = BertConfig(vocab_size=180, bos_token_id=0, eos_token_id=7)
+    found = special_ids(student_config(source, default, tokenizer_of(SPECIAL_TOKENS)))
+    assert found == {"pad": 0, "bos": None, "eos": None}
+
+
+def test_the_padding_is_that_of_the_tokenizer(tmp_path: Path) -> None:
+    teacher, tokenizer = BertConfig(vocab_size=180), tokenizer_of(["[CLS]", "[PAD]", "[UNK]", "[SEP]", "[MASK]"])
+    valid = {"model_type": "roberta", "hidden_size": 24, "num_attention_heads": 4}
+    assert student_config(write(tmp_path, **valid), teacher, tokenizer).pad_token_id == 1
+    for padding in (0, 1):  # the teacher's own, and its tokenizer's
+        source = write(tmp_path, **valid, pad_token_id=padding)
+        assert student_config(source, teacher, tokenizer).pad_token_id == padding
+    with pytest.raises(MinilmError, match="pad_token_id is 2, and the teacher's is 1"):
+        student_config(write(tmp_path, **valid, pad_token_id=2), teacher, tokenizer)
+
+
+@pytest.mark.parametrize("types", [1, 4])
+def test_the_number_of_token_types_may_differ_from_the_teachers(tmp_path: Path, types: int) -> None:
+    source = write(tmp_path, model_type="bert", hidden_size=24, num_attention_heads=4, type_vocab_size=types)
+    assert student_config(source, TEACHER).type_vocab_size == types
+
+
+def test_a_real_token_that_the_student_takes_for_padding_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    config = MPNetConfig(vocab_size=180, hidden_size=24, num_attention_heads=4, pad_token_id=0)
+    tokenizer = tokenizer_of(SPECIAL_TOKENS)
+    with caplog.at_level(logging.WARNING, logger="minilm_cli"):
+        student_configs._warn_of_padding(config, MPNetModel(config), tokenizer)
+        config.pad_token_id = 1
+        student_configs._warn_of_padding(config, MPNetModel(config), tokenizer)
+    assert caplog.messages == [
+        "mpnet models take token 1 for padding, so the teacher's token '[UNK]' gets no embedding of its own."
+    ]
 
 
 @pytest.mark.parametrize(("wrong", "meant"), [("hiden_size", "hidden_size"), ("num_hidden_layer", "num_hidden_layers")])
@@ -118,7 +216,12 @@ def test_entries_of_a_usual_config_json_give_no_warning(tmp_path: Path, caplog: 
     [
         ({"vocab_size": 181}, "vocab_size is 181, and the teacher's is 180"),
         ({"pad_token_id": 0}, "pad_token_id is 0, and the teacher's is 3"),
-        ({"type_vocab_size": 1}, "type_vocab_size is 1, and the teacher's is 2"),
+        ({"type_vocab_size": 0}, "type_vocab_size must be a whole number above 0, not 0"),
+        ({"type_vocab_size": 10**12}, "the student would have .* parameters: .* GiB"),
+        (
+            {"cls_token_id": 181, "model_type": "modernbert"},
+            "cls_token_id is 181, and the teacher's vocabulary has 180",
+        ),
         ({"num_attention_heads": 5}, "5 attention heads do not divide a hidden size of 24"),
         ({"hidden_size": "24"}, "hidden_size"),
         ({"hidden_size": 24.0}, "hidden_size"),
@@ -234,6 +337,53 @@ def test_preset_scales_an_embedding_as_wide_as_the_hidden_size() -> None:
     wide, narrow = (small("electra", hidden_size=48, embedding_size=size) for size in (48, 16))
     assert student_config("l2-h24", wide).embedding_size == 24
     assert student_config("l2-h24", narrow).embedding_size == 16
+
+
+@pytest.mark.parametrize(
+    ("family", "feed_forward"),
+    [("bert", "intermediate_size"), ("distilbert", "hidden_dim"), ("modernbert", "intermediate_size")],
+)
+@pytest.mark.parametrize("teacher_family", ["roberta", "distilbert"])
+def test_preset_of_another_family_has_the_teachers_proportions(
+    teacher_family: str, family: str, feed_forward: str
+) -> None:
+    widths = {"hidden_size": 48, "num_attention_heads": 4}
+    theirs = {"hidden_dim": 120} if teacher_family == "distilbert" else {"intermediate_size": 120}
+    dropout = {"attention_dropout": 0.3} if teacher_family == "distilbert" else {"hidden_dropout_prob": 0.3}
+    config = student_config(f"{family}:l3-h96", small(teacher_family, **widths, **theirs, **dropout))
+    assert (config.model_type, config.num_hidden_layers, config.hidden_size) == (family, 3, 96)
+    assert (config.num_attention_heads, getattr(config, feed_forward)) == (12, 240)
+    assert config.vocab_size == 60
+    if teacher_family != family:  # all else is the family's
+        default = AutoConfig.for_model(family)
+        for name in ("hidden_dropout_prob", "attention_dropout", "initializer_range"):
+            assert getattr(config, name, None) == getattr(default, name, None)
+
+
+def test_preset_with_the_teachers_own_family_is_the_one_without() -> None:
+    teacher = small("bert", hidden_size=48, hidden_dropout_prob=0.3)
+    assert student_config("bert:l2-h24", teacher).to_dict() == student_config("l2-h24", teacher).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("preset", "message", "hint"),
+    [
+        ("brt:l6-h384", "there is no family 'brt'", "Did you mean 'bert'"),
+        ("BERT:l6-h384", "there is no family 'BERT'", "Did you mean 'bert'"),
+        ("nomic-bert:l6-h384", "there is no family 'nomic-bert'", "Did you mean 'nomic_bert'?"),
+        ("xyz:l6-h384", "there is no family 'xyz'", "such as bert, roberta or modernbert"),
+        ("vit:l6-h384", "this is not a text encoder, but a vit model", ""),
+        ("clip:l6-h384", "this is not a text encoder, but a clip model", ""),
+        ("gpt2:l6-h384", r"the student \(gpt2\) is a causal language model", ""),
+        ("bert:l6-h50", "a width of 50 divides neither", "Write a config.json"),
+        ("bert:", "there is no such student config", "bert:l6-h384"),
+    ],
+)
+def test_preset_of_a_family_that_cannot_be_is_refused(preset: str, message: str, hint: str) -> None:
+    with pytest.raises(MinilmError, match=message) as caught:
+        student_config(preset, BERT)
+    assert preset in (caught.value.where or "")
+    assert hint in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("width", [7, 100, 130, 200])
