@@ -40,8 +40,8 @@ def vocabulary() -> int:
 
 def student_with_decoder() -> None:
     """Replace the student's config with that of a BART."""
-    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
-    BartConfig(vocab_size=vocabulary(), d_model=16, encoder_layers=1, decoder_layers=1, **heads).save_pretrained(".")
+    entries = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
+    BartConfig(vocab_size=vocabulary(), d_model=16, encoder_layers=1, decoder_layers=1, **entries).save_pretrained(".")
 
 
 def teacher_without_attention() -> None:
