@@ -42,8 +42,9 @@ class ProjectionModules:
 
 
 def uses_registry(model: PreTrainedModel) -> bool:
-    """Whether the model's attention goes through transformers' registry."""
-    return bool(model._can_set_attn_implementation())
+    """Whether the model has attention, and it goes through transformers' registry."""
+    has_attention = any("Attention" in type(module).__name__ for module in model.modules())
+    return has_attention and bool(model._can_set_attn_implementation())
 
 
 def find_projections(model: PreTrainedModel, layer: int) -> ProjectionModules | None:

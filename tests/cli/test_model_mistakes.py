@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertTokenizer, DebertaV2Config, DebertaV2Model, T5Config
+from transformers import BartConfig, BertTokenizer, FNetConfig, FNetModel
 
 from tests.tiny import VOCABULARY
 
@@ -39,16 +39,15 @@ def vocabulary() -> int:
 
 
 def student_with_decoder() -> None:
-    """Replace the student's config with that of a T5."""
-    T5Config(vocab_size=vocabulary(), d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4).save_pretrained(".")
+    """Replace the student's config with that of a BART."""
+    entries = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
+    BartConfig(vocab_size=vocabulary(), d_model=16, encoder_layers=1, decoder_layers=1, **entries).save_pretrained(".")
 
 
-def teacher_outside_the_registry() -> None:
-    """Replace the teacher with a DeBERTa, whose attention does not use transformers' registry."""
-    config = DebertaV2Config(
-        vocab_size=vocabulary(), hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
-    )
-    DebertaV2Model(config).save_pretrained("teacher")
+def teacher_without_attention() -> None:
+    """Replace the teacher with an FNet."""
+    config = FNetConfig(vocab_size=vocabulary(), hidden_size=24, num_hidden_layers=2, intermediate_size=24)
+    FNetModel(config).save_pretrained("teacher")
 
 
 def other_tokenizer() -> None:
@@ -193,10 +192,10 @@ MISTAKES_IN_TEACHERS = [
         all_of(write("ids.jsonl.gz", gzip.compress(b"[2, 5, 3]\n" * 2)), remove("teacher/tokenizer.json")),
     ),
     Mistake(
-        "teacher outside the registry",
+        "teacher without attention",
         DISTILL,
-        ("the teacher yet: it is a deberta-v2 model", "BERT, RoBERTa"),
-        teacher_outside_the_registry,
+        ("the teacher: it is a fnet model", "BERT, RoBERTa"),
+        teacher_without_attention,
     ),
     *wrong_entries(
         "teacher",
