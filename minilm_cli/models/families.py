@@ -72,6 +72,8 @@ class Family:
     """Rotates them, given the attention module and its keyword arguments: rotary attention outside the registry."""
     feed_forward: str = "intermediate_size"
     """The entry of its configuration for the width of the feed-forward part."""
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of a preset for which transformers' defaults are not those of the family's published models."""
 
     def best_layer(self, config: PreTrainedConfig) -> tuple[int, str]:
         """The layer to distil, and why: the paper's choice, else the last whose attention sees all tokens."""
@@ -131,6 +133,15 @@ class Family:
         return bool(getattr(config, "token_dropout", False))
 
 
+_DEBERTA_V3 = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 256,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+}
+
 _FAMILIES = {
     family.name: family
     for family in (
@@ -138,7 +149,9 @@ _FAMILIES = {
         Family("roberta", best_layers={24: 19}),
         Family("xlm-roberta", best_layers={24: 19}),
         Family("deberta", fused="in_proj", split=_parts_of_deberta),
+        Family("deberta-v2", preset=_DEBERTA_V3),
         Family("distilbert", feed_forward="hidden_dim"),
+        Family("gemma3_text", preset={"use_bidirectional_attention": True}),
         Family("modernbert", fused="Wqkv"),
         Family("roformer", rotate=_rotate_roformer),
         *(Family(name, feed_forward="d_ff") for name in ("t5", "mt5", "umt5")),

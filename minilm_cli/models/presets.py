@@ -35,13 +35,13 @@ class Preset:
         """The entries of the student's configuration; `default` is its family's.
 
         It has 12 heads where they divide the width, else heads 64 wide, and the teacher's ratio of the feed-forward
-        width to the hidden size. In the teacher's family all else is the teacher's, in another the family's default.
+        width to the hidden size. In the teacher's family all else is the teacher's, in another as the family has it.
         Raises `MinilmError` if the width has no such heads.
         """
         if default.model_type == teacher.model_type:
             return self._entries_of_teacher(teacher) | family_of(teacher).sizes(teacher, *self._sizes())
         ours, theirs = family_of(default), family_of(teacher)
-        entries = ours.sizes(default, *self._sizes())
+        entries = dict(ours.preset) | ours.sizes(default, *self._sizes())
         feed_forward = default.attribute_map.get(ours.feed_forward, ours.feed_forward)
         if feed_forward in entries and hasattr(teacher, theirs.feed_forward):
             entries[feed_forward] = round(getattr(teacher, theirs.feed_forward) * self.width / teacher.hidden_size)

@@ -19,6 +19,7 @@ from transformers import (
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models import student_config as student_configs
+from minilm_cli.models.checks import try_out
 from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import saved_config, student_config
 from minilm_cli.models.tap import Tap
@@ -358,6 +359,19 @@ def test_preset_of_another_family_has_the_teachers_proportions(
         default = AutoConfig.for_model(family)
         for name in ("hidden_dropout_prob", "attention_dropout", "initializer_range"):
             assert getattr(config, name, None) == getattr(default, name, None)
+
+
+@pytest.mark.parametrize(
+    ("preset", "entries"),
+    [
+        ("deberta-v2:l2-h24", {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 256}),
+        ("gemma3_text:l2-h24", {"use_bidirectional_attention": True, "num_hidden_layers": 2, "head_dim": 2}),
+    ],
+)
+def test_preset_of_another_family_is_like_its_published_models(preset: str, entries: dict[str, object]) -> None:
+    config = student_config(preset, small("bert"))
+    assert {name: getattr(config, name) for name in entries} == entries
+    try_out(build_student(config, seed=0), "student", preset)
 
 
 def test_preset_with_the_teachers_own_family_is_the_one_without() -> None:
