@@ -5,7 +5,7 @@ For models whose attention does not go through transformers' registry, and for p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,19 +46,30 @@ def uses_registry(model: PreTrainedModel) -> bool:
     return bool(model._can_set_attn_implementation())
 
 
-def find_projections(model: PreTrainedModel, layer: int) -> ProjectionModules | None:
-    """The projections of a layer's self-attention, or `None` if it has none under a known name.
+def find_projections(model: PreTrainedModel, layers: Sequence[int]) -> list[ProjectionModules] | None:
+    """The projections of some layers' self-attention, or `None` if one has none under a known name.
 
-    The layers after it may have been dropped. Raises `MinilmError` if the model never had so many.
+    layers: 1-based and rising; those after the last may have been dropped. Raises `MinilmError` if the model never had
+    so many.
     """
-    family, layers = family_of(model.config), model.config.num_hidden_layers
-    if layer > layers:
-        raise MinilmError(f"layer {layer} was requested, and the model has {layers}")
-    stack = family.layer_stack(model, layers) or family.layer_stack(model, layer)
+    family, count, last = family_of(model.config), model.config.num_hidden_layers, layers[-1]
+    if last > count:
+        raise MinilmError(f"layer {last} was requested, and the model has {count}")
+    stack = family.layer_stack(model, count) or family.layer_stack(model, last)
     if stack is None:
         return None
+    found = []
+    for layer in layers:
+        modules = _projections_of(stack[1][layer - 1], family)
+        if modules is None:
+            return None
+        found.append(modules)
+    return found
+
+
+def _projections_of(layer: nn.Module, family: Family) -> ProjectionModules | None:
     names = ((family.fused,), *_NAMES) if family.fused else _NAMES
-    for module in stack[1][layer - 1].modules():
+    for module in layer.modules():
         children = dict(module.named_children())
         for some in names:
             if all(name in children for name in some):
@@ -67,7 +78,10 @@ def find_projections(model: PreTrainedModel, layer: int) -> ProjectionModules | 
 
 
 class ProjectionHooks:
-    """Collects the outputs of a layer's projections during a pass, and hands them over as soon as all are there."""
+    """Collects the outputs of a layer's projections during a pass, and hands them over as soon as all are there.
+
+    What the projections compute later in the pass is left out: DeBERTa-v2 sends its relative positions through them.
+    """
 
     def __init__(
         self,
@@ -80,7 +94,8 @@ class ProjectionHooks:
     ) -> None:
         """rotated: apply the family's own rotation, if it is outside the registry. wanted: whether to collect."""
         self._found, self._family, self._wanted, self._done = found, family, wanted, done
-        self._outputs: dict[nn.Module, Tensor] = {}
+        self._outputs: dict[nn.Module, Tensor] | None = None
+        """Those of the current pass, until they are handed over."""
         self._arguments: dict[str, Any] = {}
         self._rotate = family.rotate if rotated else None
         # Hooks end the pass by an exception, which a compiled model must not trace.
@@ -90,21 +105,20 @@ class ProjectionHooks:
         found.attention.register_forward_pre_hook(self._begin, with_kwargs=True)
 
     def _begin(self, _: nn.Module, __: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self._outputs.clear()
-        self._arguments = keywords
+        self._outputs, self._arguments = {}, keywords
 
     def _collect(self, module: nn.Module, _: Any, output: Tensor) -> None:
-        if not self._wanted():
+        if self._outputs is None or not self._wanted():
             return
         self._outputs[module] = output.transpose(1, 2) if isinstance(module, nn.Conv1d) else output
         if len(self._outputs) == len(self._found.projections):
-            self._done(self._projections())
+            self._done(self._projections(self._outputs))
 
-    def _projections(self) -> Projections:
+    def _projections(self, found: dict[nn.Module, Tensor]) -> Projections:
         """Those of the pass, (positions, width)."""
-        outputs = tuple(self._outputs[module] for module in self._found.projections)
+        outputs = tuple(found[module] for module in self._found.projections)
         attention, arguments = self._found.attention, self._arguments
-        self._outputs, self._arguments = {}, {}
+        self._outputs, self._arguments = None, {}
         parts = self._family.split(attention, outputs[0]) if len(outputs) == 1 else outputs
         if self._rotate is not None:
             parts = self._rotate(attention, arguments, parts)

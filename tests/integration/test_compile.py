@@ -40,8 +40,8 @@ def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
     config_of_student.num_hidden_layers = 1
     config_of_student.hidden_dropout_prob = config_of_student.attention_probs_dropout_prob = 0.0
     return Distiller(
-        Tap(model, layer),
-        Tap(build_student(config_of_student, seed=1), 1),
+        Tap(model, [layer]),
+        Tap(build_student(config_of_student, seed=1), [1]),
         RelationObjective(settings.relations.weights, heads=12),
         settings.optimizer,
         LearningRate(settings.schedule, settings.optimizer.lr, STEPS),

@@ -36,17 +36,41 @@ def test_heads_that_divide_both_widths_are_accepted(heads: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "teacher", "student", "message", "nearest"),
+    ("heads", "teacher", "student", "message", "hint"),
     [
-        (50, {768}, {384}, "relations.heads: 50 does not divide the teacher's width of 768", 48),
-        (256, {768}, {384}, "relations.heads: 256 does not divide the student's width of 384", 192),
-        (1000, {768}, {384}, "relations.heads: 1000 does not divide the teacher's width of 768", 384),
-        (64, {1024, 512}, {96}, "relations.heads: 64 does not divide the student's width of 96", 32),
+        (
+            50,
+            {768},
+            {384},
+            "relations.heads: 50 does not divide the teacher's width of 768",
+            "Valid numbers near it: 48 and 64.",
+        ),
+        (
+            256,
+            {768},
+            {384},
+            "relations.heads: 256 does not divide the student's width of 384",
+            "Valid numbers near it: 192 and 384.",
+        ),
+        (
+            1000,
+            {768},
+            {384},
+            "relations.heads: 1000 does not divide the teacher's width of 768",
+            "The nearest valid number is 384.",
+        ),
+        (
+            64,
+            {1024, 512},
+            {96},
+            "relations.heads: 64 does not divide the student's width of 96",
+            "The nearest valid number is 32.",
+        ),
     ],
 )
-def test_other_heads_are_refused_with_the_nearest_divisor(
-    heads: int, teacher: set[int], student: set[int], message: str, nearest: int
+def test_other_heads_are_refused_with_the_divisors_next_to_them(
+    heads: int, teacher: set[int], student: set[int], message: str, hint: str
 ) -> None:
     with pytest.raises(MinilmError, match=message) as caught:
         relation_heads(heads, teacher, student)
-    assert caught.value.hint == f"The nearest number that divides teacher and student is {nearest}."
+    assert caught.value.hint == hint
