@@ -37,20 +37,19 @@ Stores = Path | tuple[Path, ...] | dict[Path, PositiveFloat]
 
 
 def _parse_layers(value: Any) -> Any:
-    """A list of layers, or `6,12`, as a tuple, and a single layer as a number; other values unchanged."""
-    several = value.split(",") if isinstance(value, str) and "," in value else value
-    if not isinstance(several, list | tuple):
-        return _refuse_layer_0(value)
-    if not several:
+    """`6,12` as a list; other values unchanged."""
+    value = value.split(",") if isinstance(value, str) and "," in value else value
+    layers = value if isinstance(value, list | tuple) else [value]
+    if not layers:
         raise ValueError("must have at least one layer")
-    layers = tuple(_refuse_layer_0(layer) for layer in several)
-    return layers[0] if len(layers) == 1 else layers
-
-
-def _refuse_layer_0(value: Any) -> Any:
-    if value in (0, "0"):  # compared with ==: a wrong value may be a list, which cannot be hashed
+    if any(layer in (0, "0") for layer in layers):  # compared with ==: a wrong value may be unhashable
         raise ValueError("layers are counted from 1, or from −1 backwards; there is no layer 0")
     return value
+
+
+def _single_layer(value: str | int | tuple[int, ...]) -> str | int | tuple[int, ...]:
+    """Make a list of one layer a number."""
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
 
 Layer = Annotated[int, NotBool]
@@ -127,6 +126,7 @@ class TeacherSettings(Section):
         Literal["auto"] | Layer | tuple[Layer, ...],
         Flag("--teacher-layer", metavar="auto|N,..."),
         BeforeValidator(_parse_layers),
+        AfterValidator(_single_layer),
     ] = "auto"
     """Teacher layer to learn from: 1-based, −1 is the last; or several, such as `6,12`, each learnt by a student layer.
     Their queries, keys and values are transferred, and the loss is the mean over the layers. `auto`: the last of a
@@ -144,7 +144,10 @@ class StudentSettings(Section):
     """Configuration of the student: a `config.json`, a folder that has one, or a preset such as `l6-h384` (layers,
     hidden size)."""
     layer: Annotated[
-        Layer | tuple[Layer, ...], Flag("--student-layer", metavar="N,..."), BeforeValidator(_parse_layers)
+        Layer | tuple[Layer, ...],
+        Flag("--student-layer", metavar="N,..."),
+        BeforeValidator(_parse_layers),
+        AfterValidator(_single_layer),
     ] = -1
     """Student layer that learns: 1-based, −1 is the last; or several, such as `3,6`, each with a teacher layer to learn
     from."""

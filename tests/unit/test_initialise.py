@@ -31,6 +31,17 @@ def test_student_starts_from_every_second_layer_of_its_teacher() -> None:
         assert torch.equal(ours[name], theirs[name])
 
 
+def test_layers_of_each_pair_start_as_their_teacher_layers() -> None:
+    student, teacher = build(small("bert", num_hidden_layers=4), small("bert", num_hidden_layers=7))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    init_from_teacher(student, [1, 3], teacher, [5, 7])
+    ours, theirs = student.state_dict(), teacher.state_dict()
+    name = "encoder.layer.{}.attention.self.query.weight"
+    for number, source in enumerate((5, 6, 7)):
+        assert torch.equal(ours[name.format(number)], theirs[name.format(source - 1)])
+    assert torch.equal(ours[name.format(3)], before[name.format(3)])
+
+
 def test_layers_above_the_trained_one_stay_random() -> None:
     student, teacher = build(small("bert", num_hidden_layers=3), small("bert", num_hidden_layers=4))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}

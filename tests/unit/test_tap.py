@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -81,6 +83,55 @@ def test_packed_sequences_give_the_same_as_single_ones(family: FamilyCase) -> No
     alone = [tap(Inputs.padded([sequence]))[0] for sequence in sequences]
     expected = [torch.cat(tensors) for tensors in zip(*alone, strict=True)]
     torch.testing.assert_close([*packed], expected, rtol=1e-4, atol=1e-4)
+
+
+@each_family
+def test_several_layers_are_read_in_one_pass_with_the_values_and_gradients_of_single_ones(family: FamilyCase) -> None:
+    model = family.model()
+    calls: list[nn.Module] = []
+    model.get_submodule(family.attention).register_forward_pre_hook(lambda module, _: calls.append(module))
+    inputs = batch() if family.layout == "padded" else Inputs.padded(SEQUENCES[:1])
+    pack = [Inputs.packed(SEQUENCES)] if family.layout == "packed" else []
+    for sequences in (inputs, *pack):
+        several = Tap(model, [1, 3])
+        calls.clear()
+        found = several(sequences)
+        assert len(calls) == (3 if family.shared else 1)
+        ours = gradients_of(model, found)
+        alone = [Tap(model, [layer])(sequences)[0] for layer in (1, 3)]
+        for one, other in zip(found, alone, strict=True):
+            torch.testing.assert_close([*one], [*other], rtol=0, atol=0)
+        theirs = gradients_of(model, alone)
+        assert ours.keys() == theirs.keys()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+def gradients_of(model: PreTrainedModel, found: Iterable[Iterable[Tensor]]) -> dict[str, Tensor]:
+    """Gradients of a function of the projections that weighs each of them differently, by parameter."""
+    total = torch.stack([part.sin().sum() * weight for weight, part in enumerate(chain(*found), start=1)]).sum()
+    total.backward()
+    gradients = {name: part.grad for name, part in model.named_parameters() if part.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return gradients
+
+
+@pytest.mark.parametrize("family", ["modernbert", "eurobert", "roformer"])
+@torch.no_grad()
+def test_several_layers_may_be_read_before_their_rotation(family: str) -> None:
+    model = CASES[family].model()
+    found = Tap(model, [1, 3], rotated=False)(batch())
+    for of_layer, layer in zip(found, (1, 3), strict=True):
+        [alone] = Tap(model, [layer], rotated=False)(batch())
+        [rotated] = Tap(model, [layer])(batch())
+        torch.testing.assert_close([*of_layer], [*alone], rtol=0, atol=0)
+        assert not torch.equal(of_layer.query, rotated.query)
+        assert torch.equal(of_layer.value, rotated.value)
+
+
+def test_nothing_after_a_layer_is_untrained_if_a_later_layer_is_read() -> None:
+    names = untrained_parameters(Tap(BERT.model(), [1, 2]), "q")
+    assert names == untrained_parameters(Tap(BERT.model(), [2]), "q")
+    assert "encoder.layer.0.output.dense.weight" not in names
 
 
 def test_esm_with_token_dropout_is_not_packed() -> None:
@@ -177,7 +228,8 @@ def test_attention_with_unusual_names_is_refused() -> None:
         Tap(random_model(small("fnet")), [2])(batch())
 
 
+@pytest.mark.parametrize("layers", [[4], [2, 4]])
 @pytest.mark.parametrize("family", [BERT, ALBERT, CASES["mpnet"]], ids=lambda family: family.name)
-def test_layer_beyond_the_model_is_refused(family: FamilyCase) -> None:
+def test_layer_beyond_the_model_is_refused(family: FamilyCase, layers: list[int]) -> None:
     with pytest.raises(MinilmError, match="layer 4 was requested, and the model has 3"):
-        Tap(family.model(), [4])(batch())
+        Tap(family.model(), layers)(batch())
