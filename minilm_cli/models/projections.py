@@ -78,10 +78,7 @@ def _projections_of(layer: nn.Module, family: Family) -> ProjectionModules | Non
 
 
 class ProjectionHooks:
-    """Collects the outputs of a layer's projections during a pass, and hands them over as soon as all are there.
-
-    What the projections compute later in the pass is left out: DeBERTa-v2 sends its relative positions through them.
-    """
+    """Collects the outputs of a layer's projections during a pass, and hands them over as soon as all are there."""
 
     def __init__(
         self,
@@ -94,8 +91,7 @@ class ProjectionHooks:
     ) -> None:
         """rotated: apply the family's own rotation, if it is outside the registry. wanted: whether to collect."""
         self._found, self._family, self._wanted, self._done = found, family, wanted, done
-        self._outputs: dict[nn.Module, Tensor] | None = None
-        """Those of the current pass, until they are handed over."""
+        self._outputs: dict[nn.Module, Tensor] = {}
         self._arguments: dict[str, Any] = {}
         self._rotate = family.rotate if rotated else None
         # Hooks end the pass by an exception, which a compiled model must not trace.
@@ -105,20 +101,21 @@ class ProjectionHooks:
         found.attention.register_forward_pre_hook(self._begin, with_kwargs=True)
 
     def _begin(self, _: nn.Module, __: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self._outputs, self._arguments = {}, keywords
+        self._outputs.clear()
+        self._arguments = keywords
 
     def _collect(self, module: nn.Module, _: Any, output: Tensor) -> None:
-        if self._outputs is None or not self._wanted():
+        if not self._wanted():
             return
         self._outputs[module] = output.transpose(1, 2) if isinstance(module, nn.Conv1d) else output
         if len(self._outputs) == len(self._found.projections):
-            self._done(self._projections(self._outputs))
+            self._done(self._projections())
 
-    def _projections(self, found: dict[nn.Module, Tensor]) -> Projections:
+    def _projections(self) -> Projections:
         """Those of the pass, (positions, width)."""
-        outputs = tuple(found[module] for module in self._found.projections)
+        outputs = tuple(self._outputs[module] for module in self._found.projections)
         attention, arguments = self._found.attention, self._arguments
-        self._outputs, self._arguments = None, {}
+        self._outputs, self._arguments = {}, {}
         parts = self._family.split(attention, outputs[0]) if len(outputs) == 1 else outputs
         if self._rotate is not None:
             parts = self._rotate(attention, arguments, parts)

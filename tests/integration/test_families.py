@@ -115,3 +115,11 @@ def test_a_resumed_run_still_says_why_its_layer_was_chosen(tmp_path: Path, tiny_
     report = run.resume(RunFolder(tmp_path / "run"), NoProgress(), {"training.steps": 4})
     assert report.plan.teacher.layer_reason == "the last"
     assert RunFolder(tmp_path / "run").plan().teacher.layer_reason == "the last"
+
+
+def test_each_of_several_layers_must_see_all_tokens(tmp_path: Path, tiny_store: Path) -> None:
+    save_teacher(CASES["modernbert"], tmp_path / "teacher")
+    two = settings(tmp_path / "teacher", tiny_store, tmp_path / "run", teacher__layer="2,3", student__layer="1,2")
+    with pytest.raises(MinilmError, match=r"teacher\.layer: attention in layer 2 of the teacher is local") as caught:
+        run.distill(two, NoProgress())
+    assert caught.value.hint == "Choose a layer whose attention sees all tokens: 1, 3."

@@ -14,7 +14,7 @@ from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.inputs import Inputs
 from minilm_cli.models.student import random_model
 from minilm_cli.models.tap import Tap
-from minilm_cli.models.trials import layout, untrained_parameters
+from minilm_cli.models.trials import layout, refuse_unreadable, untrained_parameters
 from minilm_cli.ops.relation_loss import relation_loss
 from tests.families import FAMILIES, LAYER, FamilyCase
 
@@ -126,6 +126,25 @@ def test_several_layers_may_be_read_before_their_rotation(family: str) -> None:
         torch.testing.assert_close([*of_layer], [*alone], rtol=0, atol=0)
         assert not torch.equal(of_layer.query, rotated.query)
         assert torch.equal(of_layer.value, rotated.value)
+
+
+@torch.no_grad()
+def test_layers_above_the_last_may_be_missing() -> None:
+    model = CASES["mpnet"].model()
+    expected = Tap(model, [1, 2])(batch())
+    del layers(model)[2:]
+    for one, other in zip(Tap(model, [1, 2])(batch()), expected, strict=True):
+        torch.testing.assert_close([*one], [*other], rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_each_layer_must_depend_on_the_input() -> None:
+    model = BERT.model()
+    refuse_unreadable(Tap(model, [1, 2]), "teacher", "folder")
+    layers(model)[0].attention.self.query.weight.zero_()
+    refuse_unreadable(Tap(model, [2]), "teacher", "folder")
+    with pytest.raises(MinilmError, match="cannot find the queries, keys and values of the teacher"):
+        refuse_unreadable(Tap(model, [1, 2]), "teacher", "folder")
 
 
 def test_nothing_after_a_layer_is_untrained_if_a_later_layer_is_read() -> None:
