@@ -53,7 +53,7 @@ def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
 
 
 # Generating the code takes most of the time, so the second case only traces the models and runs the traces.
-@pytest.mark.parametrize(("pack", "backend"), [(True, "inductor"), (False, "eager")])
+@pytest.mark.parametrize(("layout", "backend"), [("packed", "inductor"), ("padded", "eager")])
 def test_compiled_training_is_the_same_and_compiles_only_in_the_first_steps(
     tiny_teacher: Path,
     tiny_student_config: Path,
