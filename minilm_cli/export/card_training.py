@@ -13,7 +13,7 @@ from minilm_cli.export.markdown import block, code, plain, table
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.held_out import HeldOut
 from minilm_cli.runs.plan import DataFacts, Plan
-from minilm_cli.runs.plan_text import relation_weights, start
+from minilm_cli.runs.plan_text import relation_weights, start, tapped
 from minilm_cli.settings.distill import DistillSettings
 
 Records = Sequence[Mapping[str, float]]
@@ -125,8 +125,7 @@ def _teacher_and_relations(settings: DistillSettings, plan: Plan) -> str:
         ("teacher", f"{plain(teacher.name)} ({plain(shape)})"),
         ("revision", plain(settings.teacher.revision or "default") if teacher.on_hub else "none: a local folder"),
         ("weights", f"SHA-256 {code(teacher.weights_sha256)}, up to layer {teacher.layer}, without the pooler"),
-        ("teacher layer", str(teacher.layer)),
-        ("student layer", str(plan.student.layer)),
+        *_layers(plan),
         ("student started from", start(plan.student)),
         ("relations", relation_weights(settings.relations.weights)),
         ("relation heads", f"{relations.heads} ({widths})"),
@@ -134,6 +133,13 @@ def _teacher_and_relations(settings: DistillSettings, plan: Plan) -> str:
     if teacher.license:
         rows.insert(3, ("licence", plain(teacher.license_name or teacher.license)))
     return f"## Teacher and relations\n\n{table(rows)}"
+
+
+def _layers(plan: Plan) -> list[tuple[str, str]]:
+    theirs, ours = (", ".join(map(str, tapped(model))) for model in (plan.teacher, plan.student))
+    if not plan.student.tapped_layers:
+        return [("teacher layer", theirs), ("student layer", ours)]
+    return [("teacher layers", theirs), ("student layers", f"{ours}; the loss is the mean over the pairs of layers")]
 
 
 def _data(data: DataFacts) -> str:

@@ -65,7 +65,7 @@ def refuse_unsuitable(model: PreTrainedModel, side: str, where: str) -> None:
         )
     if any(getattr(module, "is_causal", False) for module in model.modules()):
         raise _causal(family, side, where)
-    if not (uses_registry(model) or find_projections(model, 1)):
+    if not (uses_registry(model) or find_projections(model, [1])):
         raise unreadable_attention(family, side, where)
 
 

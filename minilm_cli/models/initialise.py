@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.families import family_of
-from minilm_cli.models.layers import evenly_spaced
+from minilm_cli.models.layers import spaced_by_pairs
 
 
-def init_from_teacher(student: PreTrainedModel, layer: int, teacher: PreTrainedModel, teacher_layer: int) -> None:
+def init_from_teacher(
+    student: PreTrainedModel, layers: Sequence[int], teacher: PreTrainedModel, teacher_layers: Sequence[int]
+) -> None:
     """Copy evenly spaced teacher layers, and the embeddings, into a student of the same family and widths.
 
-    Student layer i, up to the trained one (`layer`), starts as teacher layer round(i × teacher_layer / layer); student
-    layers above it keep their random weights. Raises `MinilmError` if a tensor does not fit.
+    layers, teacher_layers: those that are compared, in pairs. Each student layer of a pair starts as its teacher layer,
+    and those before it as layers evenly spaced up to that (see `spaced_by_pairs`); student layers above the last keep
+    their random weights. Raises `MinilmError` if a tensor does not fit.
     """
     ours, theirs = family_of(student.config), family_of(teacher.config)
     if ours != theirs:
@@ -21,7 +26,7 @@ def init_from_teacher(student: PreTrainedModel, layer: int, teacher: PreTrainedM
             f"--init teacher: the student is of the family {ours.name!r} and the teacher of {theirs.name!r}",
             hint="Use --init random, or a student of the teacher's family.",
         )
-    sources = _sources(student, layer, teacher, teacher_layer)
+    sources = _sources(student, layers, teacher, teacher_layers)
     state, chosen = teacher.state_dict(), student.state_dict()
     for name, source in sources.items():
         if source not in state:
@@ -38,20 +43,22 @@ def init_from_teacher(student: PreTrainedModel, layer: int, teacher: PreTrainedM
     student.load_state_dict(chosen)
 
 
-def _sources(student: PreTrainedModel, layer: int, teacher: PreTrainedModel, teacher_layer: int) -> dict[str, str]:
+def _sources(
+    student: PreTrainedModel, layers: Sequence[int], teacher: PreTrainedModel, teacher_layers: Sequence[int]
+) -> dict[str, str]:
     """The teacher's tensor that each of the student's starts from, by name."""
     family = family_of(student.config)
     ours = family.layer_stack(student, student.config.num_hidden_layers)
-    theirs = family.layer_stack(teacher, teacher_layer)
+    theirs = family.layer_stack(teacher, teacher_layers[-1])
     sources = {name: name for name in student.state_dict()}
     if ours is None or theirs is None:
         return sources
-    chosen = evenly_spaced(layer, teacher_layer)
+    chosen = spaced_by_pairs(layers, teacher_layers)
     for name in list(sources):
         if not name.startswith(f"{ours[0]}."):
             continue
         number, _, rest = name.removeprefix(f"{ours[0]}.").partition(".")
-        if int(number) < layer:
+        if int(number) < len(chosen):
             sources[name] = f"{theirs[0]}.{chosen[int(number)] - 1}.{rest}"
         else:
             del sources[name]

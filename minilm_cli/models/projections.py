@@ -5,7 +5,7 @@ For models whose attention does not go through transformers' registry, and for p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,19 +47,30 @@ def uses_registry(model: PreTrainedModel) -> bool:
     return has_attention and bool(model._can_set_attn_implementation())
 
 
-def find_projections(model: PreTrainedModel, layer: int) -> ProjectionModules | None:
-    """The projections of a layer's self-attention, or `None` if it has none under a known name.
+def find_projections(model: PreTrainedModel, layers: Sequence[int]) -> list[ProjectionModules] | None:
+    """The projections of some layers' self-attention, or `None` if one has none under a known name.
 
-    The layers after it may have been dropped. Raises `MinilmError` if the model never had so many.
+    layers: 1-based and rising; those after the last may have been dropped. Raises `MinilmError` if the model never had
+    so many.
     """
-    family, layers = family_of(model.config), model.config.num_hidden_layers
-    if layer > layers:
-        raise MinilmError(f"layer {layer} was requested, and the model has {layers}")
-    stack = family.layer_stack(model, layers) or family.layer_stack(model, layer)
+    family, count, last = family_of(model.config), model.config.num_hidden_layers, layers[-1]
+    if last > count:
+        raise MinilmError(f"layer {last} was requested, and the model has {count}")
+    stack = family.layer_stack(model, count) or family.layer_stack(model, last)
     if stack is None:
         return None
+    found = []
+    for layer in layers:
+        modules = _projections_of(stack[1][layer - 1], family)
+        if modules is None:
+            return None
+        found.append(modules)
+    return found
+
+
+def _projections_of(layer: nn.Module, family: Family) -> ProjectionModules | None:
     names = ((family.fused,), *_NAMES) if family.fused else _NAMES
-    for module in stack[1][layer - 1].modules():
+    for module in layer.modules():
         children = dict(module.named_children())
         for some in names:
             if all(name in children for name in some):

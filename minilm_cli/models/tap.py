@@ -1,8 +1,8 @@
-"""Models that run up to one layer's queries, keys and values, and return them.
+"""Models that run up to a layer's queries, keys and values, and return them: those of one layer or of several.
 
 transformers sends the attention of most models through a registry. The function registered here sees the queries, keys
-and values of any of them. It computes attention as usual until the wanted call of a forward pass, keeps the tensors of
-that call and ends the pass: nothing after them is computed. In families outside the registry, hooks on the layer's
+and values of any of them. It computes attention as usual, keeps the tensors of each wanted call of a forward pass, and
+ends the pass at the last: nothing after them is computed. In families outside the registry, hooks on the layers'
 projections do the same.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,82 +43,82 @@ _active = _Active()
 
 
 class Tap(nn.Module):
-    """A transformers model whose forward pass returns the projections of one layer's self-attention.
+    """A transformers model whose forward pass returns the projections of some layers' self-attention.
 
     Attention calls are counted, because some families do not number their layers.
     """
 
-    def __init__(self, model: PreTrainedModel, layer: int, *, rotated: bool = True) -> None:
-        """layer: 1-based. rotated: queries and keys as attention compares them, else before their rotation.
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int], *, rotated: bool = True) -> None:
+        """layers: 1-based and rising. rotated: queries and keys as attention compares them, else before their rotation.
 
         Raises `MinilmError` if the model's projections cannot be read there.
         """
         super().__init__()
         self.model = model
-        self.layer = layer
+        self.layers = tuple(layers)
         self.family = family_of(model.config)
         self._adapt = InputAdapter(model)
         self.in_registry = uses_registry(model)
         """Whether its attention goes through transformers' registry, and so through `attend`."""
         self._at_call = self.in_registry and (rotated or not is_rotary(model.config))
         self._calls = 0
-        self._kept: Projections | None = None
+        self._kept: list[Projections] = []
         self._packing: Packing | None = None
         if self.in_registry:
             model.set_attn_implementation(ATTENTION)
         if not self._at_call:
-            found = find_projections(model, layer)
+            found = find_projections(model, self.layers)
             if found is None:
                 raise unreadable_attention(self.family.name)
-            if self.in_registry and found.normed:
+            if self.in_registry and found[0].normed:
                 raise MinilmError(
                     f"relations.rotary: {self.family.name} norms its queries and keys between projection and rotation",
                     hint="Use relations.rotary=after.",
                 )
-            ProjectionHooks(found, self.family, rotated=rotated, wanted=lambda: _active.tap is self, done=self._end)
+            for modules in found:
+                ProjectionHooks(
+                    modules, self.family, rotated=rotated, wanted=lambda: _active.tap is self, done=self._keep
+                )
 
-    def forward(self, inputs: Inputs) -> Projections:
-        """Run the model up to the layer; queries, keys and values as (positions, width).
+    def forward(self, inputs: Inputs) -> tuple[Projections, ...]:
+        """Run the model up to the last of the layers; each layer's queries, keys and values as (positions, width).
 
         The positions are those of `inputs`, flattened. The heads are concatenated in `width`, as the model's own
         projections give them; the keys and values of a grouped-query family are narrower than its queries.
-        Raises `MinilmError` if the model has fewer than `layer` layers.
+        Raises `MinilmError` if the model has fewer layers.
         """
         outer, _active.tap = _active.tap, self
-        self._calls, self._kept = 0, None
+        self._calls, self._kept = 0, []
         self._packing = Packing(inputs.lengths, inputs.ids.device) if inputs.is_packed else None
         try:
             self.model(**self._adapt(inputs))
         except _PassEnded:
             pass
         finally:
-            _active.tap = outer
-        return self._take()
+            _active.tap, kept, self._kept = outer, tuple(self._kept), []
+        if len(kept) < len(self.layers):
+            raise self._missing()
+        return kept
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention as usual, or the end of the pass at the wanted call; tensors (batch, heads, tokens, width)."""
+        """Attention as usual, or the end of the pass at the last wanted call; tensors (batch, heads, tokens, width)."""
         self._calls += 1
-        if self._at_call and self._calls == self.layer:
-            query = _unscaled(query, options.get("scaling"))
-            self._end(Projections(_join_heads(query), _join_heads(key), _join_heads(value)))
+        if self._at_call and self._calls in self.layers:
+            compared = _unscaled(query, options.get("scaling"))
+            self._keep(Projections(_join_heads(compared), _join_heads(key), _join_heads(value)))
         # Without a mask, transformers takes a module that does not say otherwise for a causal one; an encoder is not.
         options.setdefault("is_causal", getattr(module, "is_causal", False))
         if self._packing is None:
             return attend_padded(module, query, key, value, mask, **options)
         return attend_packed(self._packing, module, query, key, value, **options), None
 
-    def _end(self, found: Projections) -> NoReturn:
-        """Keep the projections and end the pass."""
-        self._kept = found
-        raise _PassEnded
-
-    def _take(self) -> Projections:
-        kept, self._kept = self._kept, None
-        if kept is None:
-            raise self._missing()
-        return kept
+    def _keep(self, found: Projections) -> None:
+        """Keep a layer's projections; end the pass if it is the last."""
+        self._kept.append(found)
+        if len(self._kept) == len(self.layers):
+            raise _PassEnded
 
     @property
     def is_packed(self) -> bool:
@@ -127,7 +128,7 @@ class Tap(nn.Module):
     def _missing(self) -> MinilmError:
         if self._calls == 0:
             return unreadable_attention(self.family.name)
-        return MinilmError(f"layer {self.layer} was requested, and the model has {self._calls}")
+        return MinilmError(f"layer {self.layers[-1]} was requested, and the model has {self._calls}")
 
 
 def _unscaled(query: Tensor, scaling: float | None) -> Tensor:

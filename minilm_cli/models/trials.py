@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import numpy as np
 import torch
@@ -21,15 +22,16 @@ _RELATIVE, _ABSOLUTE = 1e-3, 1e-4
 
 
 def refuse_unreadable(tap: Tap, side: str, where: str) -> None:
-    """Raise `MinilmError` if what a tap returns cannot be the projections of a layer: other shapes, or constant."""
+    """Raise `MinilmError` if what a tap returns cannot be the projections of layers: other shapes, or constant."""
     first, second = (_ids(tap, numbers) for numbers in ((1, 2, 3), (2, 3, 1)))
     with _tried(tap) as run:
         outputs = [run([ids]) for ids in (first, second)]
-    query, key, value = outputs[0]
-    fits = all(len(part) == len(first) for part in outputs[0]) and query.shape[1] % key.shape[1] == 0
-    varies = all(not torch.equal(one, other) for one, other in zip(*outputs, strict=True))
-    if not (fits and varies and value.isfinite().all()):
-        raise unreadable_attention(tap.family.name, side, where)
+    for of_first, of_second in zip(*outputs, strict=True):
+        query, key, value = of_first
+        fits = all(len(part) == len(first) for part in of_first) and query.shape[1] % key.shape[1] == 0
+        varies = all(not torch.equal(one, other) for one, other in zip(of_first, of_second, strict=True))
+        if not (fits and varies and value.isfinite().all()):
+            raise unreadable_attention(tap.family.name, side, where)
 
 
 def layout(tap: Tap) -> Layout:
@@ -40,12 +42,13 @@ def layout(tap: Tap) -> Layout:
     """
     sequences = [_ids(tap, range(5)), _ids(tap, range(5, 8))]
     with _tried(tap) as run:
-        expected = [torch.cat(parts) for parts in zip(*(run([sequence]) for sequence in sequences), strict=True)]
+        alone = (chain(*run([sequence])) for sequence in sequences)
+        expected = [torch.cat(parts) for parts in zip(*alone, strict=True)]
         own_row = not tap.in_registry or tap.family.needs_own_row(tap.model.config)
-        if not own_row and _agree(lambda: run(sequences, Inputs.packed), expected):
+        if not own_row and _agree(lambda: chain(*run(sequences, Inputs.packed)), expected):
             return "packed"
         real = [*range(5), *range(5, 8)]
-        padded = _agree(lambda: Projections(*(part[real] for part in run(sequences))), expected)
+        padded = _agree(lambda: (part[real] for part in chain(*run(sequences))), expected)
     return "padded" if padded else "equal"
 
 
@@ -71,8 +74,8 @@ def untrained_parameters(tap: Tap, letters: Iterable[str]) -> list[str]:
     gets no gradient: that layer's attention output, feed-forward part and norms, every later layer, and the pooler.
     """
     with _tried(tap) as run, torch.enable_grad():
-        found = dict(zip("qkv", run([_ids(tap, range(4))]), strict=True))
-        total = torch.stack([found[letter].float().sum() for letter in letters]).sum()
+        found = [dict(zip("qkv", of_layer, strict=True)) for of_layer in run([_ids(tap, range(4))])]
+        total = torch.stack([parts[letter].float().sum() for parts in found for letter in letters]).sum()
         total.backward()  # type: ignore[no-untyped-call]  # it has no types
     names = [name for name, parameter in tap.model.named_parameters() if parameter.grad is None]
     tap.zero_grad(set_to_none=True)
@@ -89,13 +92,14 @@ def computes_in_bf16(tap: Tap) -> bool:
     return True
 
 
-def widths(tap: Tap) -> dict[str, int]:
-    """The width of the tapped queries, keys and values, by letter."""
+def widths(tap: Tap) -> list[dict[str, int]]:
+    """The width of each tapped layer's queries, keys and values, by letter."""
     with _tried(tap) as run:
-        return {letter: part.shape[1] for letter, part in zip("qkv", run([_ids(tap, [1])]), strict=True)}
+        found = run([_ids(tap, [1])])
+    return [{letter: part.shape[1] for letter, part in zip("qkv", of_layer, strict=True)} for of_layer in found]
 
 
-Run = Callable[..., Projections]
+Run = Callable[..., tuple[Projections, ...]]
 
 
 @contextmanager
@@ -103,7 +107,7 @@ def _tried(tap: Tap) -> Iterator[Run]:
     """A function that runs the tap without dropout and gradients on sequences, padded if not said otherwise."""
     device, was_training = next(tap.parameters()).device, tap.training
 
-    def run(sequences: Sequence[TokenIds], arrange: Callable[..., Inputs] = Inputs.padded) -> Projections:
+    def run(sequences: Sequence[TokenIds], arrange: Callable[..., Inputs] = Inputs.padded) -> tuple[Projections, ...]:
         return tap(arrange(sequences).to(device))  # type: ignore[no-any-return]  # nn.Module has no types
 
     tap.eval()
@@ -121,9 +125,9 @@ def _ids(tap: Tap, numbers: Iterable[int]) -> TokenIds:
     return np.array([usable[number % len(usable)] for number in numbers])
 
 
-def _agree(compute: Callable[[], Projections], expected: Sequence[Tensor]) -> bool:
+def _agree(compute: Callable[[], Iterable[Tensor]], expected: Sequence[Tensor]) -> bool:
     try:
-        found = compute()
+        found = list(compute())
     except (TypeError, ValueError, IndexError, RuntimeError):
         return False  # the family takes no position_ids, or not these
     return all(torch.allclose(ours, right, _RELATIVE, _ABSOLUTE) for ours, right in zip(found, expected, strict=True))

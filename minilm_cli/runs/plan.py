@@ -22,8 +22,10 @@ class _Facts(BaseModel):
 class TeacherFacts(_Facts):
     """The teacher; `parameters` counts those up to the tapped layer, and `total_parameters` all.
 
-    `operations_per_token` are the floating-point operations of the whole model's matrix products for one token.
-    The licence and `language`, a list of codes, are those that its own model card states.
+    `layer` is the tapped layer; of several it is the last, and `tapped_layers` lists them all. `layer_reason` says why
+    it is this one, and is null if the user chose it. `operations_per_token` are the floating-point operations of the
+    whole model's matrix products for one token. The licence and `language`, a list of codes, are those that its own
+    model card states.
     """
 
     name: str
@@ -31,6 +33,8 @@ class TeacherFacts(_Facts):
     family: str
     layers: int
     layer: int
+    tapped_layers: list[int] = []
+    layer_reason: str | None = None
     width: int
     parameters: int
     total_parameters: int | None = None
@@ -46,13 +50,15 @@ class TeacherFacts(_Facts):
 class StudentFacts(_Facts):
     """The student; `untrained` are the parameters that the loss does not reach.
 
-    `init_from_teacher_layers` is empty for random initial weights; `operations_per_token` is as for the teacher.
+    `init_from_teacher_layers` is empty for random initial weights; `layer`, `tapped_layers` and `operations_per_token`
+    are as for the teacher.
     """
 
     name: str
     family: str
     layers: int
     layer: int
+    tapped_layers: list[int] = []
     width: int
     attention_heads: int | None = None
     feed_forward_width: int | None = None

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
 from minilm_cli.models.hub import Card
-from minilm_cli.models.layers import evenly_spaced
+from minilm_cli.models.layers import spaced_by_pairs
 from minilm_cli.models.size import Size, count_parameters
 from minilm_cli.models.tap import Tap
 from minilm_cli.runs.plan import DataFacts, StoreFacts, StudentFacts, TeacherFacts
@@ -24,7 +24,9 @@ def short_name(config: PreTrainedConfig) -> str:
     return f"l{config.num_hidden_layers}-h{config.hidden_size}"
 
 
-def teacher_facts(tap: Tap, name: str, size: Size, card: Card, *, config_sha256: str) -> TeacherFacts:
+def teacher_facts(
+    tap: Tap, name: str, size: Size, card: Card, *, layer_reason: str | None, config_sha256: str
+) -> TeacherFacts:
     """`name`: as the settings give it. size: with all layers. config_sha256: of its config.json, as it was read."""
     config = tap.model.config
     return TeacherFacts(
@@ -32,7 +34,9 @@ def teacher_facts(tap: Tap, name: str, size: Size, card: Card, *, config_sha256:
         on_hub=not Path(name).is_dir(),
         family=tap.family.name,
         layers=config.num_hidden_layers,
-        layer=tap.layer,
+        layer=tap.layers[-1],
+        tapped_layers=_if_several(tap),
+        layer_reason=layer_reason,
         width=config.hidden_size,
         parameters=count_parameters(tap.model),
         total_parameters=size.parameters,
@@ -47,21 +51,22 @@ def teacher_facts(tap: Tap, name: str, size: Size, card: Card, *, config_sha256:
 
 
 def student_facts(
-    tap: Tap, size: Size, *, teacher_layer: int | None, untrained: Sequence[str], config_sha256: str
+    tap: Tap, size: Size, *, teacher_layers: Sequence[int] | None, untrained: Sequence[str], config_sha256: str
 ) -> StudentFacts:
-    """teacher_layer: the last teacher layer that the student was initialised from, if it was."""
+    """teacher_layers: the tapped ones, if the student was initialised from the teacher."""
     config, named = tap.model.config, dict(tap.model.named_parameters())
     return StudentFacts(
         name=short_name(config),
         family=tap.family.name,
         layers=config.num_hidden_layers,
-        layer=tap.layer,
+        layer=tap.layers[-1],
+        tapped_layers=_if_several(tap),
         width=config.hidden_size,
         attention_heads=config.num_attention_heads,
         feed_forward_width=getattr(config, tap.family.feed_forward, None),
         parameters=size.parameters,
         operations_per_token=size.operations,
-        init_from_teacher_layers=[] if teacher_layer is None else evenly_spaced(tap.layer, teacher_layer),
+        init_from_teacher_layers=[] if teacher_layers is None else spaced_by_pairs(tap.layers, teacher_layers),
         tensors=len(named),
         untrained=list(untrained),
         untrained_parameters=sum(named[name].numel() for name in untrained),
@@ -107,6 +112,10 @@ def data_facts(
 def _public_name(name: str | None) -> str | None:
     """A Hub name as it is, and only the last part of a local path: the rest is private."""
     return name if name is None or (name.count("/") == 1 and not Path(name).is_dir()) else Path(name).name
+
+
+def _if_several(tap: Tap) -> list[int]:
+    return list(tap.layers) if len(tap.layers) > 1 else []
 
 
 def _weights_sha256(model: PreTrainedModel) -> str:

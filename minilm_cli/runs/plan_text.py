@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from minilm_cli.runs.plan import DataFacts, Plan, StudentFacts, TeacherFacts, TrainingFacts
@@ -33,8 +33,8 @@ def banner(plan: Plan, output: str) -> Rows:
     teacher, student, relations = plan.teacher, plan.student, plan.relations
     return [
         ("run folder", output),
-        ("teacher", f"{teacher.name}: {_shape(teacher)}; layer {teacher.layer} is learnt"),
-        ("student", f"{_shape(student)}{_compression(plan)}; layer {student.layer} learns, from {start(student)}"),
+        ("teacher", f"{teacher.name}: {_shape(teacher)}; {_learnt(teacher)}"),
+        ("student", f"{_shape(student)}{_compression(plan)}; {_learning(student)}, from {start(student)}"),
         ("relations", f"{relation_weights(relations.weights)}; {relations.heads} heads"),
         ("data", _data(plan.data)),
         ("training", _training(plan.training)),
@@ -46,6 +46,11 @@ def start(student: StudentFacts) -> str:
     """The initial weights."""
     layers = ", ".join(map(str, student.init_from_teacher_layers))
     return f"the teacher's layers {layers}" if layers else "random weights"
+
+
+def tapped(model: TeacherFacts | StudentFacts) -> list[int]:
+    """Every tapped layer."""
+    return model.tapped_layers or [model.layer]
 
 
 def relation_weights(weights: Mapping[str, float]) -> str:
@@ -111,6 +116,24 @@ def _shown(value: Any) -> str:
 def _shape(model: TeacherFacts | StudentFacts) -> str:
     total = (model.total_parameters or model.parameters) if isinstance(model, TeacherFacts) else model.parameters
     return f"{model.family}, {model.layers} layers, {model.width} wide, {_millions(total)} parameters"
+
+
+def _learnt(teacher: TeacherFacts) -> str:
+    layers = tapped(teacher)
+    if len(layers) > 1:
+        return f"layers {_listed(layers)} are learnt"
+    return f"layer {teacher.layer} is learnt{f', {teacher.layer_reason}' if teacher.layer_reason else ''}"
+
+
+def _learning(student: StudentFacts) -> str:
+    layers = tapped(student)
+    return f"layers {_listed(layers)} learn" if len(layers) > 1 else f"layer {student.layer} learns"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Several numbers in words: `3, 6 and 12`."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} and {last}"
 
 
 def _millions(count: int) -> str:

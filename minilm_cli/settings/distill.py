@@ -36,10 +36,20 @@ CYCLE = 10_000
 Stores = Path | tuple[Path, ...] | dict[Path, PositiveFloat]
 
 
-def _refuse_layer_0(value: Any) -> Any:
-    if value in (0, "0"):  # compared with ==: a wrong value may be a list, which cannot be hashed
+def _parse_layers(value: Any) -> Any:
+    """`6,12` as a list; other values unchanged."""
+    value = value.split(",") if isinstance(value, str) and "," in value else value
+    layers = value if isinstance(value, list | tuple) else [value]
+    if not layers:
+        raise ValueError("must have at least one layer")
+    if any(layer in (0, "0") for layer in layers):  # compared with ==: a wrong value may be unhashable
         raise ValueError("layers are counted from 1, or from −1 backwards; there is no layer 0")
     return value
+
+
+def _single_layer(value: str | int | tuple[int, ...]) -> str | int | tuple[int, ...]:
+    """Make a list of one layer a number."""
+    return value[0] if isinstance(value, tuple) and len(value) == 1 else value
 
 
 Layer = Annotated[int, NotBool]
@@ -112,10 +122,15 @@ class TeacherSettings(Section):
     """Hub name or local folder of the teacher."""
     revision: Annotated[str | None, Flag("--revision")] = None
     """Branch, tag or commit of the teacher on the Hub."""
-    layer: Annotated[Literal["auto"] | Layer, Flag("--teacher-layer"), BeforeValidator(_refuse_layer_0)] = "auto"
-    """Teacher layer to learn from: 1-based, −1 is the last. Its queries, keys and values are transferred. `auto`: the
-    last of a 12-layer teacher, 21 of BERT-large's 24, 19 of RoBERTa-large's and XLM-R-large's 24 (MiniLMv2, section
-    4.1)."""
+    layer: Annotated[
+        Literal["auto"] | Layer | tuple[Layer, ...],
+        Flag("--teacher-layer", metavar="auto|N,..."),
+        BeforeValidator(_parse_layers),
+        AfterValidator(_single_layer),
+    ] = "auto"
+    """Teacher layer to learn from: 1-based, −1 is the last; or several, such as `6,12`, each learnt by a student layer.
+    Their queries, keys and values are transferred, and the loss is the mean over the layers. `auto`: the last of a
+    12-layer teacher, 21 of BERT-large's 24, 19 of RoBERTa-large's and XLM-R-large's 24 (MiniLMv2, section 4.1)."""
     trust_remote_code: Annotated[bool, Flag("--trust-remote-code")] = False
     """Run model code that comes with the teacher. Only for sources you trust."""
 
@@ -128,11 +143,17 @@ class StudentSettings(Section):
     config: Annotated[str, Flag("--student-config", metavar="CONFIG"), Field(min_length=1)]
     """Configuration of the student: a `config.json`, a folder that has one, or a preset such as `l6-h384` (layers,
     hidden size; the teacher's family) or `bert:l6-h384` (another family)."""
-    layer: Annotated[Layer, Flag("--student-layer"), BeforeValidator(_refuse_layer_0)] = -1
-    """Student layer that learns: 1-based, −1 is the last."""
+    layer: Annotated[
+        Layer | tuple[Layer, ...],
+        Flag("--student-layer", metavar="N,..."),
+        BeforeValidator(_parse_layers),
+        AfterValidator(_single_layer),
+    ] = -1
+    """Student layer that learns: 1-based, −1 is the last; or several, such as `3,6`, each with a teacher layer to learn
+    from."""
     init: Annotated[Literal["random", "teacher"], Flag("--init")] = "random"
     """Initial weights of the student: random, or copied from evenly spaced layers of the teacher. Copying needs equal
-    widths."""
+    widths. Each student layer that learns starts as the teacher layer that it learns from."""
 
 
 class DataSettings(Section):

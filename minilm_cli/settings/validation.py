@@ -19,6 +19,7 @@ _REASONS = {
     "model_type": "must be a mapping of names to values",
     **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
     **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    "tuple_type": "must be a list",
     **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "must be a whole number"),
 }
 

@@ -189,8 +189,8 @@ class Distiller:
         """The loss, summed over the sequences, and its parts."""
         return self.objective(*self.outputs(batch), batch.inputs.spans)
 
-    def outputs(self, batch: MicroBatch) -> tuple[Projections, Projections]:
-        """Queries, keys and values of teacher and student."""
+    def outputs(self, batch: MicroBatch) -> tuple[tuple[Projections, ...], tuple[Projections, ...]]:
+        """Queries, keys and values of each tapped layer of teacher and student."""
         inputs = batch.inputs.to(self.device)
         with torch.inference_mode():
             teacher = self.teacher(inputs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from minilm_cli.base.errors import MinilmError
@@ -28,24 +30,34 @@ class Objective(Protocol):
     parts: Sequence[str]
     """Names of the terms of the loss."""
 
-    def __call__(self, teacher: Projections, student: Projections, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """The loss, differentiable with respect to the student, and its parts, unweighted and detached, (parts,)."""
+    def __call__(
+        self, teacher: Sequence[Projections], student: Sequence[Projections], spans: Sequence[Span]
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, differentiable with respect to the student, and its parts, unweighted and detached, (parts,).
+
+        teacher, student: the projections of each tapped layer, in pairs.
+        """
 
     def untrained(self, student: Tap) -> list[str]:
         """Names of the student's parameters that the loss does not reach."""
 
 
 class RelationObjective:
-    """The multi-head self-attention relation loss (MiniLMv2, section 3.1)."""
+    """The multi-head self-attention relation loss (MiniLMv2, section 3.1), its mean over the pairs of layers."""
 
     def __init__(self, weights: Mapping[str, float], heads: int) -> None:
         """`weights` of the relations, pairs of `q`, `k`, `v`; `heads`: relation heads."""
         self.parts: Sequence[str] = tuple(weights)
         self._weights, self._heads = dict(weights), heads
 
-    def __call__(self, teacher: Projections, student: Projections, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """As every objective; see `ops.relation_loss.relation_loss`."""
-        return relation_loss(teacher, student, spans, heads=self._heads, weights=self._weights)
+    def __call__(
+        self, teacher: Sequence[Projections], student: Sequence[Projections], spans: Sequence[Span]
+    ) -> tuple[Tensor, Tensor]:
+        """As every objective; see `ops.relation_loss.relation_loss`. The parts are means over the pairs too."""
+        pairs = zip(teacher, student, strict=True)
+        found = [relation_loss(*pair, spans, heads=self._heads, weights=self._weights) for pair in pairs]
+        losses, parts = zip(*found, strict=True)
+        return torch.stack(losses).mean(), torch.stack(parts).mean(0)
 
     def untrained(self, student: Tap) -> list[str]:
         """As every objective: the loss ends at the projections in use."""
@@ -54,15 +66,15 @@ class RelationObjective:
 
 def used_widths(tap: Tap, relations: Mapping[str, float]) -> set[int]:
     """Widths of the projections that the relations use; raises `MinilmError` if a relation pairs two widths."""
-    found = widths(tap)
-    for left, right in map(tuple, relations):
+    each = widths(tap)
+    for (left, right), found in itertools.product(map(tuple, relations), each):
         if found[left] != found[right]:
             raise MinilmError(
                 f"relations.weights: {left}{right} pairs {left}, {found[left]} wide, with {right}, {found[right]}"
                 f" wide, in {tap.family.name} (grouped-query attention)",
                 hint="Pair projections of one width, such as qq, kk and vv.",
             )
-    return {found[letter] for pair in relations for letter in pair}
+    return {found[letter] for found in each for pair in relations for letter in pair}
 
 
 def relation_heads(wanted: int | str, teacher_widths: set[int], student_widths: set[int]) -> int:
@@ -81,12 +93,20 @@ def relation_heads(wanted: int | str, teacher_widths: set[int], student_widths: 
         side, width = next((s, w) for s, widths in sides for w in sorted(widths) if w % heads)
         raise MinilmError(
             f"relations.heads: {heads} does not divide the {side}'s width of {width}",
-            hint=f"The nearest number that divides teacher and student is {_nearest_divisor(common, heads)}.",
+            hint=_valid_numbers(common, heads),
         )
     return heads
 
 
-def _nearest_divisor(number: int, target: int, most: int | None = None) -> int:
+def _valid_numbers(common: int, heads: int) -> str:
+    """The divisors of `common` next to `heads`, below and above, in words."""
+    divisors = [divisor for divisor in range(1, common + 1) if common % divisor == 0]
+    below = max(divisor for divisor in divisors if divisor < heads)
+    above = min((divisor for divisor in divisors if divisor > heads), default=None)
+    return f"The nearest valid number is {below}." if above is None else f"Valid numbers near it: {below} and {above}."
+
+
+def _nearest_divisor(number: int, target: int, most: int) -> int:
     """The divisor, up to `most`, nearest to `target`; of two, the larger."""
-    divisors = [divisor for divisor in range(1, min(number, most or number) + 1) if number % divisor == 0]
+    divisors = [divisor for divisor in range(1, min(number, most) + 1) if number % divisor == 0]
     return min(divisors, key=lambda divisor: (abs(divisor - target), -divisor))

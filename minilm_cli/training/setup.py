@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from minilm_cli.models.families import is_rotary
 from minilm_cli.models.hub import load_tokenizer, read_card, tokenizer_info
 from minilm_cli.models.initialise import init_from_teacher
 from minilm_cli.models.inputs import Layout
-from minilm_cli.models.layers import resolve_layer
 from minilm_cli.models.size import size_of
 from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import saved_config, student_config
@@ -50,6 +49,7 @@ from minilm_cli.training.batches import BatchStream
 from minilm_cli.training.devices import choose_device, has_bf16, repeat_exactly
 from minilm_cli.training.distiller import Distiller
 from minilm_cli.training.distributed import World
+from minilm_cli.training.layer_pairs import LayerPairs, layer_pairs
 from minilm_cli.training.objective import RelationObjective, relation_heads, used_widths
 from minilm_cli.training.optim import LearningRate
 from minilm_cli.training.stores import Vocabulary, choose_max_length, open_stores, refuse_missing, verify_stores
@@ -69,6 +69,7 @@ class Named:
     teacher_config_sha256: str
     """Of the entries of the teacher's config.json that describe the model."""
     student_config: PreTrainedConfig
+    layers: LayerPairs
     output: Path
     student_config_sha256: str | None = None
     """Of the file that a run which was begun keeps it in."""
@@ -92,14 +93,15 @@ class PreparedRun:
 
 
 def load_named(settings: DistillSettings) -> Named:
-    """The teacher's tokenizer, both configurations and the run's folder; raises `MinilmError`."""
+    """The teacher's tokenizer, both configurations, the layers and the run's folder; raises `MinilmError`."""
     check_sinks(settings.reporting.sinks)
     teacher = settings.teacher
     teacher_config, checksum = _teacher_config(teacher)
     tokenizer = load_tokenizer(teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
     config = student_config(settings.student.config, teacher_config, tokenizer)
     name = f"{short_name(config)}-from-{Path(teacher.name).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Named(tokenizer, teacher_config, checksum, config, settings.output or RUNS / name)
+    layers = layer_pairs(settings, teacher_config, config)
+    return Named(tokenizer, teacher_config, checksum, config, layers, settings.output or RUNS / name)
 
 
 def _teacher_config(teacher: TeacherSettings) -> tuple[PreTrainedConfig, str]:
@@ -116,9 +118,13 @@ def prepare_again(run: RunFolder, settings: DistillSettings, world: World) -> Pr
     refuse_missing(settings.data.paths)
     tokenizer = load_tokenizer(str(run.tokenizer.absolute()))
     config, checksum = saved_config(run.student_config_file), sha256(run.student_config_file)
-    named = Named(tokenizer, *_teacher_config(settings.teacher), config, run.path, checksum)
+    teacher_config, teacher_checksum = _teacher_config(settings.teacher)
+    before = run.plan()
+    # The settings of a run that was begun give the layer as a number, the plan says why.
+    layers = replace(layer_pairs(settings, teacher_config, config), reason=before.teacher.layer_reason)
+    named = Named(tokenizer, teacher_config, teacher_checksum, config, layers, run.path, checksum)
     prepared = prepare(settings, named, converted=run.tokens, world=world)
-    refuse_changes(run.plan(), prepared.plan, teacher=settings.teacher.name, stores=settings.data.paths)
+    refuse_changes(before, prepared.plan, teacher=settings.teacher.name, stores=settings.data.paths)
     return prepared
 
 
@@ -139,7 +145,7 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
         verify_stores(stores)
     mixture = Mixture(list(stores.values()), settings.data.weights)
     teacher, of_teacher = _load_teacher(settings, named)
-    student = _build_student(settings, named.student_config, teacher)
+    student = _build_student(settings, named, teacher)
     student_size = size_of(student.model)
     max_length = choose_max_length(settings.data.max_length, stores, {"teacher": teacher, "student": student})
     relations = _relation_facts(settings.relations, teacher, student, max_length)
@@ -152,7 +158,7 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
         facts = _speed_facts(distiller, relations, stream, round(tokens_per_step), compiled=settings.training.compile)
         micro_batch_budget.settle(distiller, stream, run_tokens=total_steps * tokens_per_step, facts=facts)
     resolved = _resolved(settings, named, distiller, stream, heads=relations.heads, total_steps=total_steps)
-    from_teacher = teacher.layer if settings.student.init == "teacher" else None
+    from_teacher = teacher.layers if settings.student.init == "teacher" else None
     # Building the student has completed its configuration, which the run will save.
     config_sha256 = named.student_config_sha256 or sha256_of_text(named.student_config.to_json_string(use_diff=False))
     plan = Plan(
@@ -160,7 +166,7 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
         student=student_facts(
             student,
             student_size,
-            teacher_layer=from_teacher,
+            teacher_layers=from_teacher,
             untrained=distiller.untrained,
             config_sha256=config_sha256,
         ),
@@ -178,25 +184,31 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
 def _load_teacher(settings: DistillSettings, named: Named) -> tuple[Tap, TeacherFacts]:
     teacher = settings.teacher
     logger.info("Loading the teacher, %s.", teacher.name)
-    model, layer, size = load_teacher(
+    model, _, size = load_teacher(
         teacher.name,
-        layer=teacher.layer,
+        layer=named.layers.teacher[-1],
         revision=teacher.revision,
         trust_remote_code=teacher.trust_remote_code,
         config=named.teacher_config,
     )
-    tap = Tap(model, layer, rotated=settings.relations.rotary == "after")
+    tap = Tap(model, named.layers.teacher, rotated=settings.relations.rotary == "after")
     refuse_unreadable(tap, "teacher", teacher.name)
-    card = read_card(teacher.name, teacher.revision)
-    return tap, teacher_facts(tap, teacher.name, size, card, config_sha256=named.teacher_config_sha256)
+    facts = teacher_facts(
+        tap,
+        teacher.name,
+        size,
+        read_card(teacher.name, teacher.revision),
+        layer_reason=named.layers.reason,
+        config_sha256=named.teacher_config_sha256,
+    )
+    return tap, facts
 
 
-def _build_student(settings: DistillSettings, config: PreTrainedConfig, teacher: Tap) -> Tap:
-    layer = resolve_layer(settings.student.layer, config.num_hidden_layers, setting="student.layer")
-    model = build_student(config, seed=settings.training.seed)
+def _build_student(settings: DistillSettings, named: Named, teacher: Tap) -> Tap:
+    model = build_student(named.student_config, seed=settings.training.seed)
     if settings.student.init == "teacher":
-        init_from_teacher(model, layer, teacher.model, teacher.layer)
-    tap = Tap(model, layer, rotated=settings.relations.rotary == "after")
+        init_from_teacher(model, named.layers.student, teacher.model, teacher.layers)
+    tap = Tap(model, named.layers.student, rotated=settings.relations.rotary == "after")
     refuse_unreadable(tap, "student", "student.config")
     return tap
 
@@ -204,7 +216,8 @@ def _build_student(settings: DistillSettings, config: PreTrainedConfig, teacher:
 def _relation_facts(settings: RelationSettings, teacher: Tap, student: Tap, max_length: int) -> RelationFacts:
     """Which relations are compared; raises `MinilmError` if a model does not have them."""
     for side, tap in (("teacher", teacher), ("student", student)):
-        refuse_local_layer(tap.model.config, tap.layer, max_length, side)
+        for layer in tap.layers:
+            refuse_local_layer(tap.model.config, layer, max_length, side)
     if settings.rotary == "before" and not any(is_rotary(tap.model.config) for tap in (teacher, student)):
         raise MinilmError(
             "relations.rotary: neither the teacher nor the student rotates its queries and keys", hint="Leave it out."
@@ -287,7 +300,7 @@ def _speed_facts(
 
     def shape(tap: Tap) -> list[Any]:
         parameters = sum(parameter.numel() for parameter in tap.model.parameters())
-        return [tap.family.name, tap.layer, tap.model.config.hidden_size, parameters]
+        return [tap.family.name, tap.layers, tap.model.config.hidden_size, parameters]
 
     return {
         "teacher": shape(distiller.teacher),
@@ -317,12 +330,12 @@ def _resolved(
     """The settings with every `auto` resolved, and every path absolute, so that a run can be resumed from anywhere."""
     updates: dict[str, Any] = {
         "teacher": {
-            "layer": distiller.teacher.layer,
+            "layer": distiller.teacher.layers,
             "name": _found_from_anywhere(settings.teacher.name),
             # A branch moves; the commit that was loaded does not.
             "revision": getattr(named.teacher_config, "_commit_hash", None) or settings.teacher.revision,
         },
-        "student": {"layer": distiller.student.layer},
+        "student": {"layer": distiller.student.layers},
         "data": {"max_length": stream.max_length, "path": settings.data.found_from_anywhere()},
         "relations": {"heads": heads},
         "training": {

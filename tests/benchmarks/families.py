@@ -52,7 +52,7 @@ def tap(name: str, layers: int, width: int) -> Tap:
     wanted = case.config | dict.fromkeys(case.wider, width) | {"hidden_size": width}
     known = small(name)
     chosen = wanted | {key: value for key, value in sizes.items() if hasattr(known, key)}
-    return Tap(build_student(small(name, **chosen), seed=0), layers)
+    return Tap(build_student(small(name, **chosen), seed=0), [layers])
 
 
 def measure(name: str, wanted: str, batch: int, steps: int) -> dict[str, float]:

@@ -185,8 +185,8 @@ def _our_steps(
     settings = DistillSettings.model_validate({"teacher": {"name": "-"}, "student": {"config": "-"}})
     device = torch.device("cpu")
     distiller = Distiller(
-        Tap(teacher, 12),
-        Tap(student, 6),
+        Tap(teacher, [12]),
+        Tap(student, [6]),
         RelationObjective(settings.relations.weights, HEADS),
         settings.optimizer,
         LearningRate(settings.schedule, settings.optimizer.lr, 1000),

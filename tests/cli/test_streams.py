@@ -119,7 +119,7 @@ def test_a_run_begins_with_what_it_does_and_ends_with_what_became_of_it(minilm: 
     begin, end = lines.index("Distilling"), lines.index("Trained 3 steps")
     shown = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in lines[begin + 1 : end] if ":" not in line[:11])
     assert shown["run folder"] == "run"
-    assert re.fullmatch(r"teacher: bert, 4 layers, .* parameters; layer 4 is learnt", shown["teacher"])
+    assert re.fullmatch(r"teacher: bert, 4 layers, .* parameters; layer 4 is learnt, the last", shown["teacher"])
     assert re.match(r"bert, 2 layers, .* × smaller, .* × less arithmetic\); layer 2 learns", shown["student"])
     assert shown["relations"] == "QQ × 1, KK × 1, VV × 1; 6 heads"
     assert "sequences held out" in shown["data"]
@@ -205,8 +205,19 @@ def test_a_dry_run_prints_one_json_object_and_writes_no_file(minilm: Minilm) -> 
     assert outcome.out.count("\n") == 1
     assert plan["training"]["steps"] == 3
     assert plan["student"]["layers"] == 2
-    assert plan["teacher"]["layer"] == 4
+    assert (plan["teacher"]["layer"], plan["teacher"]["layer_reason"]) == (4, "the last")
+    assert (plan["teacher"]["tapped_layers"], plan["student"]["tapped_layers"]) == ([], [])
     assert plan["measured"]["seconds_per_step"] > 0
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_dry_run_of_several_layers_lists_them(minilm: Minilm) -> None:
+    outcome = minilm(*DISTILL, "--teacher-layer", "2,4", "--student-layer", "1,2", "--dry-run", "--json")
+    plan = json.loads(outcome.out)
+    for side, layers in (("teacher", [2, 4]), ("student", [1, 2])):
+        assert (plan[side]["layer"], plan[side]["tapped_layers"]) == (layers[-1], layers)
+    assert plan["teacher"]["layer_reason"] is None
+    assert re.search(r"tapped layers +2, 4", outcome.err)
 
 
 @pytest.mark.usefixtures("workplace")

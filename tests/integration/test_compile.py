@@ -40,8 +40,8 @@ def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
     config_of_student.num_hidden_layers = 1
     config_of_student.hidden_dropout_prob = config_of_student.attention_probs_dropout_prob = 0.0
     return Distiller(
-        Tap(model, layer),
-        Tap(build_student(config_of_student, seed=1), 1),
+        Tap(model, [layer]),
+        Tap(build_student(config_of_student, seed=1), [1]),
         RelationObjective(settings.relations.weights, heads=12),
         settings.optimizer,
         LearningRate(settings.schedule, settings.optimizer.lr, STEPS),
@@ -53,7 +53,7 @@ def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
 
 
 # Generating the code takes most of the time, so the second case only traces the models and runs the traces.
-@pytest.mark.parametrize(("pack", "backend"), [(True, "inductor"), (False, "eager")])
+@pytest.mark.parametrize(("layout", "backend"), [("packed", "inductor"), ("padded", "eager")])
 def test_compiled_training_is_the_same_and_compiles_only_in_the_first_steps(
     tiny_teacher: Path,
     tiny_student_config: Path,

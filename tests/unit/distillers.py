@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,21 @@ class Factory:
         *assignments: str,
         dropout: float = 0.0,
         layer: int = 2,
+        pairs: Sequence[tuple[int, int]] = (),
         bf16: bool = False,
         steps: int = 10,
         world: World | None = None,
     ) -> Distiller:
-        """A distiller from the teacher's layer 3 to the student's `layer`; `assignments` as in `--set`."""
-        teacher, number, _ = load_teacher(str(self.teacher), layer=3)
+        """A distiller from the teacher's layer 3 to the student's `layer`; `assignments` as in `--set`.
+
+        pairs: layers of teacher and student instead.
+        """
+        theirs, ours = zip(*(pairs or [(3, layer)]), strict=True)
+        teacher, _, _ = load_teacher(str(self.teacher), layer=theirs[-1])
         settings = settings_of(*assignments)
         return Distiller(
-            Tap(teacher, number),
-            Tap(self.student(dropout), layer),
+            Tap(teacher, theirs),
+            Tap(self.student(dropout), ours),
             RelationObjective(settings.relations.weights, HEADS),
             settings.optimizer,
             LearningRate(settings.schedule, settings.optimizer.lr, steps),

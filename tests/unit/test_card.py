@@ -368,6 +368,15 @@ def test_teacher_data_and_settings_are_listed() -> None:
     assert not {"licence", "versions"} & table.keys()
 
 
+def test_several_layers_are_listed() -> None:
+    several = changed("teacher", tapped_layers=[6, 11])
+    several = several.model_copy(update={"student": PLAN.student.model_copy(update={"tapped_layers": [2, 3]})})
+    table = rows(sections(several))
+    assert table["teacher layers"] == "6, 11"
+    assert table["student layers"] == "2, 3; the loss is the mean over the pairs of layers"
+    assert not {"teacher layer", "student layer"} & table.keys()
+
+
 def test_versions_at_the_start_are_listed() -> None:
     found = {"format_version": 1, "minilm": "0.1.0", "python": "3.11.7", "torch": None, "transformers": ["<5>"]}
     assert rows(sections(environment=found))["versions"] == r"minilm 0.1.0, python 3.11.7, transformers \['\<5\>'\]"

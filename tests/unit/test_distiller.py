@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -14,11 +14,16 @@ from minilm_cli.models.inputs import Layout
 
 from .distillers import HEADS, Factory, assert_close, assert_same, train, weights
 
+#: Two pairs of layers, of teacher and student.
+TWO = [(2, 1), (4, 2)]
 
-def plain_loss(teacher: PreTrainedModel, student: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+
+def plain_loss(
+    teacher: PreTrainedModel, student: PreTrainedModel, ids: Tensor, mask: Tensor, pair: tuple[int, int] = (3, 2)
+) -> Tensor:
     """The mean loss of a padded batch as a plain trainer computes it: full forward passes, masks, kl_div, autograd."""
     projections = []
-    for model, layer in ((teacher, 3), (student, 2)):
+    for model, layer in zip((teacher, student), pair, strict=True):
         states = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[layer - 1]
         attention = model.encoder.layer[layer - 1].attention.self
         projections.append([attention.query(states), attention.key(states), attention.value(states)])
@@ -35,9 +40,11 @@ def plain_loss(teacher: PreTrainedModel, student: PreTrainedModel, ids: Tensor, 
     return total
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_steps_match_a_plain_training_loop(factory: Factory, layout: Layout) -> None:
-    distiller, stream = factory.distiller(), factory.stream(layout=layout)
+@pytest.mark.parametrize(
+    ("layout", "pairs"), [("packed", [(3, 2)]), ("padded", [(3, 2)]), ("packed", TWO), ("padded", TWO)]
+)
+def test_steps_match_a_plain_training_loop(factory: Factory, layout: Layout, pairs: Sequence[tuple[int, int]]) -> None:
+    distiller, stream = factory.distiller(pairs=pairs), factory.stream(layout=layout)
     teacher = AutoModel.from_pretrained(factory.teacher, attn_implementation="eager").eval().requires_grad_(False)
     config = copy.deepcopy(distiller.student.model.config)
     student = AutoModel.from_config(config, attn_implementation="eager")
@@ -49,7 +56,8 @@ def test_steps_match_a_plain_training_loop(factory: Factory, layout: Layout) -> 
     for report in distiller.steps(stream, first=1, last=4):
         [batch] = factory.stream(layout="padded", micro_batch_tokens=10**6).step(report.step).micro_batches
         assert batch.inputs.mask is not None
-        loss = plain_loss(teacher, student, batch.inputs.ids, batch.inputs.mask)
+        losses = [plain_loss(teacher, student, batch.inputs.ids, batch.inputs.mask, pair) for pair in pairs]
+        loss = torch.stack(losses).mean()
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -65,9 +73,12 @@ def test_steps_match_a_plain_training_loop(factory: Factory, layout: Layout) -> 
     assert_close(trained, student.state_dict(), atol=2e-4)
 
 
+@pytest.mark.parametrize("pairs", [[(3, 2)], TWO])
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-def test_micro_batch_size_does_not_change_training(factory: Factory, layout: Layout) -> None:
-    distillers = [factory.distiller(), factory.distiller()]
+def test_micro_batch_size_does_not_change_training(
+    factory: Factory, layout: Layout, pairs: Sequence[tuple[int, int]]
+) -> None:
+    distillers = [factory.distiller(pairs=pairs), factory.distiller(pairs=pairs)]
     reports = [
         train(distiller, factory.stream(layout=layout, micro_batch_tokens=tokens), last=3)
         for distiller, tokens in zip(distillers, (10**6, 60), strict=True)

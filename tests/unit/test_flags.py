@@ -29,7 +29,8 @@ def test_option_is_described_by_its_field() -> None:
     assert batch_size.help == "Sequences in an optimiser step, over all processes."
     assert (device.metavar, device.default, device.panel) == ("auto|DEVICE", "auto", "Training")
     assert by_name["--schedule"].metavar == "linear|cosine|constant"
-    assert by_name["--teacher-layer"].metavar == "auto|N"
+    assert by_name["--relation-heads"].metavar == "auto|N"
+    assert by_name["--teacher-layer"].metavar == "auto|N,..."
     assert by_name["--relations"].default == "qq=1,kk=1,vv=1"
     assert by_name["--compile"].default == "no-compile"
     assert {option.name: option for option in options(ExportSettings)}["--private"].default == "private"

@@ -20,7 +20,7 @@ def build(student: PreTrainedConfig, teacher: PreTrainedConfig) -> tuple[PreTrai
 
 def test_student_starts_from_every_second_layer_of_its_teacher() -> None:
     student, teacher = build(small("bert", num_hidden_layers=3), small("bert", num_hidden_layers=6))
-    init_from_teacher(student, 3, teacher, 6)
+    init_from_teacher(student, [3], teacher, [6])
     ours, theirs = student.state_dict(), teacher.state_dict()
     for number, source in enumerate((1, 3, 5)):  # layers 2, 4 and 6, counted from 1
         names = [name for name in ours if name.startswith(f"encoder.layer.{number}.")]
@@ -31,10 +31,21 @@ def test_student_starts_from_every_second_layer_of_its_teacher() -> None:
         assert torch.equal(ours[name], theirs[name])
 
 
+def test_layers_of_each_pair_start_as_their_teacher_layers() -> None:
+    student, teacher = build(small("bert", num_hidden_layers=4), small("bert", num_hidden_layers=7))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    init_from_teacher(student, [1, 3], teacher, [5, 7])
+    ours, theirs = student.state_dict(), teacher.state_dict()
+    name = "encoder.layer.{}.attention.self.query.weight"
+    for number, source in enumerate((5, 6, 7)):
+        assert torch.equal(ours[name.format(number)], theirs[name.format(source - 1)])
+    assert torch.equal(ours[name.format(3)], before[name.format(3)])
+
+
 def test_layers_above_the_trained_one_stay_random() -> None:
     student, teacher = build(small("bert", num_hidden_layers=3), small("bert", num_hidden_layers=4))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    init_from_teacher(student, 2, teacher, 4)
+    init_from_teacher(student, [2], teacher, [4])
     ours, theirs = student.state_dict(), teacher.state_dict()
     name = "encoder.layer.{}.attention.self.query.weight"
     assert torch.equal(ours[name.format(0)], theirs[name.format(1)])
@@ -47,7 +58,7 @@ def test_teacher_may_lack_its_upper_layers(tiny_teacher: Path) -> None:
     config = AutoConfig.from_pretrained(tiny_teacher)
     config.num_hidden_layers = 2
     student = build_student(config, seed=0)
-    init_from_teacher(student, 2, teacher, layer)
+    init_from_teacher(student, [2], teacher, [layer])
     ours, theirs = student.state_dict(), teacher.state_dict()
     assert theirs
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
@@ -56,7 +67,7 @@ def test_teacher_may_lack_its_upper_layers(tiny_teacher: Path) -> None:
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "albert", "modernbert"])
 def test_student_of_the_same_size_computes_the_same(family: str) -> None:
     student, teacher = build(small(family), small(family))
-    init_from_teacher(student, 2, teacher, 2)
+    init_from_teacher(student, [2], teacher, [2])
     ids = torch.tensor([[5, 6, 7, 8]])
     ours, theirs = (model.eval()(input_ids=ids).last_hidden_state for model in (student, teacher))
     assert torch.equal(ours, theirs)
@@ -73,5 +84,5 @@ def test_student_of_the_same_size_computes_the_same(family: str) -> None:
 def test_student_of_other_widths_or_family_is_refused(config: PreTrainedConfig, message: str) -> None:
     student, teacher = build(config, small("bert"))
     with pytest.raises(MinilmError, match=message) as caught:
-        init_from_teacher(student, 2, teacher, 2)
+        init_from_teacher(student, [2], teacher, [2])
     assert "--init random" in (caught.value.hint or "")

@@ -58,13 +58,13 @@ def test_a_student_reads_its_teachers_tokens_as_a_plain_pass_does(tmp_path: Path
     model = model_of(config)
     alone = [case.projections(model, torch.from_numpy(sequence)) for sequence in sequences()]
     expected = [torch.cat(parts) for parts in zip(*alone, strict=True)]
-    tap, padded = Tap(model, LAYER).eval(), Inputs.padded(sequences())
+    tap, padded = Tap(model, [LAYER]).eval(), Inputs.padded(sequences())
     assert padded.mask is not None
     real = padded.mask.bool().flatten()
-    torch.testing.assert_close([part[real] for part in tap(padded)], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close([part[real] for part in tap(padded)[0]], expected, rtol=1e-4, atol=1e-4)
     assert layout(tap) == case.layout
     if case.layout == "packed":
-        torch.testing.assert_close([*tap(Inputs.packed(sequences()))], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close([*tap(Inputs.packed(sequences()))[0]], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["roberta", "mpnet", "xlm-roberta", "bert"])

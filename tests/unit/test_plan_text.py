@@ -105,6 +105,17 @@ def test_banner_says_what_is_trained_on_what() -> None:
     }
 
 
+def test_banner_says_why_a_layer_was_chosen_and_names_several() -> None:
+    chosen = changed(new_plan(), "teacher", layer=21, layer_reason="the best of this family (MiniLMv2)")
+    assert dict(banner(chosen, "run"))["teacher"].endswith("layer 21 is learnt, the best of this family (MiniLMv2)")
+    assert ("layer reason", "the best of this family (MiniLMv2)") in tables(chosen)["teacher"]
+    several = changed(changed(new_plan(), "teacher", tapped_layers=[3, 6, 11]), "student", tapped_layers=[1, 2, 3])
+    rows = dict(banner(several, "run"))
+    assert rows["teacher"].endswith("109.5 M parameters; layers 3, 6 and 11 are learnt")
+    assert rows["student"].endswith("layers 1, 2 and 3 learn, from random weights")
+    assert ("tapped layers", "3, 6, 11") in tables(several)["teacher"]
+
+
 def test_banner_of_an_earlier_plan_leaves_out_what_it_lacks() -> None:
     rows = dict(banner(plan(), "runs/mine"))
     assert rows["teacher"] == "big/teacher: bert, 12 layers, 768 wide, 85.1 M parameters; layer 11 is learnt"

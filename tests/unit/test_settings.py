@@ -173,9 +173,9 @@ WRONG_VALUES = {
     "training.precision": ["fp16"],
     "training.compile": ["perhaps"],
     "training.seed": [-1, 2**70, "true"],
-    "teacher.layer": [0, "last", 1.5],
+    "teacher.layer": [0, "last", 1.5, "true", "[]", "6,auto", "[6, 0]", "6,0", "[6, true]", "6,,12", "[[6]]", "{a: 1}"],
     "teacher.name": ["''"],
-    "student.layer": [0, "auto"],
+    "student.layer": [0, "auto", "3,auto", "[]", "[1.5, 3]", None],
     "student.init": ["zeros"],
     "student.config": ["[]"],
     "data.max_length": [1, 2**40],
@@ -214,6 +214,8 @@ def test_wrong_value_is_refused_by_name(name: str, value: object) -> None:
         ("training.steps", 1.5, "must be a whole number (given: 1.5)"),
         ("training.compile", "maybe", "must be true or false (given: 'maybe')"),
         ("relations.heads", "many", "must be 'auto' or a whole number (given: 'many')"),
+        ("teacher.layer", "many", "must be 'auto' or a whole number or a list (given: 'many')"),
+        ("teacher.layer", [], "must have at least one layer"),
     ],
 )
 def test_wrong_value_is_refused_with_what_it_must_be(name: str, value: object, reason: str) -> None:
@@ -259,6 +261,26 @@ def test_relations_are_pairs_with_weights(text: str, weights: dict[str, float]) 
 @pytest.mark.parametrize("layer", [1, -1, 12, "auto", "3"])
 def test_layers_count_from_1_or_from_the_last(layer: int | str) -> None:
     assert str(load(**{"teacher.layer": layer}).teacher.layer) == str(layer)
+
+
+@pytest.mark.parametrize("name", ["teacher.layer", "student.layer"])
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("6,12", (6, 12)), ("[6, 12]", (6, 12)), ("[-3, -1]", (-3, -1)), ("[6]", 6), ("6, 12", (6, 12))],
+)
+def test_several_layers_are_a_list_or_text_with_commas(
+    tmp_path: Path, name: str, text: str, layers: int | tuple[int, ...]
+) -> None:
+    section, _, key = name.partition(".")
+    as_list = text if text.startswith("[") else f'"{text}"'
+    files = [
+        write(tmp_path, f"{section}: {{{key}: {as_list}}}\n"),
+        write(tmp_path, f"[{section}]\n{key} = {as_list}\n", "settings.toml"),
+        write(tmp_path, f'{{"{section}": {{"{key}": {as_list}}}}}', "settings.json"),
+    ]
+    for settings in (load(f"{name}={text}"), *(load(file=file) for file in files)):
+        assert values_of(settings)[name] == layers
+        assert DistillSettings.model_validate(json.loads(json.dumps(settings.model_dump(mode="json")))) == settings
 
 
 def test_wrong_values_of_other_commands_are_refused() -> None:

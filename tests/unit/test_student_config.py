@@ -330,8 +330,8 @@ def test_preset_keeps_heads_as_wide_as_the_student(family: str) -> None:
     assert (config.num_attention_heads, config.head_dim, config.intermediate_size) == (12, 32, 576)
     assert getattr(config, "num_key_value_heads", 12) == 12
     assert getattr(config, "query_pre_attn_scalar", 32) == 32
-    tap = Tap(build_student(config, seed=0), 2)
-    assert widths(tap) == {"q": 384, "k": 384, "v": 384}
+    tap = Tap(build_student(config, seed=0), [2])
+    assert widths(tap) == [{"q": 384, "k": 384, "v": 384}]
 
 
 def test_preset_scales_an_embedding_as_wide_as_the_hidden_size() -> None:
