@@ -28,7 +28,9 @@ def init_from_teacher(
         )
     sources = _sources(student, layers, teacher, teacher_layers)
     state, chosen = teacher.state_dict(), student.state_dict()
-    for name, source in sources.items():
+    for name, wanted in sources.items():
+        # In T5, the first layer has the biases of relative positions for all layers.
+        source = wanted if wanted in state else name
         if source not in state:
             if "pooler" in name:
                 continue

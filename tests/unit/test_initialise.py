@@ -53,6 +53,16 @@ def test_layers_above_the_trained_one_stay_random() -> None:
     assert torch.equal(ours[name.format(2)], before[name.format(2)])
 
 
+def test_biases_of_relative_positions_stay_with_the_first_layer() -> None:
+    student, teacher = build(small("t5", num_hidden_layers=2), small("t5", num_hidden_layers=4))
+    init_from_teacher(student, [2], teacher, [4])
+    ours, theirs = student.state_dict(), teacher.state_dict()
+    name = "encoder.block.{}.layer.0.SelfAttention.{}.weight"
+    assert torch.equal(ours[name.format(0, "q")], theirs[name.format(1, "q")])
+    bias = name.format(0, "relative_attention_bias")
+    assert torch.equal(ours[bias], theirs[bias])
+
+
 def test_teacher_may_lack_its_upper_layers(tiny_teacher: Path) -> None:
     teacher, layer, _ = load_teacher(str(tiny_teacher), layer=2)
     config = AutoConfig.from_pretrained(tiny_teacher)
