@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
 def table() -> str:
     """All families, a row each."""
     rows = [
-        ("family", "`model_type`", "read at", "batches", "positions", "tried with trained weights"),
-        ("---",) * 6,
+        ("family, `model_type`", "read at, batches", "positions", "trained weights"),
+        ("---",) * 4,
         *(_row(case) for case in FAMILIES),
     ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
@@ -48,7 +48,7 @@ def _row(case: FamilyCase) -> tuple[str, ...]:
     model = case.model()
     read_at = "attention" if uses_registry(model) else "projections"
     positions = ", ".join(_positions(model))
-    return case.title, f"`{case.name}`", read_at, _LAYOUTS[case.layout], positions, case.real
+    return f"{case.title}<br>`{case.name}`", f"{read_at}, {_LAYOUTS[case.layout]}", positions, case.real
 
 
 def _positions(model: PreTrainedModel) -> Iterator[str]:
@@ -56,7 +56,7 @@ def _positions(model: PreTrainedModel) -> Iterator[str]:
     if is_rotary(model.config):
         yield "rotary"
     elif family.position_table(model) is not None:
-        yield f"a table, from {family.first_position(model)}"
+        yield f"table, from {family.first_position(model)}"
     if any("rel_embeddings" in name or "relative_attention_bias" in name for name, _ in model.named_parameters()):
         yield "relative"
 

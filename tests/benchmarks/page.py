@@ -97,7 +97,7 @@ RoFormer and MegatronBERT compute attention with their own code. ConvBERT's batc
 
 {_table(figures, "families")}
 
-They were measured {rounds}.
+They were measured {"once" if quick else "in turn, in two rounds"}{_alone(figures, "families")}.{medians}
 
 ## Tokenisation
 
@@ -150,6 +150,12 @@ def _conditions(machine: Mapping[str, Any]) -> str:
         ("training batch", "32 sequences; lengths log-normal with median 40, at most 128"),
     )
     return _markdown(("condition", "value"), rows, alignment="---")
+
+
+def _alone(figures: Figures, section: str) -> str:
+    """On which machine and when a section was measured, if not with the others."""
+    machine = figures.get("measured_alone", {}).get(section)
+    return f" on {machine['processor']}, {machine['cores']} cores, on {machine['date']}" if machine else ""
 
 
 def _tokens(losses: Iterable[Mapping[str, int]]) -> str:
