@@ -110,14 +110,14 @@ def try_out(model: PreTrainedModel, side: str, where: str) -> None:
 
     Raises `MinilmError` if that fails, gives numbers that are not finite, or shows that tokens see only earlier ones.
     """
-    family, training = family_of(model.config).name, model.training
+    family, remedy, training = family_of(model.config).name, family_of(model.config).remedy, model.training
     model.train(False)
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]]) % model.config.vocab_size
     try:
         with quiet(), torch.no_grad():
             found: torch.Tensor = model(input_ids=ids)[0]
     except Exception as error:  # anything that a family's own code raises at an odd entry
-        raise MinilmError(f"the {side} ({family}) cannot compute: {reason(error)}", where=where) from error
+        raise MinilmError(f"the {side} ({family}) cannot compute: {reason(error)}", where=where, hint=remedy) from error
     model.train(training)
     if not found.isfinite().all():
         raise MinilmError(

@@ -72,6 +72,8 @@ class Family:
     """Rotates them, given the attention module and its keyword arguments: rotary attention outside the registry."""
     feed_forward: str = "intermediate_size"
     """The entry of its configuration for the width of the feed-forward part."""
+    remedy: str | None = None
+    """What its users forget, if a model cannot compute."""
     preset: Mapping[str, Any] = field(default_factory=dict)
     """Entries of a preset for which transformers' defaults are not those of the family's published models."""
 
@@ -154,6 +156,7 @@ _FAMILIES = {
         Family("gemma3_text", preset={"use_bidirectional_attention": True}),
         Family("modernbert", fused="Wqkv"),
         Family("roformer", rotate=_rotate_roformer),
+        Family("xmod", remedy="Set default_language in its config.json to the language of your text."),
         *(Family(name, feed_forward="d_ff") for name in ("t5", "mt5", "umt5")),
     )
 }

@@ -32,3 +32,9 @@ def test_student_that_cannot_be_built_is_refused() -> None:
     config.hidden_act = "no-such-activation"
     with pytest.raises(MinilmError, match=r"the student \(bert\) cannot be built"):
         build_student(config, seed=0)
+
+
+def test_xmod_without_a_language_is_refused_with_the_remedy() -> None:
+    with pytest.raises(MinilmError, match=r"the student \(xmod\) cannot compute: Input language unknown") as caught:
+        build_student(small("xmod", languages=["en_XX", "de_DE"]), seed=0)
+    assert caught.value.hint == "Set default_language in its config.json to the language of your text."
