@@ -75,15 +75,18 @@ def refuse_local_layer(config: PreTrainedConfig, layer: int, max_length: int, si
     What its queries and keys say of tokens far apart was never used, so there is nothing to learn from it.
     """
     reach = window(config, layer)
-    if reach is not None and reach < max_length:
-        others = ", ".join(map(str, global_layers(config)))
-        raise MinilmError(
-            f"{side}.layer: attention in layer {layer} of the {side} is local, up to {reach} tokens away, and sequences"
-            f" may have {max_length} tokens",
-            hint=f"Choose a layer whose attention sees all tokens: {others}."
-            if others
-            else f"Set --max-length to {reach} or less.",
-        )
+    if reach is None or reach >= max_length:
+        return
+    remedies = [f"Set --max-length to {reach} or less."]
+    if others := ", ".join(map(str, global_layers(config))):
+        remedies.insert(0, f"Choose a layer whose attention sees all tokens: {others}.")
+    if side == "student":
+        remedies.append(f"Or write layer_types with full_attention for layer {layer} into its config.json.")
+    raise MinilmError(
+        f"{side}.layer: attention in layer {layer} of the {side} is local, up to {reach} tokens away, and sequences"
+        f" may have {max_length} tokens",
+        hint=" ".join(remedies),
+    )
 
 
 def _causal(family: str, side: str, where: str) -> MinilmError:
