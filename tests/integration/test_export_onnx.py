@@ -24,15 +24,15 @@ from minilm_cli.evaluate.finetune import FineTuner
 from minilm_cli.export import exporting, speed, verify
 from minilm_cli.export import onnx as onnx_format
 from minilm_cli.export.exporting import ExportReport
-from minilm_cli.export.source import Source, source_of_run
-from minilm_cli.models.sentence_head import Normalize, SentenceHead
+from minilm_cli.export.source import source_of_run
 from minilm_cli.models.student import random_model
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import pick_checkpoint
 from minilm_cli.settings.evaluate import EvaluateSettings
 from minilm_cli.settings.export import ExportSettings
 from tests import tiny
-from tests.unit.model_configs import VOCABULARY, small
+from tests.conversion import check_conversion
+from tests.unit.model_configs import small
 
 from .conftest import verify_here
 
@@ -229,28 +229,11 @@ def test_without_pooling_there_are_token_states_only(copied_run: Path) -> None:
     assert not (report.path / "modules.json").exists()
 
 
-@pytest.mark.parametrize("family", ["roberta", "modernbert", "distilbert", "esm"])
+@pytest.mark.parametrize("family", ["roberta", "modernbert", "distilbert", "esm", "mpnet"])
 def test_other_families_are_converted(tmp_path: Path, family: str) -> None:
-    """Positions behind the padding id, rotary ones and local attention, no token types, rescaled embeddings."""
-    tiny.save_tokenizer(tmp_path)
+    """Positions behind the padding id, rotary ones and local attention, no token types, rescaled embeddings, biases."""
     torch.manual_seed(0)
-    model = random_model(small(family)).eval()
-    source = Source(model, tmp_path, SentenceHead(("mean",), (Normalize(),)))
-    onnx_format._convert(source, tmp_path / "model.onnx")
-    session = InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    for batch, tokens in ((1, 1), (3, 5), (2, 30)):
-        ids, mask = torch.randint(4, VOCABULARY, (batch, tokens)), torch.ones((batch, tokens), dtype=torch.long)
-        if batch > 1:
-            ids[0, tokens // 2 :], mask[0, tokens // 2 :] = 1, 0
-        inputs = {"input_ids": ids, "attention_mask": mask}
-        with torch.no_grad():
-            expected = onnx_format._Graph(model, source.head)(**inputs)
-        names = {node.name for node in session.get_inputs()}
-        given = {name: inputs.get(name, torch.zeros_like(ids)).numpy() for name in names}
-        states, embeddings = session.run(["last_hidden_state", "sentence_embedding"], given)
-        real = mask.bool().numpy()
-        np.testing.assert_allclose(states[real], expected[0].numpy()[real], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(embeddings, expected[1].numpy(), rtol=1e-4, atol=1e-5)
+    check_conversion(random_model(small(family)).eval(), tmp_path)
 
 
 def test_token_types_that_the_tokenizer_lacks_are_no_input(copied_run: Path) -> None:
