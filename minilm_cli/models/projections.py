@@ -96,7 +96,7 @@ class ProjectionHooks:
         self._arguments: dict[str, Any] = {}
         self._rotate = family.rotate if rotated else None
         # Hooks end the pass by an exception, which a compiled model must not trace.
-        collect = torch.compiler.disable(self._collect)  # type: ignore[no-untyped-call]
+        collect = torch.compiler.disable(self._collect)  # type: ignore[no-untyped-call]  # it has no types
         for module in found.projections:
             module.register_forward_hook(collect)
         found.attention.register_forward_pre_hook(self._begin, with_kwargs=True)
