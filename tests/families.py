@@ -120,6 +120,8 @@ class FamilyCase:
     """The models with trained weights that were tried."""
     shared: bool = False
     """Whether all layers are one."""
+    fitted: bool = True
+    """Whether a student of another size can start from the teacher's layers."""
 
     @property
     def wider(self) -> dict[str, int]:
@@ -154,14 +156,14 @@ FAMILIES = [
     FamilyCase("distilbert", "DistilBERT", linear("q_lin", "k_lin", "v_lin"), "transformer.layer.1.attention"),
     FamilyCase(
         "albert", "ALBERT", attention="encoder.albert_layer_groups.0.albert_layers.0.attention", shared=True,
-        real="rxnmapper",
+        real="rxnmapper", fitted=False,
     ),
     FamilyCase(
         "mpnet", "MPNet", linear("q", "k", "v"), "encoder.layer.1.attention.attn", layout="padded",
         real="all-mpnet-base-v2",
     ),
     FamilyCase(
-        "deberta", "DeBERTa", of_deberta, layout="padded",
+        "deberta", "DeBERTa", of_deberta, layout="padded", fitted=False,
         config={"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 8},
     ),
     FamilyCase(
@@ -180,19 +182,21 @@ FAMILIES = [
         "eurobert", "EuroBERT", rotary(_PROJECTED, 10_000), "layers.1.self_attn", "layers.1.input_layernorm"
     ),
     FamilyCase("esm", "ESM", norm="encoder.layer.1.attention.LayerNorm"),
-    FamilyCase("xmod", "X-MOD", config={"languages": ["en_XX", "de_DE"], "default_language": "de_DE"}),
+    FamilyCase(
+        "xmod", "X-MOD", config={"languages": ["en_XX", "de_DE"], "default_language": "de_DE"}, fitted=False
+    ),
     FamilyCase("ernie", "ERNIE"),
     FamilyCase("roformer", "RoFormer", rotary(_BERT, 10_000, interleaved=True), layout="padded"),
     FamilyCase("megatron-bert", "MegatronBERT", norm="encoder.layer.1.attention.ln", layout="padded"),
     FamilyCase("rembert", "RemBERT", layout="padded", config={"input_embedding_size": 12, "output_embedding_size": 16}),
     FamilyCase("luke", "LUKE", layout="padded", config={"entity_vocab_size": 8, "entity_emb_size": 12}),
-    FamilyCase("convbert", "ConvBERT", layout="equal"),
+    FamilyCase("convbert", "ConvBERT", layout="equal", fitted=False),
     FamilyCase("layoutlm", "LayoutLM"),
     FamilyCase("jina_embeddings_v3", "Jina embeddings v3", rotary(_PROJECTED, 20_000), "layers.1.self_attn"),
     FamilyCase("data2vec-text", "Data2VecText"),
     FamilyCase(
         "squeezebert", "SqueezeBERT", of_squeezebert, "encoder.layers.1.attention", layout="padded",
-        config={"embedding_size": 24},
+        config={"embedding_size": 24}, fitted=False,
     ),
     FamilyCase(
         "t5", "T5 (encoder)", of_t5, "encoder.block.1.layer.0.SelfAttention", "encoder.block.1.layer.0.layer_norm",

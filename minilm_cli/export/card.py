@@ -74,7 +74,7 @@ def run_card(facts: Facts, training: Training, *, picture: bool = True) -> str:
         f"# {plain(training.title)}",
         f"{_described(facts.source)}, made by minilm {__version__} with MiniLMv2: multi-head self-attention relation"
         " distillation ([arXiv 2012.15828](https://arxiv.org/abs/2012.15828)).",
-        _purpose(facts.head, is_random=not student.init_from_teacher_layers),
+        _purpose(facts.head, is_random=student.has_random_tail),
         *_use(facts),
         *training_sections(training, PICTURE_FILE if has_picture else CURVE_FILE),
         scores_section(facts.source),

@@ -126,7 +126,8 @@ def _teacher_and_relations(settings: DistillSettings, plan: Plan) -> str:
         ("revision", plain(settings.teacher.revision or "default") if teacher.on_hub else "none: a local folder"),
         ("weights", f"SHA-256 {code(teacher.weights_sha256)}, up to layer {teacher.layer}, without the pooler"),
         *_layers(plan),
-        ("student started from", start(plan.student)),
+        ("student started from", plain(start(plan.student))),
+        *(("before", plain(line)) for line in plan.student.init_lineage),
         ("relations", relation_weights(settings.relations.weights)),
         ("relation heads", f"{relations.heads} ({widths})"),
     ]
@@ -201,14 +202,14 @@ def _settings(settings: DistillSettings, plan: Plan) -> str:
 
 def _untrained(plan: Plan) -> str:
     student = plan.student
-    if student.init_from_teacher_layers:
-        begin = "copied from the teacher where it has them"
+    if not student.has_random_tail:
+        begin = start(student)
         advice = "The layers before them have changed since. Fine-tuning on a task adapts them to each other."
     else:
         begin = "random"
         advice = (
             "Fine-tune the model on a task, which trains them too, before its outputs are used. A student of the"
-            " teacher's width can start from the teacher's layers instead (`minilm distill --init teacher`)."
+            " teacher's family can start from the teacher's layers instead (`minilm distill --init teacher`)."
         )
     return f"""## Weights that were not trained
 

@@ -73,7 +73,7 @@ class Source:
     @property
     def has_untrained_tail(self) -> bool:
         """Whether the last part of a run's student has random weights, so that its outputs mean little."""
-        return self.run is not None and not self.run.plan().student.init_from_teacher_layers
+        return self.run is not None and self.run.plan().student.has_random_tail
 
     @cached_property
     def longest(self) -> int | None:

@@ -58,6 +58,16 @@ def _rotate_roformer(attention: Any, arguments: Mapping[str, Any], parts: Parts)
 
 
 @dataclass(frozen=True)
+class HeadSizes:
+    """Attention heads."""
+
+    count: int
+    groups: int
+    """Heads of keys and values: fewer, if several heads of queries share one."""
+    width: int
+
+
+@dataclass(frozen=True)
 class Family:
     """A model family. The fields are the exceptions; the methods work for any of them."""
 
@@ -72,6 +82,10 @@ class Family:
     """Rotates them, given the attention module and its keyword arguments: rotary attention outside the registry."""
     feed_forward: str = "intermediate_size"
     """The entry of its configuration for the width of the feed-forward part."""
+    rotates_neighbours: bool = False
+    """Whether a rotated pair of components stands together, not half a head apart."""
+    scales_scores: bool = True
+    """Whether scores are divided by √(head width); T5 has learnt that factor."""
     remedy: str | None = None
     """What its users forget, if a model cannot compute."""
     preset: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +119,17 @@ class Family:
         if getattr(config, "query_pre_attn_scalar", None) == getattr(config, "head_dim", 0):  # Gemma
             entries["query_pre_attn_scalar"] = width // heads
         return {config.attribute_map.get(name, name): size for name, size in entries.items() if hasattr(config, name)}
+
+    def head_sizes(self, config: PreTrainedConfig) -> HeadSizes:
+        """The attention heads of a model of this configuration."""
+        count = config.num_attention_heads
+        groups = getattr(config, "num_key_value_heads", None) or count
+        return HeadSizes(count, groups, getattr(config, "head_dim", None) or config.hidden_size // count)
+
+    def score_scale(self, config: PreTrainedConfig) -> float:
+        """What attention multiplies the products of queries and keys by."""
+        width = getattr(config, "query_pre_attn_scalar", None) or self.head_sizes(config).width  # Gemma's comes first
+        return float(width**-0.5) if self.scales_scores else 1.0
 
     def layer_stack(self, model: PreTrainedModel, layers: int) -> tuple[str, nn.ModuleList] | None:
         """The list of the model's layers and its name, or `None` where they share weights (ALBERT)."""
@@ -155,9 +180,9 @@ _FAMILIES = {
         Family("distilbert", feed_forward="hidden_dim"),
         Family("gemma3_text", preset={"use_bidirectional_attention": True}),
         Family("modernbert", fused="Wqkv"),
-        Family("roformer", rotate=_rotate_roformer),
+        Family("roformer", rotate=_rotate_roformer, rotates_neighbours=True),
         Family("xmod", remedy="Set default_language in its config.json to the language of your text."),
-        *(Family(name, feed_forward="d_ff") for name in ("t5", "mt5", "umt5")),
+        *(Family(name, feed_forward="d_ff", scales_scores=False) for name in ("t5", "mt5", "umt5")),
     )
 }
 

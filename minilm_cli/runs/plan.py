@@ -47,11 +47,32 @@ class TeacherFacts(_Facts):
     language: list[str] = []
 
 
-class StudentFacts(_Facts):
+class StartFacts(_Facts):
+    """The student's initial weights, random if nothing else is said.
+
+    `init_from_teacher_layers` are the teacher's layers that the student's took over, from the first.
+    `init_share_kept` is the share of the second moments of the teacher's hidden states that a student of another width
+    keeps. `init_from` is another model that it started as, and `init_lineage` says how that was made, the earliest
+    first; `init_random_tail` says whether the part of it after the learnt layer was never trained.
+    """
+
+    init_from_teacher_layers: list[int] = []
+    init_share_kept: float | None = None
+    init_from: str | None = None
+    init_lineage: list[str] = []
+    init_random_tail: bool = False
+
+    @property
+    def has_random_tail(self) -> bool:
+        """Whether the part after the learnt layer has random weights, so that the student's outputs mean little."""
+        from_random = not self.init_from_teacher_layers and self.init_from is None
+        return from_random or self.init_random_tail
+
+
+class StudentFacts(StartFacts):
     """The student; `untrained` are the parameters that the loss does not reach.
 
-    `init_from_teacher_layers` is empty for random initial weights; `layer`, `tapped_layers` and `operations_per_token`
-    are as for the teacher.
+    `layer`, `tapped_layers` and `operations_per_token` are as for the teacher.
     """
 
     name: str
@@ -64,11 +85,15 @@ class StudentFacts(_Facts):
     feed_forward_width: int | None = None
     parameters: int
     operations_per_token: int | None = None
-    init_from_teacher_layers: list[int]
     tensors: int
     untrained: list[str]
     untrained_parameters: int
     config_sha256: str
+
+    @property
+    def start(self) -> StartFacts:
+        """The initial weights alone."""
+        return StartFacts(**self.model_dump(include={*StartFacts.model_fields}))
 
 
 class RelationFacts(_Facts):

@@ -11,10 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
 from minilm_cli.models.hub import Card
-from minilm_cli.models.layers import spaced_by_pairs
 from minilm_cli.models.size import Size, count_parameters
 from minilm_cli.models.tap import Tap
-from minilm_cli.runs.plan import DataFacts, StoreFacts, StudentFacts, TeacherFacts
+from minilm_cli.runs.plan import DataFacts, StartFacts, StoreFacts, StudentFacts, TeacherFacts
 from minilm_cli.tokens.mixture import Mixture
 from minilm_cli.tokens.store import TokenStore
 
@@ -30,7 +29,7 @@ def teacher_facts(
     """`name`: as the settings give it. size: with all layers. config_sha256: of its config.json, as it was read."""
     config = tap.model.config
     return TeacherFacts(
-        name=_public_name(name) or name,
+        name=public_name(name) or name,
         on_hub=not Path(name).is_dir(),
         family=tap.family.name,
         layers=config.num_hidden_layers,
@@ -51,9 +50,9 @@ def teacher_facts(
 
 
 def student_facts(
-    tap: Tap, size: Size, *, teacher_layers: Sequence[int] | None, untrained: Sequence[str], config_sha256: str
+    tap: Tap, size: Size, start: StartFacts, *, untrained: Sequence[str], config_sha256: str
 ) -> StudentFacts:
-    """teacher_layers: the tapped ones, if the student was initialised from the teacher."""
+    """The facts of the student, whose initial weights `start` describes."""
     config, named = tap.model.config, dict(tap.model.named_parameters())
     return StudentFacts(
         name=short_name(config),
@@ -66,7 +65,7 @@ def student_facts(
         feed_forward_width=getattr(config, tap.family.feed_forward, None),
         parameters=size.parameters,
         operations_per_token=size.operations,
-        init_from_teacher_layers=[] if teacher_layers is None else spaced_by_pairs(tap.layers, teacher_layers),
+        **start.model_dump(),
         tensors=len(named),
         untrained=list(untrained),
         untrained_parameters=sum(named[name].numel() for name in untrained),
@@ -95,7 +94,7 @@ def data_facts(
         )
         for (path, store), share, weight in zip(stores.items(), mixture.shares, weight_of_each, strict=True)
     ]
-    tokenizers = dict.fromkeys(_public_name(store.manifest.tokenizer.name) for store in stores.values())
+    tokenizers = dict.fromkeys(public_name(store.manifest.tokenizer.name) for store in stores.values())
     sums = [store.manifest_sha256 for store in each]
     return DataFacts(
         name=", ".join(store.name for store in each),
@@ -109,7 +108,7 @@ def data_facts(
     )
 
 
-def _public_name(name: str | None) -> str | None:
+def public_name(name: str | None) -> str | None:
     """A Hub name as it is, and only the last part of a local path: the rest is private."""
     return name if name is None or (name.count("/") == 1 and not Path(name).is_dir()) else Path(name).name
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from minilm_cli.runs.plan import DataFacts, Plan, StudentFacts, TeacherFacts, TrainingFacts
+from minilm_cli.runs.plan import DataFacts, Plan, StartFacts, StudentFacts, TeacherFacts, TrainingFacts
 
 Rows = list[tuple[str, str]]
 """Names and values."""
@@ -44,8 +44,12 @@ def banner(plan: Plan, output: str) -> Rows:
 
 def start(student: StudentFacts) -> str:
     """The initial weights."""
+    if student.init_from is not None:
+        return f"the weights of {student.init_from}"
     layers = ", ".join(map(str, student.init_from_teacher_layers))
-    return f"the teacher's layers {layers}" if layers else "random weights"
+    share = student.init_share_kept
+    fitted = "" if share is None else f", fitted to its size ({share:.0%} of their hidden states kept)"
+    return f"the teacher's layers {layers}{fitted}" if layers else "random weights"
 
 
 def tapped(model: TeacherFacts | StudentFacts) -> list[int]:
@@ -69,8 +73,8 @@ def megabytes(parameters: int) -> str:
 
 def _student(plan: Plan, *, verbose: bool) -> Iterator[tuple[str, str]]:
     student = plan.student
-    special = {"init_from_teacher_layers", "tensors", "untrained", "untrained_parameters"}
-    yield from _facts(student, without=special)
+    special = {"tensors", "untrained", "untrained_parameters"}
+    yield from _facts(student, without={*special, *StartFacts.model_fields})
     yield "size on disk", f"{megabytes(student.parameters)} in fp32"
     if speedup := _speedup(plan):
         yield "arithmetic", f"the teacher takes {speedup:.1f} times as many operations per token"
@@ -81,7 +85,7 @@ def _student(plan: Plan, *, verbose: bool) -> Iterator[tuple[str, str]]:
 
 
 def _untrained(student: StudentFacts) -> str:
-    end = "" if student.init_from_teacher_layers else ", and random until fine-tuning"
+    end = ", and random until fine-tuning" if student.has_random_tail else ""
     return (
         f"{len(student.untrained)} of {student.tensors} tensors, {student.untrained_parameters:,} parameters: what"
         f" comes after the queries, keys and values of layer {student.layer}. They stay as initialised{end}."

@@ -151,9 +151,13 @@ class StudentSettings(Section):
     ] = -1
     """Student layer that learns: 1-based, −1 is the last; or several, such as `3,6`, each with a teacher layer to learn
     from."""
-    init: Annotated[Literal["random", "teacher"], Flag("--init")] = "random"
-    """Initial weights of the student: random, or copied from evenly spaced layers of the teacher. Copying needs equal
-    widths. Each student layer that learns starts as the teacher layer that it learns from."""
+    init: Annotated[
+        Literal["random", "teacher"] | Annotated[str, Field(min_length=1)],
+        Flag("--init", metavar="random|teacher|MODEL"),
+    ] = "random"
+    """Initial weights of the student: `random`; `teacher`, evenly spaced layers of the teacher, fitted to the student's
+    size if that differs; or a run, folder or Hub name of a model with the student's configuration. With `teacher`, each
+    student layer that learns starts as the layer that it learns from."""
 
 
 class DataSettings(Section):

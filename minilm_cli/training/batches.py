@@ -6,6 +6,8 @@ store, and resuming needs no state.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -106,6 +108,17 @@ class BatchStream:
     def sequence(self, index: int) -> TokenIds:
         """Token ids of one sequence of the store, cut as the models see it."""
         return self._store.sequence(index, self.max_length)
+
+    def sample(self, tokens: int, longest: int) -> Iterator[TokenIds]:
+        """Training sequences of so many tokens in all, or each of them once; cut to `longest` tokens."""
+        steps = range(1, math.ceil(self.train_sequences / self.batch_size) + 1)
+        indices = itertools.chain.from_iterable(map(self.step_indices, steps))
+        for index in itertools.islice(indices, self.train_sequences):
+            sequence = self._store.sequence(int(index), min(longest, self.max_length))
+            yield sequence
+            tokens -= len(sequence)
+            if tokens <= 0:
+                return
 
     def held_out(self) -> Iterator[MicroBatch]:
         """Micro-batches of this process's share of the held-out sequences, always the same ones."""

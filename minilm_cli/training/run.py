@@ -156,7 +156,7 @@ def resume(
         if newest is None:
             refuse_lost_checkpoints(run, before.checkpoint)
         judge = judge_for(settings)
-        prepared = prepare_again(run, settings, world or World())
+        prepared = prepare_again(run, settings, world or World(), initial=newest is None)
         if settings != before:
             if newest is not None:
                 run.write_changes(newest.step, before, prepared.settings)
@@ -193,7 +193,8 @@ def follow(world: World) -> None:
     if announced["step"] is not None:
         _wait_for(path := checkpoint.path_of(run.checkpoints, announced["step"]), world)
         newest = checkpoint.load(path)
-    _train(prepare_again(run, settings, world), run, NoProgress(), newest, None)
+    # The first process hands its initial weights out.
+    _train(prepare_again(run, settings, world, initial=False), run, NoProgress(), newest, None)
 
 
 def replay(file: Path) -> nonfinite.Finding:
@@ -205,7 +206,7 @@ def replay(file: Path) -> nonfinite.Finding:
     """
     step, weights = nonfinite.read(file)
     run = find_run(file.parent)
-    prepared = prepare_again(run, run.settings(), World())
+    prepared = prepare_again(run, run.settings(), World(), initial=False)
     prepared.distiller.load_state({"student": weights, "optimizer": {}})
     return nonfinite.examine(prepared.distiller, step, prepared.stream.step(step))
 

@@ -22,7 +22,6 @@ from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.checks import refuse_local_layer
 from minilm_cli.models.families import is_rotary
 from minilm_cli.models.hub import load_tokenizer, read_card, tokenizer_info
-from minilm_cli.models.initialise import init_from_teacher
 from minilm_cli.models.inputs import Layout
 from minilm_cli.models.size import size_of
 from minilm_cli.models.student import build_student
@@ -32,7 +31,7 @@ from minilm_cli.models.teacher import load_teacher, read_teacher_config
 from minilm_cli.models.trials import common_layout, computes_in_bf16, refuse_unreadable
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import RUNS
-from minilm_cli.runs.plan import Plan, RelationFacts, TeacherFacts, TrainingFacts, refuse_changes
+from minilm_cli.runs.plan import Plan, RelationFacts, StartFacts, TeacherFacts, TrainingFacts, refuse_changes
 from minilm_cli.runs.plan_facts import data_facts, short_name, student_facts, teacher_facts
 from minilm_cli.runs.sinks import check_sinks
 from minilm_cli.settings.distill import (
@@ -52,6 +51,7 @@ from minilm_cli.training.distributed import World
 from minilm_cli.training.layer_pairs import LayerPairs, layer_pairs
 from minilm_cli.training.objective import RelationObjective, relation_heads, used_widths
 from minilm_cli.training.optim import LearningRate
+from minilm_cli.training.start import start_from_model, start_from_teacher
 from minilm_cli.training.stores import Vocabulary, choose_max_length, open_stores, refuse_missing, verify_stores
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Named:
     output: Path
     student_config_sha256: str | None = None
     """Of the file that a run which was begun keeps it in."""
+    start: StartFacts | None = None
+    """How the student started, in a run with a checkpoint, which has its weights."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,11 @@ def _teacher_config(teacher: TeacherSettings) -> tuple[PreTrainedConfig, str]:
     return config, sha256_of_text(json.dumps(said, sort_keys=True))
 
 
-def prepare_again(run: RunFolder, settings: DistillSettings, world: World) -> PreparedRun:
-    """A run that was begun, prepared again; raises `MinilmError` if something it began with is missing or changed."""
+def prepare_again(run: RunFolder, settings: DistillSettings, world: World, *, initial: bool) -> PreparedRun:
+    """A run that was begun, prepared again; raises `MinilmError` if something it began with is missing or changed.
+
+    initial: whether the student gets its initial weights, as there is no checkpoint to take others from.
+    """
     refuse_missing(settings.data.paths)
     tokenizer = load_tokenizer(str(run.tokenizer.absolute()))
     config, checksum = saved_config(run.student_config_file), sha256(run.student_config_file)
@@ -122,7 +127,8 @@ def prepare_again(run: RunFolder, settings: DistillSettings, world: World) -> Pr
     before = run.plan()
     # The settings of a run that was begun give the layer as a number, the plan says why.
     layers = replace(layer_pairs(settings, teacher_config, config), reason=before.teacher.layer_reason)
-    named = Named(tokenizer, teacher_config, teacher_checksum, config, layers, run.path, checksum)
+    start = None if initial else before.student.start
+    named = Named(tokenizer, teacher_config, teacher_checksum, config, layers, run.path, checksum, start)
     prepared = prepare(settings, named, converted=run.tokens, world=world)
     refuse_changes(before, prepared.plan, teacher=settings.teacher.name, stores=settings.data.paths)
     return prepared
@@ -145,12 +151,13 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
         verify_stores(stores)
     mixture = Mixture(list(stores.values()), settings.data.weights)
     teacher, of_teacher = _load_teacher(settings, named)
-    student = _build_student(settings, named, teacher)
+    student = _build_student(settings, named)
     student_size = size_of(student.model)
     max_length = choose_max_length(settings.data.max_length, stores, {"teacher": teacher, "student": student})
     relations = _relation_facts(settings.relations, teacher, student, max_length)
     layout = common_layout(teacher, student)
     stream = _batch_stream(settings, mixture, max_length, layout=layout, device=device, world=world)
+    start = named.start or _start(settings, named, teacher, student, relations, stream)
     total_steps = _total_steps(settings.training, stream)
     distiller = _distiller(settings, teacher, student, relations, total_steps=total_steps, device=device, world=world)
     tokens_per_step = stream.batch_size * mixture.mean_length(max_length)
@@ -158,7 +165,6 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
         facts = _speed_facts(distiller, relations, stream, round(tokens_per_step), compiled=settings.training.compile)
         micro_batch_budget.settle(distiller, stream, run_tokens=total_steps * tokens_per_step, facts=facts)
     resolved = _resolved(settings, named, distiller, stream, heads=relations.heads, total_steps=total_steps)
-    from_teacher = teacher.layers if settings.student.init == "teacher" else None
     # Building the student has completed its configuration, which the run will save.
     config_sha256 = named.student_config_sha256 or sha256_of_text(named.student_config.to_json_string(use_diff=False))
     plan = Plan(
@@ -166,7 +172,7 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
         student=student_facts(
             student,
             student_size,
-            teacher_layers=from_teacher,
+            start,
             untrained=distiller.untrained,
             config_sha256=config_sha256,
         ),
@@ -204,13 +210,24 @@ def _load_teacher(settings: DistillSettings, named: Named) -> tuple[Tap, Teacher
     return tap, facts
 
 
-def _build_student(settings: DistillSettings, named: Named, teacher: Tap) -> Tap:
+def _build_student(settings: DistillSettings, named: Named) -> Tap:
     model = build_student(named.student_config, seed=settings.training.seed)
-    if settings.student.init == "teacher":
-        init_from_teacher(model, named.layers.student, teacher.model, teacher.layers)
     tap = Tap(model, named.layers.student, rotated=settings.relations.rotary == "after")
     refuse_unreadable(tap, "student", "student.config")
     return tap
+
+
+def _start(
+    settings: DistillSettings, named: Named, teacher: Tap, student: Tap, relations: RelationFacts, stream: BatchStream
+) -> StartFacts:
+    """Give the student its initial weights; raises `MinilmError` if they do not fit."""
+    match settings.student.init:
+        case "random":
+            return StartFacts()
+        case "teacher":
+            return start_from_teacher(student, teacher, relations, stream)
+        case name:
+            return start_from_model(student, name, named.tokenizer)
 
 
 def _relation_facts(settings: RelationSettings, teacher: Tap, student: Tap, max_length: int) -> RelationFacts:
@@ -335,7 +352,10 @@ def _resolved(
             # A branch moves; the commit that was loaded does not.
             "revision": getattr(named.teacher_config, "_commit_hash", None) or settings.teacher.revision,
         },
-        "student": {"layer": distiller.student.layers},
+        "student": {
+            "layer": distiller.student.layers,
+            "init": init if (init := settings.student.init) in ("random", "teacher") else _found_from_anywhere(init),
+        },
         "data": {"max_length": stream.max_length, "path": settings.data.found_from_anywhere()},
         "relations": {"heads": heads},
         "training": {
