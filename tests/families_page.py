@@ -35,13 +35,18 @@ def main(arguments: list[str]) -> int:
 
 
 def table() -> str:
-    """All families, a row each."""
+    """All families, a row each, and those that cannot be fitted to another size."""
     rows = [
         ("family, `model_type`", "read at, batches", "positions", "trained weights"),
         ("---",) * 4,
         *(_row(case) for case in FAMILIES),
     ]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    copied = ", ".join(case.title for case in FAMILIES if not case.fitted)
+    note = (
+        f"\n**Only copied** with `--init teacher`, so that the student needs the teacher's widths and heads: {copied}."
+        " All others can be of another size.\n"
+    )
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows) + note
 
 
 def _row(case: FamilyCase) -> tuple[str, ...]:

@@ -203,7 +203,7 @@ def _settings(settings: DistillSettings, plan: Plan) -> str:
 def _untrained(plan: Plan) -> str:
     student = plan.student
     if not student.has_random_tail:
-        begin = start(student)
+        begin = f"from {start(student)}"
         advice = "The layers before them have changed since. Fine-tuning on a task adapts them to each other."
     else:
         begin = "random"

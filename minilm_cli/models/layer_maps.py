@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -101,26 +100,27 @@ def _of_relations(
 ) -> dict[str, Tensor]:
     """The maps that keep the relations, whatever the attention heads are (MiniLMv2, section 3.1).
 
-    Queries and keys have a map in common, which keeps their products too. Rotated ones stay as they are: their pairs
+    Those of queries and keys fit each other, so that attention is kept too. Rotated ones stay as they are: their pairs
     of components belong together.
     """
-    found = {}
-    if "v" in relations.letters:
-        found["v"] = _of_relation_heads([parts["v"]], len(maps["v"]), relations.count)
-    if relations.letters & {"q", "k"} and not is_rotary(widths.teacher):
-        shared = _of_relation_heads([parts["q"], parts["k"]], len(maps["q"]), relations.count)
+    letters = relations.letters | ({"q", "k"} if relations.letters & {"q", "k"} else set())
+    if is_rotary(widths.teacher):
+        letters -= {"q", "k"}
+    split = {letter: parts[letter].chunk(relations.count, dim=1) for letter in sorted(letters)}
+    found = {letter: _of_relation_heads(heads, len(maps[letter])) for letter, heads in split.items()}
+    if "q" in found:
+        found["k"] = list(map(narrowing.aligned, found["k"], found["q"]))
         theirs, ours = widths.heads
         # A relation takes queries with the factor that the family's attention has left out (T5).
         factor = widths.factor * (theirs.width / ours.width) ** 0.5
-        found |= {"q": shared * factor, "k": shared}
-    return found
+        found["q"] = [factor * one for one in found["q"]]
+    return {letter: _diagonal(*heads) for letter, heads in found.items()}
 
 
-def _of_relation_heads(parts: Sequence[Tensor], width: int, count: int) -> Tensor:
-    wide = parts[0].shape[1]
-    split = [part.chunk(count, dim=1) for part in parts]
-    relation_map = partial(narrowing.relation_map, width=width // count, factor=(width / wide) ** 0.5)
-    return _diagonal(*map(relation_map, zip(*split, strict=True)))
+def _of_relation_heads(heads: Sequence[Tensor], width: int) -> list[Tensor]:
+    narrow = width // len(heads)
+    factor: float = (narrow / heads[0].shape[1]) ** 0.5  # relations are scaled by 1/√(head width)
+    return [narrowing.relation_map(head, narrow, factor=factor) for head in heads]
 
 
 def _diagonal(*blocks: Tensor) -> Tensor:

@@ -6,8 +6,6 @@ is a component without a counterpart in the teacher.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -57,17 +55,24 @@ def value_map(value: Tensor, output: Tensor, width: int) -> Tensor:
     return _padded(sizes[:kept].sqrt()[:, None] * _times_inverse(right[:kept], root), width)
 
 
-def relation_map(parts: Sequence[Tensor], width: int, *, factor: float) -> Tensor:
-    """The map of a relation head to `width` that keeps most of the products of each part with itself.
+def relation_map(part: Tensor, width: int, *, factor: float) -> Tensor:
+    """The map of a relation head to `width` that keeps most of the products of its vectors.
 
-    parts: queries, keys or values of the head, each (tokens, head width); several share the map. factor: what the
-    products are multiplied by.
+    part: queries, keys or values of the head, (tokens, head width). factor: what the products are multiplied by.
     """
-    moments = sum(_moments(part) / part.double().square().sum(1).mean() for part in parts)
-    assert isinstance(moments, Tensor)
-    _, directions = torch.linalg.eigh(moments)
-    kept = min(width, len(moments))
+    _, directions = torch.linalg.eigh(_moments(part))
+    kept = min(width, part.shape[1])
     return _padded(directions[:, -kept:].T * factor**0.5, width)
+
+
+def aligned(of_key: Tensor, of_query: Tensor) -> Tensor:
+    """The map of a relation head's keys, turned to that of its queries: products of queries and keys are kept too.
+
+    A rotation changes no products of keys with keys; the nearest solves an orthogonal Procrustes problem.
+    """
+    left, _, right = torch.linalg.svd(of_query @ of_key.T)
+    turned: Tensor = left @ right @ of_key
+    return turned
 
 
 def rotary_map(teacher_width: int, width: int, *, neighbours: bool, factor: float) -> Tensor:

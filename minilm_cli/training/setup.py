@@ -51,7 +51,7 @@ from minilm_cli.training.distributed import World
 from minilm_cli.training.layer_pairs import LayerPairs, layer_pairs
 from minilm_cli.training.objective import RelationObjective, relation_heads, used_widths
 from minilm_cli.training.optim import LearningRate
-from minilm_cli.training.start import start_from_model, start_from_teacher
+from minilm_cli.training.start import STARTS, check_start, start_from_model, start_from_teacher
 from minilm_cli.training.stores import Vocabulary, choose_max_length, open_stores, refuse_missing, verify_stores
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ class PreparedRun:
 def load_named(settings: DistillSettings) -> Named:
     """The teacher's tokenizer, both configurations, the layers and the run's folder; raises `MinilmError`."""
     check_sinks(settings.reporting.sinks)
+    check_start(settings.student.init)
     teacher = settings.teacher
     teacher_config, checksum = _teacher_config(teacher)
     tokenizer = load_tokenizer(teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
@@ -354,7 +355,7 @@ def _resolved(
         },
         "student": {
             "layer": distiller.student.layers,
-            "init": init if (init := settings.student.init) in ("random", "teacher") else _found_from_anywhere(init),
+            "init": init if (init := settings.student.init) in STARTS else _found_from_anywhere(init),
         },
         "data": {"max_length": stream.max_length, "path": settings.data.found_from_anywhere()},
         "relations": {"heads": heads},

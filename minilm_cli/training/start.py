@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from minilm_cli.base.errors import MinilmError
 from minilm_cli.export.source import source_of_checkpoint, source_of_folder, source_of_name
 from minilm_cli.models.initialise import init_from_model, init_from_teacher
 from minilm_cli.models.inputs import Inputs
@@ -20,11 +22,24 @@ from minilm_cli.runs.plan_facts import public_name
 from minilm_cli.runs.plan_text import start
 from minilm_cli.training.batches import BatchStream
 
+#: The starts that are no model's name.
+STARTS = ("random", "teacher")
+
 #: Tokens that a smaller student is fitted to. Four times as many lower its first loss by a few per cent.
 _TOKENS = 16_384
 
 #: Sequences are cut to so many tokens for that: their attention is held in memory together.
 _LONGEST = 128
+
+
+def check_start(init: str) -> None:
+    """Raise `MinilmError` if `student.init` names no model, as far as that is seen without loading it."""
+    if init in STARTS:
+        return
+    if Path(init).is_dir():
+        find_model(Path(init))
+    elif near := difflib.get_close_matches(init, STARTS, n=1):
+        raise MinilmError(f"--init: there is no model {init!r}", hint=f"Did you mean {near[0]}?")
 
 
 def start_from_teacher(student: Tap, teacher: Tap, relations: RelationFacts, stream: BatchStream) -> StartFacts:

@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 360, 60, 20, 50, 45
 #: minilm is blue, the plain code red.
 LINE_COLOURS = ("#2a6fb0", "#c0392b")
+CURVE_COLOURS = ("#2a6fb0", "#c0392b", "#2e8b57", "#8e5ea2")
 BAR_COLOURS = ("#c0392b", "#7aa6d8", "#2a6fb0")
 
 Point = tuple[float, float]
@@ -45,6 +46,34 @@ def log_plot(title: str, across: str, series: Mapping[str, Sequence[Point]]) -> 
         )
         parts.append(_text(x + 26, TOP - 10, name))
     return _picture(title, HEIGHT, parts)
+
+
+def loss_curves(title: str, curves: Mapping[str, Mapping[int, float]]) -> str:
+    """Losses by step on a logarithmic axis, in pairs of one colour: the second of a pair is dashed."""
+    steps = max(step for curve in curves.values() for step in curve)
+    marks = _round_numbers([loss for curve in curves.values() for loss in curve.values()])
+    width, parts = WIDTH - LEFT - RIGHT - 190, []
+    for mark in marks:
+        y = _height(mark, marks)
+        parts.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{LEFT + width}" y2="{y:.1f}" stroke="#ddd"/>')
+        parts.append(_text(LEFT - 6, y + 4, f"{mark:g}", "end"))
+    parts += [
+        _text(LEFT + width * part / 4, HEIGHT - BOTTOM + 18, f"{steps * part // 4}", "middle") for part in range(5)
+    ]
+    parts.append(_text(LEFT + width, HEIGHT - 8, "step", "end"))
+    for number, (name, curve) in enumerate(curves.items()):
+        colour, dashes = CURVE_COLOURS[number // 2], ' stroke-dasharray="5 4"' if number % 2 else ""
+        line = " ".join(f"{LEFT + width * step / steps:.1f},{_height(loss, marks):.1f}" for step, loss in curve.items())
+        style = f'fill="none" stroke="{colour}" stroke-width="2"{dashes}'
+        parts.append(f'<polyline points="{line}" {style}/>')
+        x, y = LEFT + width + 16, TOP + 20 * number
+        parts.append(f'<line x1="{x}" y1="{y}" x2="{x + 24}" y2="{y}" {style}/>')
+        parts.append(_text(x + 30, y + 4, name))
+    return _picture(title, HEIGHT, parts)
+
+
+def _height(value: float, marks: Sequence[float]) -> float:
+    return HEIGHT - BOTTOM - _share(value, marks[0], marks[-1]) * (HEIGHT - TOP - BOTTOM)
 
 
 def bar_chart(title: str, bars: Mapping[str, float]) -> str:

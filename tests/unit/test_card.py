@@ -431,7 +431,7 @@ def test_initialisation_of_the_student_is_described() -> None:
     assert "minilm distill --init teacher" in sections()
     started = changed("student", init_from_teacher_layers=[4, 8, 12])
     assert rows(sections(started))["student started from"] == "the teacher's layers 4, 8, 12"
-    assert "(copied from the teacher where it has them). The layers before them have changed" in sections(started)
+    assert "(from the teacher's layers 4, 8, 12). The layers before them have changed" in sections(started)
     assert "--init teacher" not in sections(started)
 
 

@@ -68,15 +68,30 @@ def test_what_a_head_writes_is_kept() -> None:
 
 
 def test_the_map_of_a_relation_head_keeps_its_products() -> None:
-    query, key = rows(80, 4), rows(80, 4, 1)
-    for parts in ([query], [query, key]):
-        found = narrowing.relation_map(parts, 4, factor=0.5)
-        for part in parts:
-            torch.testing.assert_close((part @ found.T) @ (part @ found.T).T, 0.5 * part @ part.T, rtol=1e-3, atol=1e-3)
-    narrow = narrowing.relation_map([query], 2, factor=1.0)
+    query = rows(80, 4)
+    same = query @ narrowing.relation_map(query, 4, factor=0.5).T
+    torch.testing.assert_close(same @ same.T, 0.5 * query @ query.T, rtol=1e-3, atol=1e-3)
+    narrow = narrowing.relation_map(query, 2, factor=1.0)
     left, sizes, right = torch.linalg.svd(query @ query.T)
     wanted = (left[:, :2] * sizes[:2]) @ right[:2]
     torch.testing.assert_close((query @ narrow.T) @ (query @ narrow.T).T, wanted, rtol=1e-3, atol=1e-2)
+
+
+def test_keys_are_turned_to_fit_the_queries() -> None:
+    query, key = rows(80, 4), rows(80, 4, 1)
+    for width in (4, 3):
+        of_query, of_key = (narrowing.relation_map(part, width, factor=1.0) for part in (query, key))
+        found = narrowing.aligned(of_key, of_query)
+        torch.testing.assert_close(found.T @ found, of_key.T @ of_key)  # products of keys stay
+
+        def error(of_key: Tensor, of_query: Tensor = of_query) -> float:
+            return float((scores(query @ of_query.T, key @ of_key.T) - scores(query, key)).square().sum())
+
+        assert error(found) < 0.5 * error(of_key)
+        if width == 4:
+            torch.testing.assert_close(
+                scores(query @ of_query.T, key @ found.T), scores(query, key), rtol=1e-3, atol=1e-2
+            )
 
 
 def turned(head: Tensor, angles: Tensor, *, neighbours: bool) -> Tensor:
