@@ -189,7 +189,7 @@ def _settings(settings: DistillSettings, plan: Plan) -> str:
     """All settings as a file for `minilm distill --config`; of local paths the last part, as the rest is private."""
     values = settings.model_dump(mode="json", exclude={"output": True, "reporting": True})
     values["teacher"]["name"] = plan.teacher.name
-    values["student"]["config"] = Path(settings.student.config).name
+    values["student"]["config"] = Path(settings.student.config or "").name
     names = [path.name for path in settings.data.paths]
     weights = settings.data.weights
     values["data"]["path"] = names if weights is None else dict(zip(names, weights, strict=True))

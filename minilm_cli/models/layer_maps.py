@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,28 +71,36 @@ def _of_heads(found: LayerPass, parts: Mapping[str, Tensor], widths: Widths, spa
     theirs, ours = widths.heads
     output = (space @ found.weight(found.attention_output)).chunk(theirs.count, dim=1)
     context = found.inputs[found.attention_output].chunk(theirs.count, dim=1)
-    query, key, value = (part.chunk(part.shape[1] // theirs.width, dim=1) for part in parts.values())
     written = torch.stack([(one @ other.T).square().mean() for one, other in zip(context, output, strict=True)])
-    groups = _strongest(written.view(theirs.groups, -1).sum(1), ours.groups)
+    query, key, value = (part.chunk(part.shape[1] // theirs.width, dim=1) for part in parts.values())
     maps = {
         letter: torch.zeros(count * ours.width, part.shape[1])
         for (letter, part), count in zip(parts.items(), (ours.count, ours.groups, ours.groups), strict=True)
     }
-    for place, group in enumerate(groups):
-        in_group = written.view(theirs.groups, -1)[group]
-        heads = [group * len(in_group) + head for head in _strongest(in_group, ours.count // ours.groups)]
+    for place, (group, heads) in enumerate(_chosen(written, theirs, ours)):
         if is_rotary(widths.teacher):
             turned = widths.family.rotates_neighbours
             of_query = of_key = narrowing.rotary_map(theirs.width, ours.width, neighbours=turned, factor=widths.factor)
         else:
-            together = torch.cat([query[head] for head in heads])
-            of_query, of_key = narrowing.attention_maps(together, key[group], ours.width, factor=widths.factor)
+            queries = torch.cat([query[head] for head in heads])
+            of_query, of_key = narrowing.attention_maps(queries, key[group], ours.width, factor=widths.factor)
         of_value = narrowing.value_map(value[group], torch.cat([output[head] for head in heads]), ours.width)
         for number, head in enumerate(heads, start=place * len(heads)):
-            _block(maps["q"], number, head, ours.width, theirs.width).copy_(of_query)
-        _block(maps["k"], place, group, ours.width, theirs.width).copy_(of_key)
-        _block(maps["v"], place, group, ours.width, theirs.width).copy_(of_value)
+            _block(maps["q"], number, head, of_query.shape).copy_(of_query)
+        _block(maps["k"], place, group, of_key.shape).copy_(of_key)
+        _block(maps["v"], place, group, of_value.shape).copy_(of_value)
     return maps
+
+
+def _chosen(written: Tensor, theirs: HeadSizes, ours: HeadSizes) -> Iterator[tuple[int, list[int]]]:
+    """For each of the student's heads of keys and values one of the teacher's, and the heads of queries that share it.
+
+    written: how much each of the teacher's heads writes.
+    """
+    groups = written.view(theirs.groups, -1)
+    for group in _strongest(groups.sum(1), ours.groups):
+        first = group * groups.shape[1]
+        yield group, [first + head for head in _strongest(groups[group], ours.count // ours.groups)]
 
 
 def _of_relations(
@@ -134,5 +142,6 @@ def _strongest(importance: Tensor, count: int) -> list[int]:
     return [found[number % len(found)] for number in range(count)]
 
 
-def _block(matrix: Tensor, row: int, column: int, height: int, width: int) -> Tensor:
+def _block(matrix: Tensor, row: int, column: int, shape: Sequence[int]) -> Tensor:
+    height, width = shape
     return matrix[row * height : (row + 1) * height, column * width : (column + 1) * width]

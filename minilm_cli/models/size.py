@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
@@ -18,6 +19,8 @@ class Size:
 
     parameters: int
     """Shared ones count once."""
+    embeddings: int
+    """Those of the parameters that are in tables, with a row for each token, position or the like."""
     operations: int
     """Floating-point operations of the matrix products for one token, each layer as often as it is used. Attention
     scores, whose number grows with the length of the text, are not in it."""
@@ -31,7 +34,9 @@ def size_of(model: PreTrainedModel) -> Size:
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         model(input_ids=torch.ones((1, 1), dtype=torch.long))
     model.train(training)
-    return Size(count_parameters(model), int(counter.get_total_flops()))
+    tables = {part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
+    embeddings = sum(table.numel() for table in tables)
+    return Size(count_parameters(model), embeddings, int(counter.get_total_flops()))
 
 
 def count_parameters(model: PreTrainedModel) -> int:

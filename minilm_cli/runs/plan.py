@@ -72,7 +72,8 @@ class StartFacts(_Facts):
 class StudentFacts(StartFacts):
     """The student; `untrained` are the parameters that the loss does not reach.
 
-    `layer`, `tapped_layers` and `operations_per_token` are as for the teacher.
+    `layer`, `tapped_layers` and `operations_per_token` are as for the teacher. `embedding_parameters` are those in
+    tables, with a row for each token or position.
     """
 
     name: str
@@ -84,6 +85,7 @@ class StudentFacts(StartFacts):
     attention_heads: int | None = None
     feed_forward_width: int | None = None
     parameters: int
+    embedding_parameters: int | None = None
     operations_per_token: int | None = None
     tensors: int
     untrained: list[str]

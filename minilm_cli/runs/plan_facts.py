@@ -64,6 +64,7 @@ def student_facts(
         attention_heads=config.num_attention_heads,
         feed_forward_width=getattr(config, tap.family.feed_forward, None),
         parameters=size.parameters,
+        embedding_parameters=size.embeddings,
         operations_per_token=size.operations,
         **start.model_dump(),
         tensors=len(named),

@@ -73,15 +73,22 @@ def megabytes(parameters: int) -> str:
 
 def _student(plan: Plan, *, verbose: bool) -> Iterator[tuple[str, str]]:
     student = plan.student
-    special = {"tensors", "untrained", "untrained_parameters"}
+    special = {"tensors", "untrained", "untrained_parameters", "embedding_parameters"}
     yield from _facts(student, without={*special, *StartFacts.model_fields})
     yield "size on disk", f"{megabytes(student.parameters)} in fp32"
+    if (embeddings := student.embedding_parameters) is not None:
+        yield "in embeddings", _part(embeddings, student.parameters)
+        yield "in layers", _part(student.parameters - embeddings, student.parameters)
     if speedup := _speedup(plan):
         yield "arithmetic", f"the teacher takes {speedup:.1f} times as many operations per token"
     yield "initial weights", start(student)
     yield "not trained", _untrained(student)
     if verbose:
         yield "not trained, by name", ", ".join(student.untrained)
+
+
+def _part(count: int, parameters: int) -> str:
+    return f"{count:,} parameters, {megabytes(count)} ({count / parameters:.0%})"
 
 
 def _untrained(student: StudentFacts) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from minilm_cli.settings.flags import Flag
 from minilm_cli.settings.types import (
@@ -50,6 +50,12 @@ def _parse_layers(value: Any) -> Any:
 def _single_layer(value: str | int | tuple[int, ...]) -> str | int | tuple[int, ...]:
     """Make a list of one layer a number."""
     return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+
+def _parse_count(value: Any) -> Any:
+    """`20M` as 20,000,000; other values unchanged."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)([kMB])", value) if isinstance(value, str) else None
+    return round(float(found[1]) * {"k": 10**3, "M": 10**6, "B": 10**9}[found[2]]) if found else value
 
 
 Layer = Annotated[int, NotBool]
@@ -140,9 +146,14 @@ class StudentSettings(Section):
 
     PANEL: ClassVar = "Teacher and student"
 
-    config: Annotated[str, Flag("--student-config", metavar="CONFIG"), Field(min_length=1)]
-    """Configuration of the student: a `config.json`, a folder that has one, or a preset such as `l6-h384` (layers,
-    hidden size; the teacher's family) or `bert:l6-h384` (another family)."""
+    config: Annotated[Annotated[str, Field(min_length=1)] | None, Flag("--student-config", metavar="CONFIG")] = None
+    """Configuration of the student, unless its size is given: a `config.json`, a folder that has one, or a preset such
+    as `l6-h384` (layers, hidden size; the teacher's family) or `bert:l6-h384` (another family)."""
+    max_mb: Annotated[PositiveFloat | None, Flag("--max-mb")] = None
+    """Largest size of the student, in MB of fp32 weights, instead of a configuration. It has half of the teacher's
+    layers and is as wide as fits. Where it would be narrower than a quarter of the teacher, it has fewer layers."""
+    max_params: Annotated[PositiveInt | None, Flag("--max-params", metavar="N"), BeforeValidator(_parse_count)] = None
+    """The same as a number of parameters, such as `20M`."""
     layer: Annotated[
         Layer | tuple[Layer, ...],
         Flag("--student-layer", metavar="N,..."),
@@ -158,6 +169,19 @@ class StudentSettings(Section):
     """Initial weights of the student: `random`; `teacher`, evenly spaced layers of the teacher, fitted to the student's
     size if that differs; or a run, folder or Hub name of a model with the student's configuration. With `teacher`, each
     student layer that learns starts as the layer that it learns from."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if sum(value is not None for value in (self.config, self.max_mb, self.max_params)) > 1:
+            raise ValueError("give one of config, max_mb and max_params")
+        return self
+
+    @property
+    def budget(self) -> tuple[int, str] | None:
+        """Most parameters, and the setting that says so; `None` if there is a configuration."""
+        if self.max_mb is not None:
+            return int(self.max_mb * 10**6 / 4), "student.max_mb"
+        return None if self.max_params is None else (self.max_params, "student.max_params")
 
 
 class DataSettings(Section):

@@ -59,6 +59,10 @@ def combine(flags: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
     return given | assigned
 
 
+#: Settings of which one is given, by section.
+_ALTERNATIVES = {"training": ("steps", "epochs"), "student": ("config", "max_mb", "max_params")}
+
+
 def load_distill_settings(
     file: Path | None = None, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
 ) -> DistillSettings:
@@ -71,7 +75,7 @@ def load_distill_settings(
     # A section whose lines are all commented out is read as null.
     values = {name: {} if value is None and name != "output" else value for name, value in read.items()}
     overrides = combine(flags or {}, assignments)
-    _override_length(values, overrides)
+    _override_alternatives(values, overrides)
     for path, value in overrides.items():
         merge(values, path, value)
     where = str(file) if file else None
@@ -95,12 +99,13 @@ def change_mid_run(settings: DistillSettings, changes: Mapping[str, Any]) -> Dis
     return validate(DistillSettings, values)
 
 
-def _override_length(values: dict[str, Any], overrides: Collection[str]) -> None:
-    """Steps or epochs on the command line replace either in the file."""
-    training = values.get("training")
-    if isinstance(training, dict) and not {"training.steps", "training.epochs"}.isdisjoint(overrides):
-        training.pop("steps", None)
-        training.pop("epochs", None)
+def _override_alternatives(values: dict[str, Any], overrides: Collection[str]) -> None:
+    """Of settings that exclude each other, one on the command line replaces any in the file."""
+    for section, names in _ALTERNATIVES.items():
+        given = values.get(section)
+        if isinstance(given, dict) and any(f"{section}.{name}" in overrides for name in names):
+            for name in names:
+                given.pop(name, None)
 
 
 def merge(into: dict[str, Any], path: str, value: Any) -> None:
@@ -121,6 +126,10 @@ def _refuse_missing(values: Mapping[str, Any]) -> None:
         if option.required and (inside is None or (isinstance(inside, dict) and inside.get(name) is None)):
             hint = f"Give {option.name}, or {option.path} in a settings file (--config)."
             raise MinilmError(f"{option.name} is missing", hint=hint)
+    student = values.get("student") or {}
+    if isinstance(student, dict) and all(student.get(name) is None for name in _ALTERNATIVES["student"]):
+        hint = "Give it, or --max-mb or --max-params, or student.config in a settings file (--config)."
+        raise MinilmError("--student-config is missing", hint=hint)
 
 
 def _split_weights(values: Mapping[str, Any], where: str | None) -> None:

@@ -214,8 +214,8 @@ def replay(file: Path) -> nonfinite.Finding:
 def _load_named(settings: DistillSettings, *, force: bool) -> Named:
     """The first checks of a new run, before anything large is read."""
     if settings.output is not None:
-        inputs: tuple[str | Path, ...] = (*settings.data.paths, settings.teacher.name, settings.student.config)
-        refuse_existing(settings.output, *inputs, force=force, folder=True)
+        named = filter(None, (settings.teacher.name, settings.student.config))
+        refuse_existing(settings.output, *settings.data.paths, *named, force=force, folder=True)
     return load_named(settings)
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.models.budget import student_within
 from minilm_cli.models.checks import refuse_local_layer
 from minilm_cli.models.families import is_rotary
 from minilm_cli.models.hub import load_tokenizer, read_card, tokenizer_info
@@ -68,6 +69,8 @@ class Named:
     teacher_config: PreTrainedConfig
     teacher_config_sha256: str
     """Of the entries of the teacher's config.json that describe the model."""
+    student: str
+    """The name of the student's configuration: a file, a folder or a preset."""
     student_config: PreTrainedConfig
     layers: LayerPairs
     output: Path
@@ -101,10 +104,13 @@ def load_named(settings: DistillSettings) -> Named:
     teacher = settings.teacher
     teacher_config, checksum = _teacher_config(teacher)
     tokenizer = load_tokenizer(teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
-    config = student_config(settings.student.config, teacher_config, tokenizer)
+    budget = settings.student.budget
+    source = settings.student.config if budget is None else student_within(*budget, teacher_config, tokenizer)
+    assert source is not None, "settings have a configuration or a budget"
+    config = student_config(source, teacher_config, tokenizer)
     name = f"{short_name(config)}-from-{Path(teacher.name).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     layers = layer_pairs(settings, teacher_config, config)
-    return Named(tokenizer, teacher_config, checksum, config, layers, settings.output or RUNS / name)
+    return Named(tokenizer, teacher_config, checksum, source, config, layers, settings.output or RUNS / name)
 
 
 def _teacher_config(teacher: TeacherSettings) -> tuple[PreTrainedConfig, str]:
@@ -129,7 +135,8 @@ def prepare_again(run: RunFolder, settings: DistillSettings, world: World, *, in
     # The settings of a run that was begun give the layer as a number, the plan says why.
     layers = replace(layer_pairs(settings, teacher_config, config), reason=before.teacher.layer_reason)
     start = None if initial else before.student.start
-    named = Named(tokenizer, teacher_config, teacher_checksum, config, layers, run.path, checksum, start)
+    source = settings.student.config or str(run.student_config_file)
+    named = Named(tokenizer, teacher_config, teacher_checksum, source, config, layers, run.path, checksum, start)
     prepared = prepare(settings, named, converted=run.tokens, world=world)
     refuse_changes(before, prepared.plan, teacher=settings.teacher.name, stores=settings.data.paths)
     return prepared
@@ -354,6 +361,9 @@ def _resolved(
             "revision": getattr(named.teacher_config, "_commit_hash", None) or settings.teacher.revision,
         },
         "student": {
+            "config": named.student,
+            "max_mb": None,
+            "max_params": None,
             "layer": distiller.student.layers,
             "init": init if (init := settings.student.init) in STARTS else _found_from_anywhere(init),
         },

@@ -61,7 +61,10 @@ def causal_teacher() -> None:
 
 MISTAKES_IN_OPTIONS = [
     Mistake("no teacher", "distill --student-config config.json", ("--teacher is missing", "teacher.name")),
-    Mistake("no student", "distill --teacher teacher", ("--student-config is missing", "student.config")),
+    Mistake("no student", "distill --teacher teacher", ("--student-config is missing", "student.config", "--max-mb")),
+    Mistake("a size too small", "distill --teacher teacher --max-params 10", ("--max-params: ", "larger", "Raise it")),
+    Mistake("no size", "distill --teacher teacher --max-mb 0", ("--max-mb: ", "greater than 0")),
+    Mistake("not a size", "distill --teacher teacher --max-params 20Q", ("--max-params: ", "whole number", "20Q")),
     Mistake("option without value", "distill --teacher", ("--teacher",)),
     *in_options(
         DISTILL,
@@ -147,6 +150,7 @@ MISTAKES_IN_OPTIONS = [
             "--student-layer 0": ("--student-layer: ", "counted from 1"),
             "--student-layer 3": ("--student-layer: ", "no layer 3", "2"),
             f"--student-layer {10**30}": ("--student-layer: ", "of 2"),
+            "--max-mb 50": ("student: ", "give one of config, max_mb and max_params"),
             "--init ''": ("--init: ", "at least 1 character"),
             "--init teachr": ("--init: ", "teachr", "Did you mean teacher?"),
             "--init nobody/nothing": ("nobody/nothing", "cannot be loaded"),

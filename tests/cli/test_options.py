@@ -41,7 +41,8 @@ OPTIONS = {
         " --split-sentences --language --text-field --workers --batch-size --errors --continue --force --json"
     ),
     "distill": (
-        "--teacher --student-config --data --config --set --output --revision --trust-remote-code --teacher-layer"
+        "--teacher --student-config --max-mb --max-params --data --config --set --output --revision"
+        " --trust-remote-code --teacher-layer"
         " --student-layer --init --relation-heads --relations --steps --epochs --batch-size --micro-batch-tokens"
         " --max-length --lr --warmup-steps --schedule --weight-decay --clip-norm --precision --device --compile --seed"
         " --eval-fraction --eval-every --eval-task --save-every --keep --log-every --report-to --dry-run --verbose"
@@ -70,7 +71,10 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--teacher-layer auto", "teacher.layer", "auto"),
     ("--teacher-layer 6,12", "teacher.layer", (6, 12)),
     ("--student-config l4-h256", "student.config", "l4-h256"),
+    ("--max-mb 50", "student.max_mb", 50.0),
+    ("--max-params 20M", "student.max_params", 20_000_000),
     ("--student-layer 3", "student.layer", 3),
+    ("--init runs/first", "student.init", "runs/first"),
     ("--student-layer 3,6", "student.layer", (3, 6)),
     ("--init teacher", "student.init", "teacher"),
     ("--data ids.jsonl.gz", "data.path", Path("ids.jsonl.gz")),
@@ -160,7 +164,8 @@ def test_help_shows_every_option(command: str, columns: int, minilm: Minilm, mon
 def test_a_flag_sets_its_setting(
     typed: str, dotted: str, value: object, minilm: Minilm, distilled: list[DistillSettings]
 ) -> None:
-    outcome = minilm("distill", "--teacher", "t", "--student-config", "c", *typed.split())
+    student = () if typed.startswith(("--max-mb", "--max-params")) else ("--student-config", "c")
+    outcome = minilm("distill", "--teacher", "t", *student, *typed.split())
     assert outcome.status == 0, outcome.err
     assert flatten(distilled[0].model_dump())[dotted] == value
 
@@ -277,7 +282,7 @@ def test_the_help_of_distill_is_grouped_and_marks_required_options(
         *("Teacher and student", "Data", "Objective", "Training", "Optimiser", "Saving and reporting", "Options")
     ]
     required = re.findall(r"│ (--[\w-]+) (?:(?!│ --).)*?\[required\]", printed, re.DOTALL)
-    assert required == ["--teacher", "--student-config"]
+    assert required == ["--teacher"]  # and one of three for the student
 
 
 def test_tokenize_options_set_their_settings(minilm: Minilm, monkeypatch: pytest.MonkeyPatch) -> None:

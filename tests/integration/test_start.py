@@ -78,6 +78,18 @@ def test_a_run_without_a_checkpoint_is_fitted_when_it_is_resumed(
     assert_same_result(resumed, fitted)
 
 
+def test_a_student_of_a_given_size_is_trained_and_resumed(tmp_path: Path, small_settings: Settings) -> None:
+    sized = small_settings(tmp_path / "run", student__config=None, student__max_params=60_000)
+    with pytest.raises(Crash):
+        run.distill(sized, crash_at(3))
+    report = run.resume(RunFolder(tmp_path / "run"), NoProgress())
+    student, kept = report.plan.student, RunFolder(tmp_path / "run").settings().student
+    assert (kept.config, kept.max_params) == ("l2-h48", None)
+    assert (student.layers, student.width) == (2, 48)
+    assert student.embedding_parameters is not None
+    assert 0 < student.embedding_parameters < student.parameters <= 60_000
+
+
 # --- From another model ------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,13 @@ def test_values_of_set_are_read_as_yaml(text: str, value: object) -> None:
     assert parse_assignments([f"a.b={text}"]) == {"a.b": value}
 
 
+def test_a_size_replaces_the_configuration_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("teacher: {name: a}\nstudent: {config: b}\n", encoding="utf-8")
+    student = load_distill_settings(file, flags={"student.max_mb": 5}).student
+    assert (student.config, student.max_mb) == (None, 5)
+
+
 @pytest.mark.parametrize(("given", "other"), [("steps", "epochs"), ("epochs", "steps")])
 def test_steps_or_epochs_replace_those_of_the_file(tmp_path: Path, given: str, other: str) -> None:
     path = write(tmp_path, f"training: {{{other}: 5}}\n")

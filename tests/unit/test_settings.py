@@ -23,6 +23,8 @@ def test_defaults_of_distill() -> None:
         "teacher.trust_remote_code": False,
         "student.config": "l6-h384",
         "student.layer": -1,
+        "student.max_mb": None,
+        "student.max_params": None,
         "student.init": "random",
         "data.path": Path("tokens"),
         "data.max_length": None,
@@ -176,7 +178,9 @@ WRONG_VALUES = {
     "teacher.layer": [0, "last", 1.5, "true", "[]", "6,auto", "[6, 0]", "6,0", "[6, true]", "6,,12", "[[6]]", "{a: 1}"],
     "teacher.name": ["''"],
     "student.layer": [0, "auto", "3,auto", "[]", "[1.5, 3]", None],
-    "student.init": ["zeros"],
+    "student.init": [""],
+    "student.max_mb": [0, -1, "50MB"],
+    "student.max_params": [0, -1, 1.5, "20Q", "M"],
     "student.config": ["[]"],
     "data.max_length": [1, 2**40],
     "relations.heads": [0, "few"],
@@ -238,6 +242,23 @@ def test_long_wrong_value_is_shortened(value: str) -> None:
     with pytest.raises(MinilmError, match=r"training\.batch_size: .*given: .*…") as caught:
         load(f"training.batch_size={value}")
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(("given", "count"), [("20M", 20_000_000), ("1.5k", 1500), (".1B", 10**8), (7, 7), ("70", 70)])
+def test_a_number_of_parameters_may_have_a_suffix(given: str | int, count: int) -> None:
+    settings = load_distill_settings(flags={"teacher.name": "t", "student.max_params": given})
+    assert settings.student.budget == (count, "student.max_params")
+
+
+def test_a_size_in_megabytes_is_a_number_of_parameters() -> None:
+    settings = load_distill_settings(flags={"teacher.name": "t", "student.max_mb": 50})
+    assert settings.student.budget == (12_500_000, "student.max_mb")
+
+
+@pytest.mark.parametrize("other", ["student.max_mb=5", "student.max_params=5"])
+def test_a_configuration_and_a_size_together_are_refused(other: str) -> None:
+    with pytest.raises(MinilmError, match="give one of config, max_mb and max_params"):
+        load_distill_settings(assignments=["teacher.name=t", "student.config=l6-h384", other])
 
 
 def test_steps_and_epochs_together_are_refused() -> None:
