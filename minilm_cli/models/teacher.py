@@ -11,7 +11,6 @@ from minilm_cli.models.checks import check_numbers, refuse_decoder, refuse_unsui
 from minilm_cli.models.encoder import load_encoder
 from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import loading
-from minilm_cli.models.layers import resolve_layer
 from minilm_cli.models.size import Size, size_of, weightless
 from minilm_cli.models.student import building
 
@@ -55,28 +54,25 @@ def check_teacher(name: str, *, max_length: int, revision: str | None = None, tr
 def load_teacher(
     name: str,
     *,
-    layer: int | str,
+    layer: int,
     revision: str | None = None,
     trust_remote_code: bool = False,
     config: PreTrainedConfig | None = None,
-) -> tuple[PreTrainedModel, int, Size]:
-    """The teacher in fp32 and evaluation mode, without the layers above the tapped one; that layer; the whole's size.
+) -> tuple[PreTrainedModel, Size]:
+    """The teacher in fp32 and evaluation mode, without the layers above `layer`, 1-based; and the whole's size.
 
-    name: Hub name or local folder. layer: 1-based, negative from the last, or `auto`. config: the result of
-    `read_teacher_config`, if it was read before.
-    Raises `MinilmError` if it cannot be loaded, lacks weights, does not compute finite numbers, or has no such layer.
+    name: Hub name or local folder. config: the result of `read_teacher_config`, if it was read before.
+    Raises `MinilmError` if it cannot be loaded, lacks weights, or does not compute finite numbers.
     """
     if config is None:
         config, _ = read_teacher_config(name, revision=revision, trust_remote_code=trust_remote_code)
     model, _ = load_encoder("teacher", name, config=config, revision=revision, trust_remote_code=trust_remote_code)
     refuse_unsuitable(model, "teacher", name)
-    wanted = family_of(model.config).best_layer(model.config)[0] if layer == "auto" else int(layer)
-    number = resolve_layer(wanted, model.config.num_hidden_layers, setting="teacher.layer")
     _check_weights(model, name)
     try_out(model, "teacher", name)
     size = size_of(model)
-    _drop_layers_above(model, number)
-    return model.eval().requires_grad_(False), number, size
+    _drop_layers_above(model, layer)
+    return model.eval().requires_grad_(False), size
 
 
 def _drop_layers_above(model: PreTrainedModel, layer: int) -> None:

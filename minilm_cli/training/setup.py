@@ -198,7 +198,7 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
 def _load_teacher(settings: DistillSettings, named: Named) -> tuple[Tap, TeacherFacts]:
     teacher = settings.teacher
     logger.info("Loading the teacher, %s.", teacher.name)
-    model, _, size = load_teacher(
+    model, size = load_teacher(
         teacher.name,
         layer=named.layers.teacher[-1],
         revision=teacher.revision,

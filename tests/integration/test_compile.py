@@ -35,12 +35,12 @@ pytestmark = [
 
 def distiller(teacher: Path, config: Path, *, compiled: bool) -> Distiller:
     settings = load_distill_settings(None, ["schedule.warmup_steps=2"], {"teacher.name": "t", "student.config": "s"})
-    model, layer, _ = load_teacher(str(teacher), layer=1)
+    model, _ = load_teacher(str(teacher), layer=1)
     config_of_student = student_config(str(config), AutoConfig.from_pretrained(teacher))
     config_of_student.num_hidden_layers = 1
     config_of_student.hidden_dropout_prob = config_of_student.attention_probs_dropout_prob = 0.0
     return Distiller(
-        Tap(model, [layer]),
+        Tap(model, [1]),
         Tap(build_student(config_of_student, seed=1), [1]),
         RelationObjective(settings.relations.weights, heads=12),
         settings.optimizer,

@@ -61,7 +61,7 @@ class Factory:
         pairs: layers of teacher and student instead.
         """
         theirs, ours = zip(*(pairs or [(3, layer)]), strict=True)
-        teacher, _, _ = load_teacher(str(self.teacher), layer=theirs[-1])
+        teacher, _ = load_teacher(str(self.teacher), layer=theirs[-1])
         settings = settings_of(*assignments)
         return Distiller(
             Tap(teacher, theirs),

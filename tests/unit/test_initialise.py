@@ -75,11 +75,11 @@ def test_biases_of_relative_positions_stay_with_the_first_layer() -> None:
 
 
 def test_teacher_may_lack_its_upper_layers(tiny_teacher: Path) -> None:
-    teacher, layer, _ = load_teacher(str(tiny_teacher), layer=2)
+    teacher, _ = load_teacher(str(tiny_teacher), layer=2)
     config = AutoConfig.from_pretrained(tiny_teacher)
     config.num_hidden_layers = 2
     student = build_student(config, seed=0)
-    init(student, [2], teacher, [layer])
+    init(student, [2], teacher, [2])
     ours, theirs = student.state_dict(), teacher.state_dict()
     assert theirs
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())

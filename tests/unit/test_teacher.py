@@ -39,69 +39,56 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> 
 def test_teacher_is_loaded_in_fp32_and_eval_mode_without_gradients(make_teacher: Callable[..., Path]) -> None:
     folder = make_teacher(num_hidden_layers=1)
     BertModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
-    teacher, layer, _ = load_teacher(str(folder), layer="auto")
-    assert layer == 1
+    teacher, _ = load_teacher(str(folder), layer=1)
     assert not teacher.training
     for parameter in teacher.parameters():
         assert parameter.dtype == torch.float32
         assert not parameter.requires_grad
 
 
-def test_auto_layer_is_the_best_layer_of_the_family(tmp_path: Path) -> None:
-    config = small("roberta", num_hidden_layers=24, hidden_size=4, intermediate_size=4, num_attention_heads=1)
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    teacher, layer, _ = load_teacher(str(tmp_path), layer="auto")
-    assert layer == len(teacher.encoder.layer) == 19
-
-
 def test_layers_above_the_tap_and_the_pooler_are_dropped(tiny_teacher: Path) -> None:
-    teacher, layer, _ = load_teacher(str(tiny_teacher), layer=-2)
+    teacher, size = load_teacher(str(tiny_teacher), layer=3)
     saved = load_file(tiny_teacher / "model.safetensors")
     kept = teacher.state_dict()
-    assert layer == 3
+    assert size.parameters == sum(tensor.numel() for tensor in saved.values())  # of all layers
     assert {name for name in saved if not name.startswith(("encoder.layer.3.", "pooler."))} == set(kept)
     for name, tensor in kept.items():
         assert torch.equal(tensor, saved[name])
 
 
-def test_missing_layer_is_refused(tiny_teacher: Path) -> None:
-    with pytest.raises(MinilmError, match=r"teacher.layer: there is no layer 5 in a model of 4"):
-        load_teacher(str(tiny_teacher), layer=5)
-
-
 def test_missing_weights_are_named(teacher_copy: Path) -> None:
     change_weights(teacher_copy, lambda weights: weights.pop("encoder.layer.1.attention.self.key.weight"))
     with pytest.raises(MinilmError, match=r"encoder\.layer\.1\.attention\.self\.key\.weight is missing"):
-        load_teacher(str(teacher_copy), layer="auto")
+        load_teacher(str(teacher_copy), layer=4)
 
 
 def test_pooler_weights_may_be_missing(teacher_copy: Path) -> None:
     change_weights(teacher_copy, lambda weights: [weights.pop(f"pooler.dense.{name}") for name in ("weight", "bias")])
-    assert load_teacher(str(teacher_copy), layer="auto")[1] == 4
+    load_teacher(str(teacher_copy), layer=4)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere", "a/b/c"])
 def test_missing_folder_is_refused(name: str) -> None:
     with pytest.raises(MinilmError, match="there is no such teacher folder"):
-        load_teacher(name, layer="auto")
+        load_teacher(name, layer=4)
 
 
 def test_unknown_name_on_the_hub_is_refused_with_a_hint() -> None:
     with pytest.raises(MinilmError, match="Check the name and the connection to the Hub") as caught:
-        load_teacher("no-such-organisation/no-such-model", layer="auto")
+        load_teacher("no-such-organisation/no-such-model", layer=4)
     assert caught.value.where == "no-such-organisation/no-such-model"
 
 
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MinilmError, match="the teacher cannot be loaded"):
-        load_teacher(str(tmp_path), layer="auto")
+        load_teacher(str(tmp_path), layer=4)
 
 
 def test_truncated_weights_are_refused(teacher_copy: Path) -> None:
     weights = teacher_copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(MinilmError, match="the teacher cannot be loaded"):
-        load_teacher(str(teacher_copy), layer="auto")
+        load_teacher(str(teacher_copy), layer=4)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -109,13 +96,13 @@ def test_truncated_weights_are_refused(teacher_copy: Path) -> None:
 def test_nonfinite_weights_are_refused(teacher_copy: Path, name: str, value: float) -> None:
     change_weights(teacher_copy, lambda weights: weights[name].view(-1)[-1:].fill_(value))
     with pytest.raises(MinilmError, match=f"weights are damaged: {name} has values that are not finite"):
-        load_teacher(str(teacher_copy), layer="auto")
+        load_teacher(str(teacher_copy), layer=4)
 
 
 def test_large_finite_weights_are_accepted(teacher_copy: Path) -> None:
     # The sum of these weights overflows.
     change_weights(teacher_copy, lambda weights: weights["embeddings.word_embeddings.weight"][5:7].fill_(3e38))
-    assert load_teacher(str(teacher_copy), layer="auto")[1] == 4
+    load_teacher(str(teacher_copy), layer=4)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +125,7 @@ def test_large_finite_weights_are_accepted(teacher_copy: Path) -> None:
 def test_wrong_config_is_refused(teacher_copy: Path, entries: dict[str, Any], message: str) -> None:
     change_config(teacher_copy, **entries)
     with pytest.raises(MinilmError, match=message) as caught:
-        load_teacher(str(teacher_copy), layer="auto")
+        load_teacher(str(teacher_copy), layer=4)
     assert caught.value.where == str(teacher_copy)
 
 
@@ -151,7 +138,7 @@ def pickle_weights(folder: Path, content: object) -> None:
 def test_pickle_of_tensors_is_loaded(tiny_teacher: Path, teacher_copy: Path) -> None:
     weights = load_file(tiny_teacher / "model.safetensors")
     pickle_weights(teacher_copy, weights)
-    teacher, _, _ = load_teacher(str(teacher_copy), layer="auto")
+    teacher, _ = load_teacher(str(teacher_copy), layer=4)
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, weights[name])
 
@@ -173,7 +160,7 @@ def test_code_in_a_pickle_is_not_run(tiny_teacher: Path, teacher_copy: Path, tmp
     trace.unlink()
     pickle_weights(teacher_copy, dict(load_file(tiny_teacher / "model.safetensors"), malice=Malice(trace)))
     with pytest.raises(MinilmError) as caught:
-        load_teacher(str(teacher_copy), layer="auto")
+        load_teacher(str(teacher_copy), layer=4)
     assert caught.value.where == str(teacher_copy)
     assert not trace.exists()
 
@@ -184,7 +171,7 @@ def test_code_of_a_teacher_is_not_run(teacher_copy: Path, tmp_path: Path) -> Non
     change_config(teacher_copy, model_type="unheard-of", auto_map=classes)
     (teacher_copy / "code.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
     with pytest.raises(MinilmError, match="--trust-remote-code"):
-        load_teacher(str(teacher_copy), layer="auto")
+        load_teacher(str(teacher_copy), layer=4)
     assert not trace.exists()
 
 
@@ -224,4 +211,4 @@ def test_teacher_with_a_decoder_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(MinilmError, match="the teacher has a decoder"):
-        load_teacher(str(tmp_path), layer="auto")
+        load_teacher(str(tmp_path), layer=4)
