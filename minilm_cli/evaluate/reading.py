@@ -67,6 +67,13 @@ def _labelled(spec: str, path: Path, data: LabelledData, *, training: bool) -> T
         if "train" not in files and (training or not files):
             raise MinilmError("this folder has no train.tsv, train.csv or train.jsonl", where=spec, hint=_SPECS)
     files |= {split: file.expanduser() for split, file in (("dev", data.dev), ("test", data.test)) if file}
+    for split in ("dev", "test"):
+        if training and split in files and files[split].resolve() == files["train"].resolve():
+            raise MinilmError(
+                f"--{split} names the file that is trained on",
+                where=str(files[split]),
+                hint="Leave it out, and some of its rows are kept apart.",
+            )
     name = path.resolve().name if path.is_dir() else path.name.split(".")[0]
     if name in _STEMS:  # the folder says more
         name = path.resolve().parent.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -14,6 +15,8 @@ from minilm_cli.models.layer_maps import RelationHeads
 from minilm_cli.models.layers import spaced_by_pairs
 from minilm_cli.models.shrink import shrink
 from minilm_cli.models.state import unshared_state
+
+logger = logging.getLogger(__name__)
 
 
 def init_from_teacher(
@@ -47,7 +50,9 @@ def init_from_teacher(
     if same_heads and all(tensor.shape == chosen[name].shape for name, tensor in copied.items()):
         student.load_state_dict(chosen | copied)
         return None
-    return shrink(student, teacher, spaced_by_pairs(layers, teacher_layers), teacher_layers, sample, relations)
+    chosen_layers = spaced_by_pairs(layers, teacher_layers)
+    logger.info("Fitting the student to the teacher's layers %s.", ", ".join(map(str, chosen_layers)))
+    return shrink(student, teacher, chosen_layers, teacher_layers, sample, relations)
 
 
 def init_from_model(student: PreTrainedModel, model: PreTrainedModel, name: str) -> None:
