@@ -33,7 +33,7 @@ def trained(folder: Path, teacher: str, tokens: Path, student: str, start: str, 
     run = RunFolder(folder / f"{student}-{start}")
     if not run.path.exists():
         words: tuple[str | Path, ...] = ("--teacher", teacher, "--data", tokens, "--student-config", student)
-        words += ("--init", start, "--steps", str(steps), "--batch-size", "32", "--lr", "1e-3")
+        words += ("--init", start, "--steps", str(steps), "--batch-size", "32", "--lr", "5e-4")
         minilm("distill", *words, "--eval-every", str(max(1, steps // 8)), "--output", run.path)
     elif not run.is_finished():
         minilm("resume", run.path)

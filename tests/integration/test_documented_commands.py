@@ -60,6 +60,7 @@ NOT_RUN = {
     f"{LEARN} --init teacher --steps 800 --batch-size 128 --lr 5e-4 --warmup-steps 80 --output from-layers": LONG,
     f"{LEARN} --init random --steps 800 --batch-size 128 --lr 5e-4 --warmup-steps 80 --output from-random": LONG,
     "minilm evaluate from-layers from-random truncated --task stsb --zero-shot": LONG,
+    "minilm evaluate from-layers from-random truncated --task stsb --lr 5e-5 --lr 1e-4 --epochs 3 --seeds 3": LONG,
     "minilm evaluate from-layers from-random truncated --task sms.tsv --lr 5e-5 --lr 1e-4 --epochs 3 --seeds 3": LONG,
     "pip install torch --index-url https://download.pytorch.org/whl/cpu": NETWORK,
     "minilm tokenize hf://datasets/wikimedia/wikipedia:20231101.en/train --output wikipedia": NETWORK,
