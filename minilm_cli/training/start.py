@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from minilm_cli.base.errors import MinilmError
@@ -25,8 +26,9 @@ from minilm_cli.training.batches import BatchStream
 #: The starts that are no model's name.
 STARTS = ("random", "teacher")
 
-#: Tokens that a smaller student is fitted to. Four times as many lower its first loss by a few per cent.
-_TOKENS = 16_384
+#: Tokens that a smaller student is fitted to, times the teacher's width: 16,384 for 384, and fewer for a wide teacher,
+#: whose pass takes longer. Four times as many lower the first loss by a few per cent.
+_TOKENS_TIMES_WIDTH = 16_384 * 384
 
 #: Sequences are cut to so many tokens for that: their attention is held in memory together.
 _LONGEST = 128
@@ -50,11 +52,17 @@ def start_from_teacher(student: Tap, teacher: Tap, relations: RelationFacts, str
         student.layers,
         teacher.model,
         teacher.layers,
-        sample=Inputs.padded([*stream.sample(_TOKENS, _LONGEST)]),
+        sample=_sample(stream, _TOKENS_TIMES_WIDTH // teacher.model.config.hidden_size),
         relations=RelationHeads(relations.heads, letters),
     )
     layers = spaced_by_pairs(student.layers, teacher.layers)
     return StartFacts(init_from_teacher_layers=layers, init_share_kept=kept)
+
+
+def _sample(stream: BatchStream, tokens: int) -> Inputs:
+    """Training sequences, cut so that few are padded far: one long sequence would widen the rows of all."""
+    lengths = [len(sequence) for sequence in stream.sample(tokens, _LONGEST)]
+    return Inputs.padded([*stream.sample(tokens, int(np.percentile(lengths, 90)))])
 
 
 def start_from_model(student: Tap, name: str, tokenizer: PreTrainedTokenizerBase) -> StartFacts:

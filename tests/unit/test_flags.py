@@ -34,7 +34,7 @@ def test_option_is_described_by_its_field() -> None:
     assert by_name["--relations"].default == "qq=1,kk=1,vv=1"
     assert by_name["--compile"].default == "no-compile"
     assert {option.name: option for option in options(ExportSettings)}["--private"].default == "private"
-    assert [option.name for option in by_name.values() if option.required] == ["--teacher", "--student-config"]
+    assert [option.name for option in by_name.values() if option.required] == ["--teacher"]
 
 
 def test_setting_names_are_the_flattened_settings() -> None:
