@@ -13,6 +13,7 @@ from minilm_cli.export.markdown import block, code, plain, table
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.held_out import HeldOut
 from minilm_cli.runs.plan import DataFacts, Plan
+from minilm_cli.runs.plan_facts import public_name
 from minilm_cli.runs.plan_text import relation_weights, start, tapped
 from minilm_cli.settings.distill import DistillSettings
 
@@ -190,6 +191,8 @@ def _settings(settings: DistillSettings, plan: Plan) -> str:
     values = settings.model_dump(mode="json", exclude={"output": True, "reporting": True})
     values["teacher"]["name"] = plan.teacher.name
     values["student"]["config"] = Path(settings.student.config or "").name
+    values["student"]["init"] = public_name(settings.student.init)
+    values["evaluation"]["task"] = public_name(settings.evaluation.task)
     names = [path.name for path in settings.data.paths]
     weights = settings.data.weights
     values["data"]["path"] = names if weights is None else dict(zip(names, weights, strict=True))

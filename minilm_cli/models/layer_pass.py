@@ -104,7 +104,7 @@ class LayerPass:
 
     def weight(self, name: str) -> Tensor:
         """The matrix of a linear module."""
-        found: Tensor = self.layer.get_submodule(name).weight  # type: ignore[assignment]
+        found: Tensor = self.layer.get_submodule(name).weight  # type: ignore[assignment]  # torch types it as any module
         return found
 
     def queries_keys_values(self, family: Family) -> dict[str, Tensor]:

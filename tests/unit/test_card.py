@@ -384,6 +384,7 @@ def test_versions_at_the_start_are_listed() -> None:
 
 def test_all_settings_are_listed_for_another_run(tmp_path: Path) -> None:
     local = {"teacher.name": str(tmp_path), "student.config": "private/config.json", "output": tmp_path}
+    local |= {"student.init": str(tmp_path / "first"), "evaluation.task": str(tmp_path / "task.tsv")}
     data = [tmp_path / "one", tmp_path / "two"]
     settings = load_distill_settings(None, ["optimizer.lr=0.003"], local | {"data.path": data})
     text = sections(changed("teacher", name=tmp_path.name), settings=settings)
@@ -392,6 +393,7 @@ def test_all_settings_are_listed_for_another_run(tmp_path: Path) -> None:
     file.write_text(listed, encoding="utf-8")
     found = load_distill_settings(file)
     assert (found.teacher.name, found.student.config) == (tmp_path.name, "config.json")
+    assert (found.student.init, found.evaluation.task) == ("first", "task.tsv")
     assert found.data.paths == (Path("one"), Path("two"))
     assert (found.optimizer, found.training) == (settings.optimizer, settings.training)
     assert str(tmp_path) not in text
