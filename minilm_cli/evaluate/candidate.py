@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli.base.checksums import sha256
 from minilm_cli.base.errors import MinilmError
@@ -90,7 +91,7 @@ def load_candidate(
     source.model.to(device)
     return Candidate(
         name,
-        embedding(source),
+        embedding(source.model, source.tokenizer, head),
         source.longest,
         checksum(source.model),
         _megabytes(path, source),
@@ -151,10 +152,8 @@ def _mark(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def embedding(source: Source) -> Embed:
+def embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: SentenceHead) -> Embed:
     """A function that embeds texts by a model in torch, with its head, on the device where it is then."""
-    tokenizer, model, head = source.tokenizer, source.model, source.head
-    assert head is not None
 
     def embed(texts: Sequence[str], longest: int | None) -> Array:
         inputs = tokenizer(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from functools import cache
-from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli.base.packages import require
 from minilm_cli.evaluate.candidate import MEAN, Embed, embedding
 from minilm_cli.evaluate.frozen import needs_probe, score_frozen
 from minilm_cli.evaluate.reading import read_task
-from minilm_cli.export.source import Source
+from minilm_cli.export.source import longest_text
+from minilm_cli.export.tokenizer_files import fit_tokenizer
 from minilm_cli.models.sentence_head import SentenceHead, read_head
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.evaluate import LabelledData
@@ -35,13 +36,15 @@ def judge_for(settings: DistillSettings) -> Judge | None:
     head = read_head(teacher.name, teacher.revision) or MEAN
 
     @cache  # it is the same student at each evaluation
-    def prepared(student: PreTrainedModel) -> tuple[SentenceHead, int | None, Embed]:
-        fitted = head.fitted(student.config.hidden_size)
-        source = Source(student, Path(teacher.name), fitted, revision=teacher.revision)
-        return fitted, source.longest, embedding(source)
+    def prepared(
+        student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[SentenceHead, int | None, Embed]:
+        fitted, own = head.fitted(student.config.hidden_size), copy.deepcopy(tokenizer)
+        fit_tokenizer(own, student)
+        return fitted, longest_text(own, fitted), embedding(student, own, fitted)
 
-    def judge(student: PreTrainedModel) -> dict[str, float]:
-        fitted, longest, embed = prepared(student)
+    def judge(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        fitted, longest, embed = prepared(student, tokenizer)
         was_training = student.training
         student.eval()
         try:

@@ -14,7 +14,7 @@ from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.held_out import HeldOut
 from minilm_cli.runs.plan import DataFacts, Plan
 from minilm_cli.runs.plan_facts import public_name
-from minilm_cli.runs.plan_text import relation_weights, start, tapped
+from minilm_cli.runs.plan_text import relation_weights, start, tapped, vocabulary
 from minilm_cli.settings.distill import DistillSettings
 
 Records = Sequence[Mapping[str, float]]
@@ -132,6 +132,8 @@ def _teacher_and_relations(settings: DistillSettings, plan: Plan) -> str:
         ("relations", relation_weights(settings.relations.weights)),
         ("relation heads", f"{relations.heads} ({widths})"),
     ]
+    if plan.vocabulary is not None:
+        rows.append(("vocabulary", vocabulary(plan.vocabulary)))
     if teacher.license:
         rows.insert(3, ("licence", plain(teacher.license_name or teacher.license)))
     return f"## Teacher and relations\n\n{table(rows)}"
@@ -192,6 +194,8 @@ def _settings(settings: DistillSettings, plan: Plan) -> str:
     values["teacher"]["name"] = plan.teacher.name
     values["student"]["config"] = Path(settings.student.config or "").name
     values["student"]["init"] = public_name(settings.student.init)
+    if isinstance(kept := settings.student.keep_vocab, str):
+        values["student"]["keep_vocab"] = Path(kept).name
     values["evaluation"]["task"] = public_name(settings.evaluation.task)
     names = [path.name for path in settings.data.paths]
     weights = settings.data.weights

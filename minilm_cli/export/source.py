@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +25,7 @@ from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import pick_checkpoint
 from minilm_cli.tokens.id_lists import converted_store, is_id_lists
 from minilm_cli.tokens.mixture import Mixture
-from minilm_cli.tokens.split import held_out, split
+from minilm_cli.tokens.split import held_out, split, spread
 from minilm_cli.tokens.store import TokenStore
 
 logger = logging.getLogger(__name__)
@@ -78,11 +76,7 @@ class Source:
     @cached_property
     def longest(self) -> int | None:
         """Tokens of the longest text that it reads, or `None` if nothing limits it."""
-        limits = [
-            self.head and self.head.max_length,
-            self.tokenizer.model_max_length if self.tokenizer.model_max_length < 2**31 else None,
-        ]
-        return min((limit for limit in limits if limit), default=None)
+        return longest_text(self.tokenizer, self.head)
 
     def texts(self, count: int) -> list[str]:
         """At most `count` texts: of the run's held-out sequences, then of others; of a sample if there is no run.
@@ -91,13 +85,13 @@ class Source:
         """
         mixture = self._mixture
         if self.run is None or mixture is None:
-            return _spread(SAMPLE.read_text(encoding="utf-8").splitlines(), count)
+            return spread(SAMPLE.read_text(encoding="utf-8").splitlines(), count)
         settings, longest = self.run.settings(), min(self.run.plan().data.max_length, LONGEST_TEXT)
         evaluation = settings.evaluation
         parts = split(mixture, seed=settings.training.seed, fraction=evaluation.fraction, limit=evaluation.limit)
-        indices = [*_spread(held_out(parts).tolist(), count), *_spread(range(len(mixture)), count)][:count]
-        texts = [self.tokenizer.decode(mixture.sequence(index, longest), skip_special_tokens=True) for index in indices]
-        return [str(text) for text in texts]
+        indices = [*spread(held_out(parts).tolist(), count), *spread(range(len(mixture)), count)][:count]
+        tokenizer = load_tokenizer(str(self.run.tokenizer))  # the data has the teacher's tokens
+        return [str(tokenizer.decode(mixture.sequence(index, longest), skip_special_tokens=True)) for index in indices]
 
     @cached_property
     def _mixture(self) -> Mixture | None:
@@ -115,9 +109,13 @@ class Source:
             return None
 
 
-def _spread(values: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` values, evenly spaced."""
-    return list(values[:: max(1, len(values) // count)][:count])
+def longest_text(tokenizer: PreTrainedTokenizerBase, head: SentenceHead | None) -> int | None:
+    """Tokens that a tokenizer and a sentence head cut texts to, or `None` if neither does."""
+    limits = [
+        head and head.max_length,
+        tokenizer.model_max_length if tokenizer.model_max_length < 2**31 else None,
+    ]
+    return min((limit for limit in limits if limit), default=None)
 
 
 def source_of_run(run: RunFolder, chosen: Checkpoint) -> Source:
@@ -126,9 +124,9 @@ def source_of_run(run: RunFolder, chosen: Checkpoint) -> Source:
     weights = chosen.tensors("student")
     refuse_mismatch(weights, unshared_state(model))
     model.load_state_dict(weights, strict=False)
-    if not run.tokenizer.is_dir():
+    if not run.student_tokenizer.is_dir():
         raise MinilmError("the run's tokenizer is missing", where=str(run.tokenizer))
-    return Source(model.train(False), run.tokenizer, head=None, run=run, step=chosen.step)
+    return Source(model.train(False), run.student_tokenizer, head=None, run=run, step=chosen.step)
 
 
 def source_of_checkpoint(run: RunFolder, wanted: str | int) -> Source:

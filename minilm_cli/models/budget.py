@@ -1,4 +1,4 @@
-"""A student by its size: the number of layers and the width that fit."""
+"""A student by its size: the number of layers, the width and the tokens that fit."""
 
 from __future__ import annotations
 
@@ -21,31 +21,46 @@ _STEPS = (48, 64, 12)
 _NARROWEST = 0.25
 
 
-def student_within(parameters: int, setting: str, teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The preset of a student of the teacher's family with at most so many parameters.
+def student_within(
+    parameters: int,
+    setting: str,
+    teacher: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    fewest_tokens: int,
+    most_tokens: int,
+) -> tuple[str, int]:
+    """The preset of a student of the teacher's family with at most so many parameters, and the tokens that it keeps.
 
-    It has half of the teacher's layers and is as wide as fits. If it were narrower than a quarter of the teacher, it
-    has a third of the layers, else a quarter, else two. The choice is logged. setting: that names the budget.
+    It has half of the teacher's layers and is as wide as fits with `fewest_tokens`; what is left is for more tokens. If
+    it were narrower than a quarter of the teacher, it has a third of the layers, else a quarter, else two. The choice
+    is logged. setting: that names the budget.
     Raises `MinilmError` if nothing fits.
     """
-    name, count = "", 0
+    name, smallest = "", 0
     for layers, width in itertools.product(_layers(teacher), _widths(teacher)):
         name = f"l{layers}-h{width}"
-        count = _count(student_config(name, teacher, tokenizer))
-        if count <= parameters:
+        count, row = _count(student_config(name, teacher, tokenizer))
+        without_tokens = count - row * teacher.vocab_size
+        tokens = min(most_tokens, (parameters - without_tokens) // row)
+        if tokens >= fewest_tokens:
+            size = _shown(without_tokens + row * tokens)
             of_layers = f"{layers} of the teacher's {teacher.num_hidden_layers} layers"
-            logger.info("The student is %s, %s: %s, as wide as fits.", name, _shown(count), of_layers)
-            return name
+            of_tokens = f"{tokens:,} of its {teacher.vocab_size:,} tokens"
+            logger.info("The student is %s, %s: %s and %s, as wide as fits.", name, size, of_layers, of_tokens)
+            return name, tokens
+        smallest = without_tokens + row * fewest_tokens
     raise MinilmError(
-        f"{setting}: even {name} is larger: {_shown(count)}",
-        hint="Raise it, or choose a teacher with a smaller vocabulary.",
+        f"{setting}: even {name} is larger: {_shown(smallest)} with {fewest_tokens:,} tokens",
+        hint="Raise it, or keep fewer tokens (--keep-vocab).",
     )
 
 
-def _count(config: PreTrainedConfig) -> int:
+def _count(config: PreTrainedConfig) -> tuple[int, int]:
+    """The parameters of a model, and those of a token's row in its table."""
     model = weightless(config)
     assert model is not None, "a preset is of a family of transformers"
-    return count_parameters(model)
+    return count_parameters(model), model.get_input_embeddings().weight.shape[1]
 
 
 def _shown(count: int) -> str:

@@ -42,18 +42,21 @@ _NO_EFFECT = {
 
 
 def student_config(
-    source: str, teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
+    source: str, teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, trimmed: bool = False
 ) -> PreTrainedConfig:
     """The student's configuration; what it leaves out of vocabulary, positions and token types fits the teacher.
 
     source: a `config.json`, a folder that has one, or a `Preset`. tokenizer: the teacher's. It names the special
     tokens, which the teacher's configuration does without it, and one next to the config.json is compared with it.
+    trimmed: the vocabulary will be trimmed, so what the source says of its own is left out.
     Raises `MinilmError` for a file that is not a configuration, a misspelt or wrong entry, or another vocabulary.
     """
     preset = Preset.parse(source)
     if preset is None:
         path = _find(source)
         values, where = _read(path), str(path)
+        if trimmed:
+            values = {name: value for name, value in values.items() if name not in ("vocab_size", *SPECIAL_IDS)}
     else:
         values, where = {"model_type": preset.family or teacher.model_type}, source
     default = _family_default(values, teacher, where)
@@ -69,7 +72,7 @@ def student_config(
     with _valid(values, where):
         config = AutoConfig.for_model(**values)
         config.to_json_string(use_diff=False)  # as the run will save it
-    if preset is None and tokenizer is not None:
+    if preset is None and tokenizer is not None and not trimmed:
         refuse_other_tokens(tokenizer, path.parent)
     _check_tokens(config, teacher, tokenizer, where)
     _check_sizes(config, default, where)

@@ -6,6 +6,7 @@ plan.json             what was trained on what: shapes, parameters, sequences, s
 changes.json          settings that were changed when the run was resumed, if any were
 student-config.json   the student's configuration
 tokenizer/            the teacher's tokenizer
+student-tokenizer/    that of the student, if it keeps only some of the teacher's tokens
 sentence-head/        how the teacher makes sentence embeddings, if its files say so
 tokens/               the token store, where the data was a file of token-id lists; of the second: tokens-2/
 metrics.jsonl         a line a logged step
@@ -74,6 +75,7 @@ class RunFolder:
         self.changes_file = path / "changes.json"
         self.student_config_file = path / "student-config.json"
         self.tokenizer = path / "tokenizer"
+        self.trimmed_tokenizer = path / "student-tokenizer"
         self.sentence_head = path / "sentence-head"
         self.tokens = path / "tokens"
         self.metrics_file = path / "metrics.jsonl"
@@ -81,6 +83,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.student = path / "student"
         self.lock_file = path / LOCK
+
+    @property
+    def student_tokenizer(self) -> Path:
+        """The folder of the student's tokenizer, which is the teacher's if it was not trimmed."""
+        return self.trimmed_tokenizer if self.trimmed_tokenizer.is_dir() else self.tokenizer
 
     def rank_log_file(self, rank: int) -> Path:
         """The messages of another process than the first."""

@@ -98,6 +98,20 @@ class StudentFacts(StartFacts):
         return StartFacts(**self.model_dump(include={*StartFacts.model_fields}))
 
 
+class VocabularyFacts(_Facts):
+    """The tokens that the student keeps of its teacher's.
+
+    The shares are of the tokens in the data: those that are read as several smaller ones, and as the unknown token.
+    `texts_compared` held-out texts that need no token that was left out are split as by the teacher's tokenizer.
+    """
+
+    tokens: int
+    teacher_tokens: int
+    share_split: float
+    share_unknown: float
+    texts_compared: int
+
+
 class RelationFacts(_Facts):
     """The relations, and how wide a relation head is."""
 
@@ -172,6 +186,7 @@ class Plan(_Facts):
     relations: RelationFacts
     data: DataFacts
     training: TrainingFacts
+    vocabulary: VocabularyFacts | None = None
     measured: Measured | None = None
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
+from minilm_cli.models.families import family_of
 from minilm_cli.models.hub import Card
 from minilm_cli.models.size import Size, count_parameters
 from minilm_cli.models.tap import Tap
@@ -24,24 +25,34 @@ def short_name(config: PreTrainedConfig) -> str:
 
 
 def teacher_facts(
-    tap: Tap, name: str, size: Size, card: Card, *, layer_reason: str | None, config_sha256: str
+    model: PreTrainedModel,
+    layers: Sequence[int],
+    name: str,
+    size: Size,
+    card: Card,
+    *,
+    layer_reason: str | None,
+    config_sha256: str,
 ) -> TeacherFacts:
-    """`name`: as the settings give it. size: with all layers. config_sha256: of its config.json, as it was read."""
-    config = tap.model.config
+    """The facts of a teacher without the layers after the tapped `layers`.
+
+    name: as the settings give it. size: with all layers. config_sha256: of its config.json, as it was read.
+    """
+    config = model.config
     return TeacherFacts(
         name=public_name(name) or name,
         on_hub=not Path(name).is_dir(),
-        family=tap.family.name,
+        family=family_of(config).name,
         layers=config.num_hidden_layers,
-        layer=tap.layers[-1],
-        tapped_layers=_if_several(tap),
+        layer=layers[-1],
+        tapped_layers=_if_several(layers),
         layer_reason=layer_reason,
         width=config.hidden_size,
-        parameters=count_parameters(tap.model),
+        parameters=count_parameters(model),
         total_parameters=size.parameters,
         operations_per_token=size.operations,
         config_sha256=config_sha256,
-        weights_sha256=_weights_sha256(tap.model),
+        weights_sha256=_weights_sha256(model),
         license=card.word("license"),
         license_name=card.word("license_name"),
         license_link=card.word("license_link"),
@@ -59,7 +70,7 @@ def student_facts(
         family=tap.family.name,
         layers=config.num_hidden_layers,
         layer=tap.layers[-1],
-        tapped_layers=_if_several(tap),
+        tapped_layers=_if_several(tap.layers),
         width=config.hidden_size,
         attention_heads=config.num_attention_heads,
         feed_forward_width=getattr(config, tap.family.feed_forward, None),
@@ -114,8 +125,8 @@ def public_name(name: str | None) -> str | None:
     return name if name is None or (name.count("/") == 1 and not Path(name).is_dir()) else Path(name).name
 
 
-def _if_several(tap: Tap) -> list[int]:
-    return list(tap.layers) if len(tap.layers) > 1 else []
+def _if_several(layers: Sequence[int]) -> list[int]:
+    return list(layers) if len(layers) > 1 else []
 
 
 def _weights_sha256(model: PreTrainedModel) -> str:

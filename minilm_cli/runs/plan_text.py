@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from minilm_cli.runs.plan import DataFacts, Plan, StartFacts, StudentFacts, TeacherFacts, TrainingFacts
+from minilm_cli.runs.plan import (
+    DataFacts,
+    Plan,
+    StartFacts,
+    StudentFacts,
+    TeacherFacts,
+    TrainingFacts,
+    VocabularyFacts,
+)
 
 Rows = list[tuple[str, str]]
 """Names and values."""
@@ -35,6 +43,7 @@ def banner(plan: Plan, output: str) -> Rows:
         ("run folder", output),
         ("teacher", f"{teacher.name}: {_shape(teacher)}; {_learnt(teacher)}"),
         ("student", f"{_shape(student)}{_compression(plan)}; {_learning(student)}, from {start(student)}"),
+        *(() if plan.vocabulary is None else (("vocabulary", vocabulary(plan.vocabulary)),)),
         ("relations", f"{relation_weights(relations.weights)}; {relations.heads} heads"),
         ("data", _data(plan.data)),
         ("training", _training(plan.training)),
@@ -50,6 +59,13 @@ def start(student: StudentFacts) -> str:
     share = student.init_share_kept
     fitted = "" if share is None else f", fitted to its size ({share:.0%} of their hidden states kept)"
     return f"the teacher's layers {layers}{fitted}" if layers else "random weights"
+
+
+def vocabulary(facts: VocabularyFacts) -> str:
+    """The tokens that are kept, and what becomes of the data's others."""
+    unknown = f", {facts.share_unknown:.2%} as the unknown one" if facts.share_unknown else ""
+    read = f"{facts.share_split:.2%} of the data's tokens are read as smaller ones{unknown}"
+    return f"{facts.tokens:,} of the teacher's {facts.teacher_tokens:,} tokens; {read}"
 
 
 def tapped(model: TeacherFacts | StudentFacts) -> list[int]:
@@ -75,6 +91,8 @@ def _student(plan: Plan, *, verbose: bool) -> Iterator[tuple[str, str]]:
     student = plan.student
     special = {"tensors", "untrained", "untrained_parameters", "embedding_parameters"}
     yield from _facts(student, without={*special, *StartFacts.model_fields})
+    if plan.vocabulary is not None:
+        yield "vocabulary", vocabulary(plan.vocabulary)
     yield "size on disk", f"{megabytes(student.parameters)} in fp32"
     if (embeddings := student.embedding_parameters) is not None:
         yield "in embeddings", _part(embeddings, student.parameters)

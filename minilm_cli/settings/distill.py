@@ -58,6 +58,11 @@ def _parse_count(value: Any) -> Any:
     return round(float(found[1]) * {"k": 10**3, "M": 10**6, "B": 10**9}[found[2]]) if found else value
 
 
+def _parse_number(value: Any) -> Any:
+    """Digits as a number; other values unchanged."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 Layer = Annotated[int, NotBool]
 
 
@@ -154,6 +159,17 @@ class StudentSettings(Section):
     layers and is as wide as fits. Where it would be narrower than a quarter of the teacher, it has fewer layers."""
     max_params: Annotated[PositiveInt | None, Flag("--max-params", metavar="N"), BeforeValidator(_parse_count)] = None
     """The same as a number of parameters, such as `20M`."""
+    keep_vocab: Annotated[
+        Literal["auto", "all", "tokens"] | PositiveInt | Annotated[str, Field(min_length=1)],
+        Flag("--keep-vocab", metavar="auto|all|tokens|N|FILE"),
+        BeforeValidator(_parse_number),
+    ] = "auto"
+    """Tokens of the teacher that the student keeps: `all`; `tokens`, those that the data has; a number, so many in all,
+    the most frequent; a file with one on each line; or a run or folder with such a tokenizer. Special tokens, single
+    characters and bytes are always kept. A token that is left out is read as smaller ones, by the teacher too. `auto`:
+    all, but with `max_mb` or `max_params` as many as fit."""
+    keep_count: Annotated[PositiveInt, Flag("--keep-count")] = 1
+    """With `--keep-vocab tokens`: how often the data must have a token."""
     layer: Annotated[
         Layer | tuple[Layer, ...],
         Flag("--student-layer", metavar="N,..."),

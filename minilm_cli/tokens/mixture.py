@@ -9,7 +9,10 @@ from fractions import Fraction
 import numpy as np
 
 from minilm_cli.settings.distill import CYCLE
-from minilm_cli.tokens.store import Indices, TokenIds, TokenStore
+from minilm_cli.tokens.store import Indices, Respell, TokenIds, TokenStore
+
+#: Sequences whose mean length is near enough to that of all.
+_ENOUGH = 2000
 
 
 class Mixture:
@@ -18,8 +21,11 @@ class Mixture:
     `parts` are the ranges of indices that are shuffled separately: a single one, or with weights one for each store.
     """
 
-    def __init__(self, stores: Sequence[TokenStore], weights: Sequence[float] | None = None) -> None:
-        self._stores = stores
+    def __init__(
+        self, stores: Sequence[TokenStore], weights: Sequence[float] | None = None, respell: Respell | None = None
+    ) -> None:
+        """respell: writes sequences in the ids of another vocabulary than that of the stores."""
+        self._stores, self._respell = stores, respell
         ends = np.cumsum([len(store) for store in stores])
         self._first = np.concatenate([[0], ends[:-1]])
         self._size = int(ends[-1])
@@ -59,7 +65,7 @@ class Mixture:
     def sequence(self, index: int, max_length: int) -> TokenIds:
         """Sequence `index`, cut to `max_length` tokens as its store cuts it."""
         store = int(np.searchsorted(self._first, index, side="right")) - 1
-        return self._stores[store].sequence(index - int(self._first[store]), max_length)
+        return self._stores[store].sequence(index - int(self._first[store]), max_length, self._respell)
 
     def lengths(self, indices: Indices, max_length: int) -> Indices:
         """The lengths in tokens of these sequences, after cutting to `max_length`."""
@@ -67,12 +73,21 @@ class Mixture:
         stores = np.searchsorted(self._first, indices, side="right") - 1
         for store in np.unique(stores):
             here = stores == store
-            found[here] = self._stores[store].lengths(indices[here] - self._first[store], max_length)
+            found[here] = self._stores[store].lengths(indices[here] - self._first[store], max_length, self._respell)
         return found
 
     def mean_length(self, max_length: int) -> float:
-        """Mean tokens of the sequences that are trained on, after cutting to `max_length`."""
-        histograms = [store.manifest.length_histogram for store in self._stores]
-        totals = [sum(min(length, max_length) * n for length, n in enumerate(counts)) for counts in histograms]
-        means = [total / len(store) for total, store in zip(totals, self._stores, strict=True)]
-        return sum(share * mean for share, mean in zip(self.shares, means, strict=True))
+        """Mean tokens of the sequences that are trained on, after cutting to `max_length`.
+
+        Estimated from evenly spaced ones if they are written in another vocabulary.
+        """
+        return sum(
+            share * self._mean_length(store, max_length) for share, store in zip(self.shares, self._stores, strict=True)
+        )
+
+    def _mean_length(self, store: TokenStore, max_length: int) -> float:
+        if self._respell is not None:
+            some = np.linspace(0, len(store) - 1, min(len(store), _ENOUGH), dtype=np.int64)
+            return float(store.lengths(some, max_length, self._respell).mean())
+        histogram = enumerate(store.manifest.length_histogram)
+        return sum(min(length, max_length) * count for length, count in histogram) / len(store)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,3 +59,8 @@ def split(store: Mixture, *, seed: int, fraction: float, limit: int) -> list[Par
 def held_out(parts: list[Part]) -> Indices:
     """The indices of all held-out sequences."""
     return np.concatenate([part.shuffled(np.arange(part.held_out)) for part in parts])
+
+
+def spread(values: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` values, evenly spaced."""
+    return list(values[:: max(1, len(values) // count)][:count])

@@ -11,7 +11,7 @@ import bisect
 import itertools
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,12 +32,17 @@ SHARD_TOKENS = 2**25
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 Indices = npt.NDArray[np.int64]
+Respell = Callable[[TokenIds], TokenIds]
+"""Writes a sequence in the ids of another vocabulary."""
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Positive = Annotated[int, Field(gt=0, le=2**62)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
 
 #: pydantic checks a bound on encodable text only, so a lone surrogate, which is valid in JSON, is refused.
 Text = Annotated[str, Field(max_length=4096)]
+
+#: Tokens that are counted together: numpy takes eight bytes for each.
+_COUNTED_TOGETHER = 2**22
 
 #: Characters that are shown of what numpy says about a damaged file.
 _LONGEST_REASON = 200
@@ -134,17 +139,23 @@ class TokenStore:
         begin, end = self._offsets[shard][offset : offset + 2]
         return self._ids[shard][begin:end]
 
-    def sequence(self, index: int, max_length: int) -> TokenIds:
-        """Sequence `index`, cut to `max_length` tokens if longer, its last token kept if that is a special one."""
+    def sequence(self, index: int, max_length: int, respell: Respell | None = None) -> TokenIds:
+        """Sequence `index`, cut to `max_length` tokens if longer, its last token kept if that is a special one.
+
+        respell: writes it in another vocabulary, before it is cut.
+        """
         ids = self[index]
+        ends_special = int(ids[-1]) in self._special
+        if respell is not None:
+            ids = respell(ids)
         if len(ids) <= max_length:
             return ids
-        if int(ids[-1]) in self._special:
-            return np.concatenate([ids[: max_length - 1], ids[-1:]])
-        return ids[:max_length]
+        return np.concatenate([ids[: max_length - 1], ids[-1:]]) if ends_special else ids[:max_length]
 
-    def lengths(self, indices: Indices, max_length: int) -> Indices:
-        """The lengths in tokens of these sequences, after cutting to `max_length`."""
+    def lengths(self, indices: Indices, max_length: int, respell: Respell | None = None) -> Indices:
+        """The lengths in tokens of these sequences, as `sequence` gives them."""
+        if respell is not None:
+            return np.array([len(self.sequence(index, max_length, respell)) for index in indices.tolist()])
         found = np.empty(len(indices), dtype=np.int64)
         shards = np.searchsorted(self._first, indices, side="right") - 1
         for shard in np.unique(shards):
@@ -153,6 +164,14 @@ class TokenStore:
             offsets = self._offsets[shard]
             found[here] = offsets[offset + 1] - offsets[offset]
         return np.minimum(found, max_length)
+
+    def token_counts(self) -> Indices:
+        """How often each token of the vocabulary occurs; this reads everything."""
+        counts: Indices = np.zeros(self.manifest.tokenizer.vocabulary_size, dtype=np.int64)
+        for ids in self._ids:
+            for begin in range(0, len(ids), _COUNTED_TOGETHER):
+                counts += np.bincount(ids[begin : begin + _COUNTED_TOGETHER], minlength=len(counts))
+        return counts
 
     def verify(self) -> None:
         """Read every shard and compare its checksums; raises `MinilmError` naming the first that differs."""

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli.base.errors import Dismissed, Interrupted, MinilmError
 from minilm_cli.base.locks import Lock
@@ -28,8 +28,8 @@ from minilm_cli.training.signals import Signals
 
 logger = logging.getLogger(__name__)
 
-Judge = Callable[[PreTrainedModel], Mapping[str, float]]
-"""Scores of a student, by name; the loop does not know how they are found."""
+Judge = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[str, float]]
+"""Scores of a student with its tokenizer, by name; the loop does not know how they are found."""
 
 
 class TrainingLoop:
@@ -53,6 +53,7 @@ class TrainingLoop:
         self._run, self._progress, self._signals = run, progress, signals
         self._settings, self._distiller, self._stream = prepared.settings, prepared.distiller, prepared.stream
         self._world, self._total = prepared.distiller.world, prepared.total_steps
+        self._tokenizer = prepared.student.tokenizer
         state = RunState.of(newest)
         self._step = 0 if newest is None else newest.step
         self._saved = None if newest is None else newest.step
@@ -197,7 +198,7 @@ class TrainingLoop:
                 return  # a signal stopped it: the evaluation is repeated when the run resumes
         if self._judge is not None:
             self._progress.activity("Scoring")
-            losses = {**losses, **self._judge(self._distiller.student.model)}
+            losses = {**losses, **self._judge(self._distiller.student.model, self._tokenizer)}
         self._progress.activity("")
         self._mark += time.monotonic() - started  # rates are those of training
         self._pace.evaluation.add(time.monotonic() - started)

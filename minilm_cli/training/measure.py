@@ -47,7 +47,7 @@ def measure(prepared: PreparedRun, judge: Judge | None = None) -> Measured:
     evaluation = _seconds_per_evaluation(prepared)
     if judge is not None:
         started = time.perf_counter()
-        judge(distiller.student.model)
+        judge(distiller.student.model, prepared.student.tokenizer)
         evaluation = (evaluation or 0.0) + time.perf_counter() - started
     saving = _seconds_per_checkpoint(distiller)
     pace.evaluation.add(evaluation or 0.0)

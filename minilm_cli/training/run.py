@@ -48,6 +48,8 @@ from minilm_cli.training.run_log import logging_to
 from minilm_cli.training.saving import resume_after
 from minilm_cli.training.setup import Named, PreparedRun, load_named, prepare, prepare_again
 from minilm_cli.training.signals import Signals
+from minilm_cli.training.start import STARTS
+from minilm_cli.training.student_choice import token_file
 
 logger = logging.getLogger(__name__)
 
@@ -214,8 +216,11 @@ def replay(file: Path) -> nonfinite.Finding:
 def _load_named(settings: DistillSettings, *, force: bool) -> Named:
     """The first checks of a new run, before anything large is read."""
     if settings.output is not None:
-        named = filter(None, (settings.teacher.name, settings.student.config))
-        refuse_existing(settings.output, *settings.data.paths, *named, force=force, folder=True)
+        student = settings.student
+        start = None if student.init in STARTS else student.init
+        named = [name for name in (student.config, start, token_file(student)) if name is not None]
+        inputs = (settings.teacher.name, *settings.data.paths, *named)
+        refuse_existing(settings.output, *inputs, force=force, folder=True)
     return load_named(settings)
 
 
@@ -243,9 +248,11 @@ def _write_folder(run: RunFolder, prepared: PreparedRun, facts: Mapping[str, Any
     run.write_settings(prepared.settings)
     write_json(run.environment_file, facts)
     run.write_plan(prepared.plan)
-    prepared.student_config.to_json_file(run.student_config_file, use_diff=False)
+    prepared.student.config.to_json_file(run.student_config_file, use_diff=False)
     with quiet():
         prepared.tokenizer.save_pretrained(run.tokenizer)
+        if prepared.student.vocabulary is not None:
+            prepared.student.tokenizer.save_pretrained(run.trimmed_tokenizer)
     teacher = prepared.settings.teacher
     with suppress(MinilmError):  # it may have parts that are not supported; export says so
         if head := read_head(teacher.name, teacher.revision):

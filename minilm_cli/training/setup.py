@@ -19,21 +19,21 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from minilm_cli.base.checksums import sha256, sha256_of_text
 from minilm_cli.base.errors import MinilmError
-from minilm_cli.models.budget import student_within
 from minilm_cli.models.checks import refuse_local_layer
 from minilm_cli.models.families import is_rotary
 from minilm_cli.models.hub import load_tokenizer, read_card, tokenizer_info
 from minilm_cli.models.inputs import Layout
+from minilm_cli.models.kept_vocabulary import KeptVocabulary
 from minilm_cli.models.size import size_of
 from minilm_cli.models.student import build_student
-from minilm_cli.models.student_config import saved_config, student_config
+from minilm_cli.models.student_config import saved_config
 from minilm_cli.models.tap import Tap
 from minilm_cli.models.teacher import load_teacher, read_teacher_config
 from minilm_cli.models.trials import common_layout, computes_in_bf16, refuse_unreadable
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import RUNS
 from minilm_cli.runs.plan import Plan, RelationFacts, StartFacts, TeacherFacts, TrainingFacts, refuse_changes
-from minilm_cli.runs.plan_facts import data_facts, short_name, student_facts, teacher_facts
+from minilm_cli.runs.plan_facts import data_facts, student_facts, teacher_facts
 from minilm_cli.runs.sinks import check_sinks
 from minilm_cli.settings.distill import (
     DEFAULT_STEPS,
@@ -49,11 +49,12 @@ from minilm_cli.training.batches import BatchStream
 from minilm_cli.training.devices import choose_device, has_bf16, repeat_exactly
 from minilm_cli.training.distiller import Distiller
 from minilm_cli.training.distributed import World
-from minilm_cli.training.layer_pairs import LayerPairs, layer_pairs
+from minilm_cli.training.layer_pairs import layer_pairs
 from minilm_cli.training.objective import RelationObjective, relation_heads, used_widths
 from minilm_cli.training.optim import LearningRate
 from minilm_cli.training.start import STARTS, check_start, start_from_model, start_from_teacher
 from minilm_cli.training.stores import Vocabulary, choose_max_length, open_stores, refuse_missing, verify_stores
+from minilm_cli.training.student_choice import Student, check_student, choose_student, resolved_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +67,13 @@ class Named:
     """What the settings name, as far as it is cheap to load."""
 
     tokenizer: PreTrainedTokenizerBase
+    """The teacher's."""
     teacher_config: PreTrainedConfig
     teacher_config_sha256: str
     """Of the entries of the teacher's config.json that describe the model."""
-    student: str
-    """The name of the student's configuration: a file, a folder or a preset."""
-    student_config: PreTrainedConfig
-    layers: LayerPairs
     output: Path
+    student: Student | None = None
+    """That of a run which was begun."""
     student_config_sha256: str | None = None
     """Of the file that a run which was begun keeps it in."""
     start: StartFacts | None = None
@@ -87,7 +87,8 @@ class PreparedRun:
     settings: DistillSettings
     """With every `auto` resolved."""
     tokenizer: PreTrainedTokenizerBase
-    student_config: PreTrainedConfig
+    """The teacher's."""
+    student: Student
     stream: BatchStream
     distiller: Distiller
     total_steps: int
@@ -98,19 +99,15 @@ class PreparedRun:
 
 
 def load_named(settings: DistillSettings) -> Named:
-    """The teacher's tokenizer, both configurations, the layers and the run's folder; raises `MinilmError`."""
+    """The teacher's tokenizer and configuration, and the run's folder; raises `MinilmError` for a wrong student."""
     check_sinks(settings.reporting.sinks)
     check_start(settings.student.init)
     teacher = settings.teacher
     teacher_config, checksum = _teacher_config(teacher)
     tokenizer = load_tokenizer(teacher.name, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
-    budget = settings.student.budget
-    source = settings.student.config if budget is None else student_within(*budget, teacher_config, tokenizer)
-    assert source is not None, "settings have a configuration or a budget"
-    config = student_config(source, teacher_config, tokenizer)
-    name = f"{short_name(config)}-from-{Path(teacher.name).name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    layers = layer_pairs(settings, teacher_config, config)
-    return Named(tokenizer, teacher_config, checksum, source, config, layers, settings.output or RUNS / name)
+    student = check_student(settings, teacher_config, tokenizer)
+    name = f"{student}-from-{Path(teacher.name).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Named(tokenizer, teacher_config, checksum, settings.output or RUNS / name)
 
 
 def _teacher_config(teacher: TeacherSettings) -> tuple[PreTrainedConfig, str]:
@@ -134,9 +131,14 @@ def prepare_again(run: RunFolder, settings: DistillSettings, world: World, *, in
     before = run.plan()
     # The settings of a run that was begun give the layer as a number, the plan says why.
     layers = replace(layer_pairs(settings, teacher_config, config), reason=before.teacher.layer_reason)
-    start = None if initial else before.student.start
     source = settings.student.config or str(run.student_config_file)
-    named = Named(tokenizer, teacher_config, teacher_checksum, source, config, layers, run.path, checksum, start)
+    student = Student(source, config, layers, tokenizer, facts=before.vocabulary)
+    if run.trimmed_tokenizer.is_dir():
+        trimmed = load_tokenizer(str(run.trimmed_tokenizer.absolute()))
+        kept = KeptVocabulary.between(tokenizer, teacher_config.vocab_size, trimmed)
+        student = replace(student, tokenizer=trimmed, vocabulary=kept)
+    start = None if initial else before.student.start
+    named = Named(tokenizer, teacher_config, teacher_checksum, run.path, student, checksum, start)
     prepared = prepare(settings, named, converted=run.tokens, world=world)
     refuse_changes(before, prepared.plan, teacher=settings.teacher.name, stores=settings.data.paths)
     return prepared
@@ -157,24 +159,26 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     stores = open_stores(settings.data.paths, converted, vocabulary)
     if world.leads:  # once is enough, since it reads everything
         verify_stores(stores)
-    mixture = Mixture(list(stores.values()), settings.data.weights)
-    teacher, of_teacher = _load_teacher(settings, named)
-    student = _build_student(settings, named)
+    chosen = named.student or choose_student(settings, named.teacher_config, named.tokenizer, [*stores.values()])
+    respell = chosen.vocabulary.respelling() if chosen.vocabulary else None
+    mixture = Mixture(list(stores.values()), settings.data.weights, respell)
+    teacher, of_teacher = _load_teacher(settings, named, chosen)
+    student = _build_student(settings, chosen)
     student_size = size_of(student.model)
     max_length = choose_max_length(settings.data.max_length, stores, {"teacher": teacher, "student": student})
     relations = _relation_facts(settings.relations, teacher, student, max_length)
     layout = common_layout(teacher, student)
     stream = _batch_stream(settings, mixture, max_length, layout=layout, device=device, world=world)
-    start = named.start or _start(settings, named, teacher, student, relations, stream)
+    start = named.start or _start(settings, chosen.tokenizer, teacher, student, relations, stream)
     total_steps = _total_steps(settings.training, stream)
     distiller = _distiller(settings, teacher, student, relations, total_steps=total_steps, device=device, world=world)
     tokens_per_step = stream.batch_size * mixture.mean_length(max_length)
     if settings.training.micro_batch_tokens == "auto":
         facts = _speed_facts(distiller, relations, stream, round(tokens_per_step), compiled=settings.training.compile)
         micro_batch_budget.settle(distiller, stream, run_tokens=total_steps * tokens_per_step, facts=facts)
-    resolved = _resolved(settings, named, distiller, stream, heads=relations.heads, total_steps=total_steps)
+    resolved = _resolved(settings, named, chosen, distiller, stream, heads=relations.heads, total_steps=total_steps)
     # Building the student has completed its configuration, which the run will save.
-    config_sha256 = named.student_config_sha256 or sha256_of_text(named.student_config.to_json_string(use_diff=False))
+    config_sha256 = named.student_config_sha256 or sha256_of_text(chosen.config.to_json_string(use_diff=False))
     plan = Plan(
         teacher=of_teacher,
         student=student_facts(
@@ -189,53 +193,63 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
             stores, mixture, settings.data.weights, held_out=stream.held_out_sequences, max_length=max_length
         ),
         training=_training_facts(resolved, distiller, stream, tokens_per_step=round(tokens_per_step)),
+        vocabulary=chosen.facts,
     )
     for warning in advice(plan):
         logger.warning(warning)
-    return PreparedRun(resolved, named.tokenizer, named.student_config, stream, distiller, total_steps, plan)
+    return PreparedRun(resolved, named.tokenizer, chosen, stream, distiller, total_steps, plan)
 
 
-def _load_teacher(settings: DistillSettings, named: Named) -> tuple[Tap, TeacherFacts]:
-    teacher = settings.teacher
+def _load_teacher(settings: DistillSettings, named: Named, student: Student) -> tuple[Tap, TeacherFacts]:
+    """The teacher, with the tokens that the student keeps, and its facts."""
+    teacher, layers = settings.teacher, student.layers
     logger.info("Loading the teacher, %s.", teacher.name)
     model, size = load_teacher(
         teacher.name,
-        layer=named.layers.teacher[-1],
+        layer=layers.teacher[-1],
         revision=teacher.revision,
         trust_remote_code=teacher.trust_remote_code,
         config=named.teacher_config,
     )
-    tap = Tap(model, named.layers.teacher, rotated=settings.relations.rotary == "after")
-    refuse_unreadable(tap, "teacher", teacher.name)
     facts = teacher_facts(
-        tap,
+        model,
+        layers.teacher,
         teacher.name,
         size,
         read_card(teacher.name, teacher.revision),
-        layer_reason=named.layers.reason,
+        layer_reason=layers.reason,
         config_sha256=named.teacher_config_sha256,
     )
+    if student.vocabulary is not None:
+        student.vocabulary.trim_model(model)
+    tap = Tap(model, layers.teacher, rotated=settings.relations.rotary == "after")
+    refuse_unreadable(tap, "teacher", teacher.name)
     return tap, facts
 
 
-def _build_student(settings: DistillSettings, named: Named) -> Tap:
-    model = build_student(named.student_config, seed=settings.training.seed)
-    tap = Tap(model, named.layers.student, rotated=settings.relations.rotary == "after")
+def _build_student(settings: DistillSettings, student: Student) -> Tap:
+    model = build_student(student.config, seed=settings.training.seed)
+    tap = Tap(model, student.layers.student, rotated=settings.relations.rotary == "after")
     refuse_unreadable(tap, "student", "student.config")
     return tap
 
 
 def _start(
-    settings: DistillSettings, named: Named, teacher: Tap, student: Tap, relations: RelationFacts, stream: BatchStream
+    settings: DistillSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: Tap,
+    student: Tap,
+    relations: RelationFacts,
+    stream: BatchStream,
 ) -> StartFacts:
-    """Give the student its initial weights; raises `MinilmError` if they do not fit."""
+    """Give the student its initial weights; raises `MinilmError` if they do not fit. tokenizer: the student's."""
     match settings.student.init:
         case "random":
             return StartFacts()
         case "teacher":
             return start_from_teacher(student, teacher, relations, stream)
         case name:
-            return start_from_model(student, name, named.tokenizer)
+            return start_from_model(student, name, tokenizer)
 
 
 def _relation_facts(settings: RelationSettings, teacher: Tap, student: Tap, max_length: int) -> RelationFacts:
@@ -346,6 +360,7 @@ def _speed_facts(
 def _resolved(
     settings: DistillSettings,
     named: Named,
+    student: Student,
     distiller: Distiller,
     stream: BatchStream,
     *,
@@ -361,9 +376,10 @@ def _resolved(
             "revision": getattr(named.teacher_config, "_commit_hash", None) or settings.teacher.revision,
         },
         "student": {
-            "config": named.student,
+            "config": student.source,
             "max_mb": None,
             "max_params": None,
+            "keep_vocab": resolved_tokens(settings.student, student),
             "layer": distiller.student.layers,
             "init": init if (init := settings.student.init) in STARTS else _found_from_anywhere(init),
         },

@@ -64,6 +64,24 @@ MISTAKES_IN_OPTIONS = [
     Mistake("no student", "distill --teacher teacher", ("--student-config is missing", "student.config", "--max-mb")),
     Mistake("a size too small", "distill --teacher teacher --max-params 10", ("--max-params: ", "larger", "Raise it")),
     Mistake("no size", "distill --teacher teacher --max-mb 0", ("--max-mb: ", "greater than 0")),
+    Mistake("no tokens", NAMES + " --keep-vocab 0", ("--keep-vocab: ",)),
+    Mistake(
+        "few tokens", NAMES + " --keep-vocab 9", ("--keep-vocab: ", "9 tokens are too few", "always kept", "Keep ")
+    ),
+    Mistake(
+        "rare tokens",
+        NAMES + " --keep-vocab tokens --keep-count 1000000",
+        ("--keep-count: ", "no token 1,000,000 times", "The most frequent one occurs"),
+    ),
+    Mistake("no such list", NAMES + " --keep-vocab toknes", ("--keep-vocab: ", "no such file", "Did you mean tokens?")),
+    Mistake(
+        "unknown tokens",
+        NAMES + " --keep-vocab kept.txt",
+        ("kept.txt: ", "'peaple' is no token of the teacher's, nor 1 others", "Did you mean 'people'?"),
+        prepare=write("kept.txt", "the\npeaple\nof\n##zz\n"),
+    ),
+    Mistake("an empty list", NAMES + " --keep-vocab kept.txt", ("is empty",), prepare=write("kept.txt", "\n\n")),
+    Mistake("no text", NAMES + " --keep-vocab kept.txt", ("not UTF-8",), prepare=write("kept.txt", b"\xff\xfe")),
     Mistake("not a size", "distill --teacher teacher --max-params 20Q", ("--max-params: ", "whole number", "20Q")),
     Mistake("option without value", "distill --teacher", ("--teacher",)),
     *in_options(

@@ -41,8 +41,8 @@ OPTIONS = {
         " --split-sentences --language --text-field --workers --batch-size --errors --continue --force --json"
     ),
     "distill": (
-        "--teacher --student-config --max-mb --max-params --data --config --set --output --revision"
-        " --trust-remote-code --teacher-layer"
+        "--teacher --student-config --max-mb --max-params --keep-vocab --keep-count --data --config --set --output"
+        " --revision --trust-remote-code --teacher-layer"
         " --student-layer --init --relation-heads --relations --steps --epochs --batch-size --micro-batch-tokens"
         " --max-length --lr --warmup-steps --schedule --weight-decay --clip-norm --precision --device --compile --seed"
         " --eval-fraction --eval-every --eval-task --save-every --keep --log-every --report-to --dry-run --verbose"
@@ -73,6 +73,10 @@ FLAGS: list[tuple[str, str, Any]] = [
     ("--student-config l4-h256", "student.config", "l4-h256"),
     ("--max-mb 50", "student.max_mb", 50.0),
     ("--max-params 20M", "student.max_params", 20_000_000),
+    ("--keep-vocab 32000", "student.keep_vocab", 32_000),
+    ("--keep-vocab tokens", "student.keep_vocab", "tokens"),
+    ("--keep-vocab kept.txt", "student.keep_vocab", "kept.txt"),
+    ("--keep-count 5", "student.keep_count", 5),
     ("--student-layer 3", "student.layer", 3),
     ("--init runs/first", "student.init", "runs/first"),
     ("--student-layer 3,6", "student.layer", (3, 6)),

@@ -514,7 +514,7 @@ def test_a_resumed_run_is_scored_alike(small_settings: Settings, reviews: Path, 
 def test_a_dry_run_measures_the_scoring_too(small_settings: Settings, tmp_path: Path) -> None:
     scored = []
     settings = small_settings(tmp_path / "run", evaluation__fraction=0.0)
-    plan = run.dry_run(settings, judge_for=lambda _: lambda student: scored.append(student) or {})
+    plan = run.dry_run(settings, judge_for=lambda _: lambda student, _: scored.append(student) or {})
     assert len(scored) == 1
     assert plan.measured is not None
     assert plan.measured.seconds_per_evaluation is not None
