@@ -99,7 +99,7 @@ each folder has a model card (README.md) that says how it was made and how to lo
 Next, try your own text and teacher:
 
     minilm tokenize corpus.txt
-    minilm distill --teacher bert-base-uncased --student-config l6-h384 --dry-run
+    minilm distill --teacher bert-base-uncased --student-config l6-h384 --init teacher --dry-run
 """
     )
     return exported

@@ -47,15 +47,16 @@ def row(run: RunFolder) -> str:
     """A row of the table."""
     settings, plan = run.settings(), run.plan()
     models = [AutoModel.from_pretrained(name).eval() for name in (settings.teacher.name, run.student)]
-    inputs = batches(run.tokenizer)
-    times = [[seconds(model, inputs) for model in models] for _ in range(ROUNDS)]
+    inputs = [batches(tokenizer) for tokenizer in (run.tokenizer, run.student_tokenizer)]
+    times = [[seconds(*pair) for pair in zip(models, inputs, strict=True)] for _ in range(ROUNDS)]
     teacher, student = (min(rounds) for rounds in zip(*times, strict=True))
     counts = [sum(parameter.numel() for parameter in model.parameters()) for model in models]
     losses = [record["eval_loss"] for record in run.metrics() if "eval_loss" in record]
     start = "its layers" if plan.student.init_from_teacher_layers else "random weights"
+    tokens = "" if plan.vocabulary is None else f" with {plan.vocabulary.tokens:,} tokens"
     cells = (
         f"{plan.teacher.name} ({plan.teacher.layers} × {plan.teacher.width})"
-        f" → {plan.student.layers} × {plan.student.width}, from {start}, {plan.training.steps:,} steps",
+        f" → {plan.student.layers} × {plan.student.width}{tokens}, from {start}, {plan.training.steps:,} steps",
         " → ".join(f"{count / 1e6:.1f} M" for count in counts),
         " → ".join(f"{count * 4 / 1e6:.0f}" for count in counts),
         f"{losses[0]:.3f} → {losses[-1]:.3f}",
