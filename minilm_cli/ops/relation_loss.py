@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minilm_cli.ops import relation_chunks
 from minilm_cli.ops.length_groups import Span
+from minilm_cli.ops.relation_backend import choose_backend
 from minilm_cli.ops.relations import Backend, Projections, Relations
 
 
@@ -26,7 +27,7 @@ def relation_loss(
     heads: int,
     weights: Mapping[str, float],
     chunk_scores: int | None = None,
-    backend: Backend = relation_chunks.losses_and_gradients,
+    backend: Backend | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum over sequences of the multi-head self-attention relation loss (MiniLMv2, section 3.1).
 
@@ -35,6 +36,7 @@ def relation_loss(
     heads: relation heads; divides the width of every tensor in use.
     weights: weight of each relation, a pair of `q`, `k`, `v`.
     chunk_scores: scores held at a time, by each core of a CPU; the default suits the device.
+    backend: what computes it; by default, what `relation_backend.choose_backend` chooses.
 
     For one sequence of n tokens: Σ over relations of weight × mean over the heads and the n query rows of
     KL(teacher ‖ student), softmax over the n keys, scores scaled by 1/√(width of a relation head).
@@ -47,8 +49,9 @@ def relation_loss(
     longest = max(length for _, length in spans)
     # A chunk holds at least one query's row of scores.
     relations = Relations(tuple(spans), heads, dict(weights), max(chunk_scores, longest))
-    for side in (dict(zip("qkv", teacher, strict=True)), dict(zip("qkv", student, strict=True))):
-        assert all(side[letter].shape[1] % heads == 0 for letter in relations.letters)
+    sides = [dict(zip("qkv", side, strict=True)) for side in (teacher, student)]
+    assert all(side[letter].shape[1] % heads == 0 for side in sides for letter in relations.letters)
+    backend = backend or choose_backend(relations, *sides)
     loss, parts = _RelationLoss.apply(backend, relations, *teacher, *student)  # type: ignore[no-untyped-call]  # torch has no types here
     return loss, parts
 

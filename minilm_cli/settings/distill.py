@@ -273,6 +273,9 @@ class TrainingSettings(Section):
     """Torch device such as cuda:1; auto: cuda, else mps, else cpu."""
     compile: Annotated[bool, Flag("--compile/--no-compile")] = False
     """Compile teacher and student with torch.compile: slower to start, no gain on CPUs."""
+    deterministic: bool = True
+    """On a GPU, use only kernels that add in the same order each time: a resumed run is then equal to the last bit.
+    Their backward passes of attention are slower."""
     seed: Annotated[NonNegativeInt, Flag("--seed")] = 42
     """Seed of everything random: student weights, held-out sequences, order, dropout."""
 
@@ -395,6 +398,7 @@ CHANGEABLE_MID_RUN = frozenset(
         "training.compile",
         "training.device",
         "training.precision",
+        "training.deterministic",
         "optimizer.lr",
         "optimizer.clip_norm",
         "evaluation.every",

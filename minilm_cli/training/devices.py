@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from minilm_cli.base.errors import MinilmError
+from minilm_cli.base.errors import MinilmError, RunError
 from minilm_cli.training.distributed import World
 
 
@@ -58,9 +60,25 @@ def has_bf16(device: torch.device) -> bool:
 def repeat_exactly(device: torch.device) -> None:
     """Have a GPU's kernels add in the same order each time, so that a resumed run gives the same bits.
 
-    torch warns, once, of a kernel that cannot: the backward pass of attention with dropout.
+    A kernel that cannot raises (see `explaining_inexactness`). If torch only warned of it, the backward passes of
+    attention would not change to those that can.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by a property
+
+
+@contextmanager
+def explaining_inexactness(setting: str) -> Iterator[None]:
+    """Turn torch's error for a kernel that cannot repeat exactly into a `RunError` that names the setting."""
+    try:
+        yield
+    except RuntimeError as error:
+        kernel, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise RunError(
+            f"{kernel}, which this model needs, cannot repeat exactly on this device.",
+            hint=f"Use --set {setting}=false: a resumed run is then equal up to rounding.",
+        ) from error

@@ -25,6 +25,7 @@ from minilm_cli.ops.embeddings import SparseEmbeddings
 from minilm_cli.ops.relations import Projections
 from minilm_cli.settings.distill import OptimizerSettings
 from minilm_cli.training.batches import Batch, BatchStream
+from minilm_cli.training.devices import explaining_inexactness
 from minilm_cli.training.distributed import World
 from minilm_cli.training.exchange import Exchange
 from minilm_cli.training.memory import Backoff
@@ -33,6 +34,9 @@ from minilm_cli.training.objective import Objective
 from minilm_cli.training.optim import LearningRate, Optimizer
 
 logger = logging.getLogger(__name__)
+
+#: The setting that lets kernels be used which do not repeat exactly.
+_DETERMINISTIC = "training.deterministic"
 
 #: Asked after each micro-batch: the number of a signal that ends the work, or 0.
 Stop = Callable[[], int]
@@ -126,7 +130,8 @@ class Distiller:
             for step in range(first, last + 1):
                 accumulate = partial(self._accumulate, step, following.result(), stream, stop)
                 following = thread.submit(stream.step, step + 1)  # while this step computes
-                batch, sums, stopped_by = self._backoff.retry(accumulate, f"step {step}", stream)
+                with explaining_inexactness(_DETERMINISTIC):
+                    batch, sums, stopped_by = self._backoff.retry(accumulate, f"step {step}", stream)
                 shared = self._exchange(
                     sums,
                     padded_tokens=batch.padded_tokens,
@@ -200,7 +205,8 @@ class Distiller:
     def rehearse(self, batch: MicroBatch) -> None:
         """Compute a micro-batch, wait for it and drop its gradient: to measure time and memory."""
         try:
-            torch.autograd.backward(self.loss(batch)[0])
+            with explaining_inexactness(_DETERMINISTIC):
+                torch.autograd.backward(self.loss(batch)[0])
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
         finally:
@@ -223,7 +229,8 @@ class Distiller:
         self.student.eval()
         try:
             held_out = partial(self._held_out_losses, stream, stop, done)
-            losses, sequences, number = self._backoff.retry(held_out, "the evaluation", stream)
+            with explaining_inexactness(_DETERMINISTIC):
+                losses, sequences, number = self._backoff.retry(held_out, "the evaluation", stream)
         finally:
             self.student.train()
         numbers = torch.zeros(self.world.size, dtype=torch.double)

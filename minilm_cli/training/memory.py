@@ -13,12 +13,15 @@ from minilm_cli.training.batches import BatchStream
 
 logger = logging.getLogger(__name__)
 
+#: What other errors say that are this one: of cuBLAS, which finds no room for its workspace, and of a CPU.
+_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+
 Result = TypeVar("Result")
 
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether a device or the machine has run out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 class Backoff:

@@ -154,7 +154,8 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     that will train. Raises `MinilmError` if something does not fit.
     """
     device = choose_device(settings.training.device, world)
-    repeat_exactly(device)
+    if settings.training.deterministic:
+        repeat_exactly(device)
     vocabulary = Vocabulary(tokenizer_info(named.tokenizer), named.teacher_config.vocab_size)
     stores = open_stores(settings.data.paths, converted, vocabulary)
     if world.leads:  # once is enough, since it reads everything

@@ -158,6 +158,7 @@ NEW_VALUES = {
     "training.compile": True,
     "training.device": "cuda",
     "training.precision": "fp32",
+    "training.deterministic": False,
     "optimizer.lr": 7e-5,
     "optimizer.clip_norm": 7.5,
     "evaluation.every": 7,

@@ -23,6 +23,12 @@ def limit_memory(distiller: Distiller, tokens: int) -> None:
     distiller.student.register_forward_pre_hook(check)
 
 
+@pytest.mark.parametrize("said", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "can't allocate memory"])
+def test_other_words_for_it_are_known(said: str) -> None:
+    assert out_of_memory(RuntimeError(f"error: {said}"))
+    assert not out_of_memory(RuntimeError("CUBLAS_STATUS_NOT_INITIALIZED"))
+
+
 def test_out_of_memory_halves_the_budget_with_a_warning(factory: Factory, caplog: pytest.LogCaptureFixture) -> None:
     distiller, stream = factory.distiller(), factory.stream(micro_batch_tokens=160)
     limit_memory(distiller, 100)

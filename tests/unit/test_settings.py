@@ -40,6 +40,7 @@ def test_defaults_of_distill() -> None:
         "training.precision": "auto",
         "training.device": "auto",
         "training.compile": False,
+        "training.deterministic": True,
         "training.seed": 42,
         "optimizer.lr": 6e-4,
         "optimizer.weight_decay": 0.01,
