@@ -3,7 +3,7 @@
 On a CPU, sequences of the same length are computed together, as views of the row. With dropout, for which torch has no
 fused CPU kernel, probabilities are computed in chunks, dropped, and computed again in the backward pass. On other
 devices, FlashAttention's kernel for sequences of varying length takes the row at once; cases that it does not support
-(dropout, fp32, older GPUs) are computed in groups of similar length, padded and masked.
+(fp32, older GPUs) are computed in groups of similar length, padded and masked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from minilm_cli.ops import flash_dropout
 from minilm_cli.ops.dropout import Masks, drawn_seed
 from minilm_cli.ops.length_groups import Group, groups, moved
 
@@ -77,7 +78,7 @@ def attend_packed(
 
             return _attend_with_dropout(packing.runs, visible, query, key, value, **options)
         return _attend_in_runs(packing, module, query, key, value, **options)
-    if _has_flash(value, options):
+    if _has_flash(value) and (not options.get("dropout") or _drops_out_by_flash(query, key, value)):
         return _attend_by_flash(packing, query, key, value, **options)
     return _attend_in_groups(packing, module, query, key, value, **options)
 
@@ -113,24 +114,34 @@ def _attend_in_runs(
     return torch.cat(outputs)[None]
 
 
-def _has_flash(value: Tensor, options: dict[str, Any]) -> bool:
-    """Whether FlashAttention supports this: no dropout, 16-bit numbers, a GPU that is new enough."""
+def _has_flash(value: Tensor) -> bool:
+    """Whether FlashAttention supports this: 16-bit numbers, a GPU that is new enough."""
     return (
         value.device.type == "cuda"
         and value.dtype in {torch.bfloat16, torch.float16}
         and value.shape[3] % 8 == 0
         and value.shape[3] <= _FLASH_WIDTH
-        and not options.get("dropout", 0.0)
         and torch.cuda.get_device_capability(value.device) >= _FLASH_CAPABILITY
     )
+
+
+def _drops_out_by_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether it does with dropout too. No family with dropout has fewer heads of keys and values."""
+    return query.shape[1] == key.shape[1] and flash_dropout.works(value.device, value.dtype)
 
 
 def _attend_by_flash(packing: Packing, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     causal, window = bool(options.get("is_causal")), options.get("sliding_window")
     before = -1 if window is None else window - 1
+    seen = (before, 0 if causal else before)
     longest = max(packing.lengths)
     # Rotated queries and keys may be fp32, which the kernel does not take and which is not needed.
     q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
+    if dropout := options.get("dropout"):
+        found = flash_dropout.flash_with_dropout(
+            q, k, v, packing.offsets, longest, dropout, scale=options.get("scaling"), window=seen
+        )
+        return found[None]
     output = varlen_attn(
         q,
         k,
@@ -140,7 +151,7 @@ def _attend_by_flash(packing: Packing, query: Tensor, key: Tensor, value: Tensor
         longest,
         longest,
         scale=options.get("scaling"),
-        window_size=(before, 0 if causal else before),
+        window_size=seen,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     assert isinstance(output, Tensor)

@@ -526,18 +526,16 @@ def flash(
     dtype: torch.dtype = torch.bfloat16,
     width: int = 64,
     capability: tuple[int, int] = (8, 0),
-    **options: Any,
 ) -> bool:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    query = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 4, 10, width))
-    return _has_flash(query, options)  # type: ignore[arg-type]  # stands for a tensor on a GPU
+    value = SimpleNamespace(device=torch.device(device), dtype=dtype, shape=(1, 4, 10, width))
+    return _has_flash(value)  # type: ignore[arg-type]  # stands for a tensor on a GPU
 
 
 @pytest.mark.parametrize(
     ("options", "supported"),
     [
         ({}, True),
-        ({"dropout": 0.0}, True),
         ({"dtype": torch.float16}, True),
         ({"width": 256}, True),
         ({"width": 8}, True),
@@ -545,7 +543,6 @@ def flash(
         ({"device": "cpu"}, False),
         ({"device": "mps"}, False),
         ({"dtype": torch.float32}, False),
-        ({"dropout": 0.1}, False),
         ({"width": 264}, False),
         ({"width": 20}, False),
         ({"capability": (7, 5)}, False),
@@ -585,11 +582,19 @@ def test_cpu_path_depends_on_dropout(
     assert paths_taken == [path]
 
 
-@pytest.mark.parametrize(("has_flash", "path"), [(True, "_attend_by_flash"), (False, "_attend_in_groups")])
+@pytest.mark.parametrize(
+    ("has_flash", "drops_out", "path"),
+    [
+        (True, True, "_attend_by_flash"),
+        (True, False, "_attend_in_groups"),
+        (False, True, "_attend_in_groups"),
+    ],
+)
 def test_other_devices_use_flash_attention_or_groups(
-    monkeypatch: pytest.MonkeyPatch, paths_taken: list[str], has_flash: bool, path: str
+    monkeypatch: pytest.MonkeyPatch, paths_taken: list[str], has_flash: bool, drops_out: bool, path: str
 ) -> None:
     monkeypatch.setattr(attention, "_has_flash", lambda *_: has_flash)
+    monkeypatch.setattr(attention, "_drops_out_by_flash", lambda *_: drops_out)
     tensors = (tensor.to("meta") for tensor in projections(RAGGED))
     attend_packed(packing(RAGGED, torch.device("meta")), module(), *tensors, dropout=0.1)
     assert paths_taken == [path]
