@@ -64,7 +64,7 @@ def minilm(
 
 def main() -> None:
     """Run a command and exit with its status."""
-    _set_up_cpus()
+    _set_up_torch()
     world, status, reported = World(), 1, True
     try:
         with signals.raised():
@@ -78,7 +78,7 @@ def main() -> None:
     sys.exit(status)
 
 
-def _set_up_cpus() -> None:
+def _set_up_torch() -> None:
     """Set what torch and its OpenMP library read once, unless the user has set it."""
     # Large tensors in huge pages: a fifth of the page faults, and 4% of a step's time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -86,6 +86,9 @@ def _set_up_cpus() -> None:
     # the thread that has work cannot run meanwhile: steps take many times as long.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Micro-batches have many shapes; in segments of fixed sizes a GPU's memory would be left in pieces.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def _run(world: World) -> int:

@@ -76,3 +76,20 @@ def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(
     monkeypatch.setattr(os, "environ", unset | given)
     assert minilm("--version").status == 0
     assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "backend:native"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, None),
+    ],
+)
+def test_memory_of_gpus_is_not_left_in_pieces_unless_the_user_says_otherwise(
+    minilm: Minilm, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: str | None
+) -> None:
+    unset = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    monkeypatch.setattr(os, "environ", unset | given)
+    assert minilm("--version").status == 0
+    assert os.environ.get("PYTORCH_ALLOC_CONF") == expected
