@@ -28,6 +28,7 @@ from minilm_cli.ops.relation_backend import agrees
 from minilm_cli.ops.relation_chunks import losses_and_gradients as plain
 from minilm_cli.ops.relations import ByLetter, Relations
 
+CPU = torch.device("cpu")
 PAPER = {"qq": 1.0, "kk": 1.0, "vv": 1.0}
 EVERY_PAIR = {left + right: 1.0 + number / 10 for number, (left, right) in enumerate(itertools.product("qkv", "qkv"))}
 
@@ -50,13 +51,15 @@ class Case:
         starts = itertools.accumulate((length + 1 for length in self.lengths[:-1]), initial=1)
         return Relations(tuple(zip(starts, self.lengths, strict=True)), self.heads, self.weights, 2**20)
 
-    def sides(self) -> list[ByLetter]:
+    def sides(self, device: torch.device = CPU) -> list[ByLetter]:
         """The projections of teacher and student."""
         random = torch.Generator().manual_seed(0)
         positions = sum(self.lengths) + len(self.lengths)
         return [
             {
-                letter: (torch.randn(positions, self.heads * width, generator=random) * self.scale).to(self.dtype)
+                letter: (torch.randn(positions, self.heads * width, generator=random) * self.scale).to(
+                    device, self.dtype
+                )
                 for letter in "qkv"
             }
             for width in self.widths
@@ -70,17 +73,18 @@ class Case:
             for letter in self.relations().letters
         }
 
-    def fused(self) -> tuple[Tensor, ByLetter]:
+    def fused(self, device: torch.device = CPU) -> tuple[Tensor, ByLetter]:
         """Losses and gradients by the kernels."""
-        teacher, student = self.sides()
+        teacher, student = self.sides(device)
         gradients = self.gradients(student)
         return fused_relations.losses_and_gradients(
             self.relations(), teacher, student, gradients, torch.float32
         ), gradients
 
-    def errors(self) -> tuple[float, float]:
+    def errors(self, device: torch.device = CPU) -> tuple[float, float]:
         """The largest relative errors of losses, and of gradients in the 2-norm, against fp64."""
-        losses, gradients = self.fused()
+        losses, gradients = self.fused(device)
+        losses, gradients = losses.cpu(), {letter: gradient.cpu() for letter, gradient in gradients.items()}
         teacher, student = ({letter: tensor.double() for letter, tensor in side.items()} for side in self.sides())
         right = self.gradients(student)
         expected = plain(self.relations(), teacher, student, right, torch.float64)

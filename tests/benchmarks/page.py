@@ -3,6 +3,8 @@
 python -m tests.benchmarks --output docs/figures/figures.json  measure
 python -m tests.benchmarks.page                                write the page
 python -m tests.benchmarks.page --check                        fail if the page is not up to date
+
+What `python -m tests.gpu` measured is in it too, if docs/figures/gpu.json is there.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from tests.benchmarks.plots import bar_chart, log_plot
 from tests.benchmarks.tables import cells, titles
 
 DOCS = Path(__file__).parents[2] / "docs"
-FIGURES = "figures/figures.json"
+FIGURES, GPU_FIGURES = "figures/figures.json", "figures/gpu.json"
 
 Figures = Mapping[str, Any]
 
 
-def pages(figures: Figures) -> dict[str, str]:
-    """The text of the page and of each plot, by path below docs/."""
+def pages(figures: Figures, gpu: Figures | None = None) -> dict[str, str]:
+    """The text of the page and of each plot, by path below docs/. gpu: what `tests.gpu` measured."""
     losses = figures["relation_loss"]
     lines = (("minilm", ""), ("plain", "plain_"))
     per_token = {
@@ -35,14 +37,14 @@ def pages(figures: Figures) -> dict[str, str]:
     rates = {row["name"]: row["sequences_per_second"] for row in figures["training"] if "times_faster" in row}
     across = "length of the sequences, tokens"
     return {
-        "figures.md": _page(figures),
+        "figures.md": _page(figures, gpu),
         "figures/loss-time.svg": log_plot("Relation loss and gradient: time per token, µs", across, per_token),
         "figures/loss-memory.svg": log_plot("Relation loss and gradient: extra memory, MB", across, memory),
         "figures/training.svg": bar_chart("Training: sequences per second", rates),
     }
 
 
-def _page(figures: Figures) -> str:
+def _page(figures: Figures, gpu: Figures | None) -> str:
     quick = figures["quick"]
     rounds = "once" if quick else "in turn, in three rounds"
     medians = "" if quick else " Figures are medians over the rounds, also the ratios."
@@ -120,6 +122,10 @@ Opening a token store does not read it, and the time of a random batch of 256 se
 
 {_table(figures, "token_store")}
 
+## On a GPU
+
+{_gpu(gpu)}
+
 ## Start
 
 The CPU time of `minilm --help`, mean of five calls.
@@ -135,6 +141,42 @@ python -m tests.benchmarks --output docs/{FIGURES}
 python -m tests.benchmarks.page
 ```
 """
+
+
+def _gpu(report: Figures | None) -> str:
+    command = f"`python -m tests.gpu --output docs/{GPU_FIGURES}`"
+    if report is None:
+        return f"Not measured. {command} measures it, in one run of a few minutes."
+    losses = [
+        (name, *(_number(row.get(key)) for key in ("chunks_ms", "fused_ms", "difference")))
+        for name, row in report["losses"].items()
+    ]
+    steps = [
+        (f"{name}, {trainer}", *(_number(row.get(key)) for key in ("sequences_per_second", "step_ms", "peak_gb")))
+        for name, trainers in report["training"].items()
+        if isinstance(trainers, dict)
+        for trainer, row in trainers.items()
+        if isinstance(row, dict)
+    ]
+    profile = report["profile"]
+    exact = "equals" if all(report["resumption"]["equal"].values()) else "does not equal"
+    return f"""On {report["device"]}, by {command}. Loss and gradient of the relations in bf16, sequences × length:
+
+{_markdown(("batch", "in chunks, ms", "fused, ms", "difference"), losses)}
+
+The fused loss is within {report["parity"]["worst_loss"]:.1g} of float64, its gradient within
+{report["parity"]["worst_gradient"]:.1g}. Whole steps of 256 sequences, BERT-base → 6 × 384:
+
+{_markdown(("lengths", "sequences/s", "step, ms", "peak, GB"), steps)}
+
+A run that was killed and resumed {exact} one that was not, to the last bit. In a step at median 128 the device starts
+{profile["launches_per_step"]:,.0f} kernels and has nothing to do for {profile["idle_share"]:.0%}."""
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _conditions(machine: Mapping[str, Any]) -> str:
@@ -175,7 +217,11 @@ def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]], *, alignment: 
 
 def main(arguments: list[str]) -> int:
     """Write the page and its plots, or compare them; returns the exit status."""
-    expected = pages(json.loads((DOCS / FIGURES).read_text(encoding="utf-8")))
+    figures, gpu = (
+        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        for file in (DOCS / FIGURES, DOCS / GPU_FIGURES)
+    )
+    expected = pages(figures, gpu)
     if arguments == ["--check"]:
         files = {str(path.relative_to(DOCS)): path for path in (DOCS / "figures.md", *DOCS.glob("figures/*.svg"))}
         current = {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}

@@ -18,8 +18,10 @@ HEADS = 48
 
 def relation_loss(teacher: list[Tensor], student: list[Tensor], mask: Tensor, heads: int = HEADS) -> Tensor:
     """Mean over sequences of the QQ + KK + VV loss; tensors (batch, tokens, width), mask (batch, tokens)."""
-    bias = torch.zeros(mask.shape).masked_fill(mask == 0, torch.finfo(torch.float32).min)[:, None, None, :]
-    total = torch.zeros(())
+    bias = torch.zeros(mask.shape, device=mask.device).masked_fill(mask == 0, torch.finfo(torch.float32).min)[
+        :, None, None, :
+    ]
+    total = torch.zeros((), device=mask.device)
     for ours, theirs in zip(student, teacher, strict=True):
         log_p, log_q = (_scores(x, heads, bias).log_softmax(-1) for x in (theirs, ours))
         rows = functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean(1)

@@ -112,3 +112,29 @@ def test_check_finds_a_stale_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_figures_have_data_for_every_table() -> None:
     figures = json.loads((page.DOCS / page.FIGURES).read_text(encoding="utf-8"))
     assert figures.keys() - {"measured_alone"} == {"machine", "quick", *TABLES}
+
+
+def test_the_page_says_what_was_measured_on_a_gpu() -> None:
+    assert "Not measured. `python -m tests.gpu" in page.pages(MADE_UP)["figures.md"]
+    row = {"sequences_per_second": 4321.0, "step_ms": 59.2, "peak_gb": 7.25}
+    text = page.pages(
+        MADE_UP,
+        {
+            "device": "Abacus 9000",
+            "losses": {"32 × 128": {"chunks_ms": 9.5, "fused_ms": 0.75, "difference": 1e-7}},
+            "training": {"full": {"bf16": row, "plain, fp32": {"error": "out of beads"}}, "product_tflops": 700.0},
+            "parity": {"worst_loss": 2e-7, "worst_gradient": 5e-6},
+            "resumption": {"equal": {"student": True}},
+            "profile": {"launches_per_step": 1234.0, "idle_share": 0.25},
+        },
+    )["figures.md"]
+    for said in (
+        "On Abacus 9000",
+        "| 32 × 128 | 9.5 | 0.75 | 1e-07 |",
+        "| full, bf16 | 4,321 | 59.2 | 7.25 |",
+        "| full, plain, fp32 | – | – | – |",
+        "within\n5e-06",
+        "resumed equals one",
+        "1,234 kernels and has nothing to do for 25%",
+    ):
+        assert said in text
