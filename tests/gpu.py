@@ -338,7 +338,7 @@ def main(words: Sequence[str] | None = None, sizes: Sizes = Sizes()) -> int:
         print("There is no CUDA device here: nothing was measured.", file=sys.stderr)
         return 2
     device = torch.device(options.device)
-    repeat_exactly(device)
+    repeat_exactly(device, strictly=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     found: Report = {"device": name, "torch": torch.__version__, "seconds": {}}
     for part, work in PARTS.items():

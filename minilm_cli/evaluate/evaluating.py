@@ -55,7 +55,7 @@ def evaluate(settings: EvaluateSettings, progress: Progress) -> Report:
     results = Evaluations(settings.output or (runs[0].path / FILE if runs else Path(FILE)))
     results.prepare()
     device = choose_device(settings.device, World(), setting="device")
-    repeat_exactly(device)
+    repeat_exactly(device, strictly=False)
     teacher = _teacher(settings, runs, device)
     names = [name for name in dict.fromkeys(settings.models) if teacher is None or name != teacher.name]
     models = [load_candidate(name, device, pooling=settings.pooling) for name in names]

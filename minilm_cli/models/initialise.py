@@ -66,11 +66,14 @@ def init_from_model(student: PreTrainedModel, model: PreTrainedModel, name: str)
             continue
         found = theirs.get(key)
         if found is None or found.shape != tensor.shape:
+            other_rows = found is not None and found.shape[1:] == tensor.shape[1:] and "embedding" in key
             there = "absent" if found is None else f"{tuple(found.shape)}"
             raise MinilmError(
                 f"--init: {key} is {tuple(tensor.shape)} in the student and {there} in this model",
                 where=name,
-                hint="Give its config.json as --student-config.",
+                hint=f"Keep its tokens: --keep-vocab {name}"
+                if other_rows
+                else "Give its config.json as --student-config.",
             )
     student.load_state_dict({key: theirs.get(key, tensor) for key, tensor in student.state_dict().items()})
 

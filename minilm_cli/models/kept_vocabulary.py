@@ -1,7 +1,7 @@
 """The tokens of a teacher's vocabulary that a student keeps, and what becomes of the others.
 
 A token that is left out is read as smaller ones, by the teacher too: so both read the same tokens, as everywhere else,
-and the student learns of the pieces that its own tokenizer will give it.
+and the student learns of the pieces that its own tokenizer will mostly give it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +21,17 @@ from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.families import family_of
 from minilm_cli.models.trimmed_tokenizer import TokenModel, trim
 from minilm_cli.tokens.respelling import Respelling
-from minilm_cli.tokens.store import Indices
+
+
+def count_kept(tokenizer: PreTrainedTokenizerBase, preferred: Iterable[int]) -> int:
+    """How many tokens `KeptVocabulary.chosen` would keep."""
+    return len(_model(tokenizer).choose(preferred, None))
+
+
+def _model(tokenizer: PreTrainedTokenizerBase) -> TokenModel:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    description = {"model": {"type": None}} if backend is None else json.loads(backend.to_str())
+    return TokenModel(description, type(tokenizer).__name__)
 
 
 @dataclass(frozen=True)
@@ -45,15 +57,22 @@ class KeptVocabulary:
 
     @classmethod
     def between(cls, tokenizer: PreTrainedTokenizerBase, size: int, trimmed: PreTrainedTokenizerBase) -> KeptVocabulary:
-        """The vocabulary of a tokenizer that `trim` has made of the teacher's."""
+        """The vocabulary of a tokenizer that `trim` has made of the teacher's; raises what `chosen` raises."""
         theirs, ours = tokenizer.get_vocab(), trimmed.get_vocab()
         former = [theirs[token] for token in sorted(ours, key=ours.__getitem__)]
-        split = TokenModel(json.loads(tokenizer.backend_tokenizer.to_str())).splitter(trimmed)
-        # Of an id without a token, which no tokenizer gives.
-        unknown = [trimmed.all_special_ids[0] if trimmed.unk_token_id is None else trimmed.unk_token_id]
-        spellings = [unknown] * size
+        if max(former) >= size:
+            raise MinilmError(
+                f"student.keep_vocab: the teacher has embeddings for {size:,} ids, and its tokenizer more tokens",
+                hint="Leave it out: the student then has the teacher's vocabulary.",
+            )
+        split = _model(tokenizer).splitter(trimmed)
+        # For what cannot be spelt, and for ids without a token, which no tokenizer gives.
+        unknown = trimmed.unk_token_id or 0
+        spellings = [[unknown]] * size
         for token, number in theirs.items():
-            spellings[number] = [ours[token]] if token in ours else [ours[part] for part in split(token)]
+            if number < size:
+                parts = [token] if token in ours else split(token)
+                spellings[number] = [ours.get(part, unknown) for part in parts] or [unknown]
         return cls(trimmed, former, spellings)
 
     def __len__(self) -> int:
@@ -63,7 +82,7 @@ class KeptVocabulary:
         """What writes the sequences of a token store in the new ids."""
         return Respelling(self.spellings)
 
-    def shares(self, counts: Indices) -> tuple[float, float]:
+    def shares(self, counts: npt.NDArray[np.float64]) -> tuple[float, float]:
         """Of a text's tokens, by how often each occurs: the shares read as several, and as the unknown one."""
         unknown, split, lost = self.tokenizer.unk_token_id, 0, 0
         was_unknown = None if unknown is None else self.former_ids[unknown]
@@ -78,6 +97,8 @@ class KeptVocabulary:
 
         Raises `MinilmError` if the teacher's tokenizer and this one split one of them differently.
         """
+        if not texts:
+            return 0
         compared, kept = 0, set(self.former_ids)
         for text, theirs in zip(texts, tokenizer(texts)["input_ids"], strict=True):
             if kept.issuperset(theirs):

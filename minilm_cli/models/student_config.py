@@ -187,7 +187,8 @@ def _check_tokens(
         raise MinilmError(
             f"vocab_size is {config.vocab_size}, and the teacher's is {teacher.vocab_size}",
             where=where,
-            hint="Teacher and student read the same tokens: leave vocab_size out, and it is taken from the teacher.",
+            hint="Teacher and student read the same tokens: leave vocab_size out, and it is taken from the teacher."
+            " For a student that keeps only some of them, give --keep-vocab too.",
         )
     # The padding's embedding is not trained, and RoBERTa's positions skip it: it must be no other token.
     padding = [getattr(side, "pad_token_id", None) for side in (config, tokenizer, teacher)]

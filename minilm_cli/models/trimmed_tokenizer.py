@@ -1,11 +1,13 @@
 """A tokenizer with fewer tokens, which gives the same tokens on text that needs no others.
 
-Done on the tokenizer's own description, `tokenizer.json`. WordPiece takes the longest token that fits, and Unigram the
-most probable split: what they choose is still there. Of BPE, the merges that lead to a token are kept with it.
+The tokenizer's own description, `tokenizer.json`, is edited. WordPiece takes the longest token that fits, and Unigram
+the most probable split: both still find the tokens that they chose before. With BPE, the merges that make a token are
+kept with it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
@@ -39,7 +41,7 @@ def trim(
         tokenizer.save_pretrained(folder)
         file = Path(folder) / "tokenizer.json"
         description = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"model": {"type": None}}
-        model = TokenModel.of(description, type(tokenizer).__name__)
+        model = TokenModel(description, type(tokenizer).__name__)
         _trim(description, model, model.choose(preferred, limit))
         file.write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
         return load_tokenizer(folder)
@@ -48,10 +50,15 @@ def trim(
 class TokenModel:
     """The part of a tokenizer that splits words into tokens."""
 
-    def __init__(self, description: Description) -> None:
-        """description: of the whole tokenizer."""
+    def __init__(self, description: Description, name: str = "") -> None:
+        """description: of a whole tokenizer, of the class `name`; raises `MinilmError` for an unknown kind of model."""
         self.values = description["model"]
         self.kind: str = self.values["type"]
+        if self.kind not in ("WordPiece", "BPE", "Unigram"):
+            raise MinilmError(
+                f"student.keep_vocab: a tokenizer of the kind {self.kind or name} cannot be trimmed",
+                hint="Leave it out: the student then has the teacher's vocabulary.",
+            )
         self.prefix: str = self.values.get("continuing_subword_prefix") or ""
         """Of the tokens that continue a word."""
         self._suffix: str = self.values.get("end_of_word_suffix") or ""
@@ -61,26 +68,17 @@ class TokenModel:
         """The ids of its own tokens."""
         self.added = {entry["content"]: entry["id"] for entry in description["added_tokens"]}
         """The ids of special tokens and of those that were added, which may be among its own."""
-        self.merged = self._merged() if self.kind == "BPE" else {}
-        """In BPE, the two tokens that each token is merged of."""
+        self._always = {*self.added, *_named(description["post_processor"])}
+        self._ranks = {(left, right): rank for rank, (left, right, _) in enumerate(self.merges())}
         least = min(found, key=lambda entry: entry[1])[0] if self.kind == "Unigram" else None
         # By a fixed factor, Unigram takes the unknown token for less probable than the least probable one.
         self._needed = {self.values.get("unk_token"), least}
 
-    @classmethod
-    def of(cls, description: Description, name: str) -> TokenModel:
-        """The model of a tokenizer of this class; raises `MinilmError` if it is of another kind than those known."""
-        if (kind := description["model"]["type"]) in ("WordPiece", "BPE", "Unigram"):
-            return cls(description)
-        raise MinilmError(
-            f"student.keep_vocab: a tokenizer of the kind {kind or name} cannot be trimmed",
-            hint="Leave it out: the student then has the teacher's vocabulary.",
-        )
-
     def choose(self, preferred: Iterable[int], limit: int | None) -> list[str]:
         """The tokens to keep, in the order of their ids; raises `MinilmError` if more than `limit` are needed."""
-        kept = {*self.added}
-        kept |= self._with_parts(token for token in self.own if self._is_needed(token))
+        kept = {*self._always}
+        for token in filter(self._is_needed, self.own):
+            kept |= self._with_parts(token)
         if limit is not None and limit < len(kept):
             raise MinilmError(
                 f"student.keep_vocab: {limit:,} tokens are too few: {len(kept):,} are always kept (special tokens,"
@@ -89,7 +87,9 @@ class TokenModel:
             )
         tokens = {number: token for token, number in self.own.items()}
         for token in (tokens[number] for number in preferred if number in tokens):
-            more = self._with_parts([token]) - kept
+            if len(kept) == limit:
+                break
+            more = self._with_parts(token) - kept
             if limit is None or len(kept) + len(more) <= limit:
                 kept |= more
         # Those that are only added follow the model's own.
@@ -97,10 +97,10 @@ class TokenModel:
 
     def splitter(self, trimmed: PreTrainedTokenizerBase) -> Callable[[str], Sequence[str]]:
         """A function that splits a token of this model into those that a trimmed tokenizer has, if it can."""
-        backend = trimmed.backend_tokenizer.model
+        backend, kept = trimmed.backend_tokenizer.model, trimmed.get_vocab()
         if self.kind == "BPE":
-            kept = trimmed.get_vocab()
-            return lambda token: self._unmerge(token, kept)
+            ranks = {pair: rank for pair, rank in self._ranks.items() if {*pair, self._joined(*pair)} <= kept.keys()}
+            return lambda token: self._merged(token, ranks)[-1]
         if self.kind == "Unigram":
             return lambda token: [part.value for part in backend.tokenize(token)]
         # WordPiece would take a token for the begin of a word, so those that continue one get a model of their own.
@@ -125,34 +125,45 @@ class TokenModel:
         unknown = self.own[token] == self.values.get("unk_id")
         return len(rest) <= 1 or unknown or _BYTE.fullmatch(token) is not None or token in self._needed
 
-    def _merged(self) -> dict[str, tuple[str, str]]:
-        """The first merge that gives each token."""
-        found: dict[str, tuple[str, str]] = {}
-        for left, right, token in self.merges():
-            found.setdefault(token, (left, right))
-        return found
-
     def merges(self) -> Iterator[tuple[str, str, str]]:
-        """Of each merge the two tokens, and the token that they become."""
-        for merge in self.values["merges"]:
+        """Of each merge of BPE the two tokens, and the token that they become."""
+        for merge in self.values.get("merges", ()):
             left, right = merge.split(" ") if isinstance(merge, str) else merge
-            yield left, right, left + right.removeprefix(self.prefix)
+            yield left, right, self._joined(left, right)
 
-    def _with_parts(self, tokens: Iterable[str]) -> set[str]:
-        """Tokens and all that they are merged of."""
-        found, open_ = set[str](), [*tokens]
-        while open_:
-            token = open_.pop()
-            if token not in found:
-                found.add(token)
-                open_ += self.merged.get(token, ())
-        return found
+    def _joined(self, left: str, right: str) -> str:
+        return left + right.removeprefix(self.prefix)
 
-    def _unmerge(self, token: str, kept: Mapping[str, int]) -> Sequence[str]:
-        """The kept tokens that a token is merged of."""
-        if token in kept or token not in self.merged:
-            return [token]
-        return [part for half in self.merged[token] for part in self._unmerge(half, kept)]
+    def _with_parts(self, token: str) -> set[str]:
+        """A token and all that BPE merges on its way to it; no other model needs any."""
+        states = self._merged(token, self._ranks) if self.kind == "BPE" else []
+        # One that no merges lead to is never given to a text.
+        reached = bool(states) and states[-1] == [token]
+        return {token, *(part for state in states for part in state)} if reached else {token}
+
+    def _merged(self, token: str, ranks: Mapping[tuple[str, str], int]) -> list[list[str]]:
+        """The parts of a token from its characters to what merges of these ranks leave, after each merge."""
+        whole = token.removeprefix(self.prefix) if self.prefix else token
+        inside = [*whole.removesuffix(self._suffix)] if self._suffix else [*whole]
+        if self._suffix and whole.endswith(self._suffix):
+            inside[-1:] = [f"{inside[-1]}{self._suffix}"] if inside else [self._suffix]
+        parts = [f"{self.prefix}{part}" if number or token != whole else part for number, part in enumerate(inside)]
+        states = [parts]
+        while found := [(ranks[pair], place) for place, pair in enumerate(itertools.pairwise(parts)) if pair in ranks]:
+            _, place = min(found)
+            parts = [*parts[:place], self._joined(*parts[place : place + 2]), *parts[place + 2 :]]
+            states.append(parts)
+        return states
+
+
+def _named(processor: Description | None) -> set[str]:
+    """The tokens that are put around a text."""
+    if processor is None:
+        return set()
+    found = {processor[name][0] for name in ("cls", "sep") if name in processor}
+    if isinstance(special := processor.get("special_tokens"), dict):
+        found |= {token for entry in special.values() for token in entry["tokens"]}
+    return found.union(*map(_named, processor.get("processors", ())))
 
 
 def _trim(description: Description, model: TokenModel, tokens: Sequence[str]) -> None:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_OTHER_TEACHER = (
+    "Choose a teacher with the student's vocabulary. Or let the student read the teacher's tokens: copy its config.json"
+    " to a folder without tokenizer files. A student that keeps some of them: --keep-vocab FOLDER."
+)
+
 #: Entries of a model's configuration that name a token, and attributes of its tokenizer.
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 
@@ -32,11 +37,11 @@ _VOCABULARY_FILES = (
 )
 
 
-def refuse_other_tokens(teacher: PreTrainedTokenizerBase, folder: Path) -> None:
+def refuse_other_tokens(teacher: PreTrainedTokenizerBase, folder: Path, *, hint: str = _OTHER_TEACHER) -> None:
     """Raise `MinilmError` if a student's folder has a tokenizer with another vocabulary than the teacher's.
 
-    If it cannot be loaded, a warning says that it is not compared. That does no harm: the student is trained and
-    exported with the teacher's tokenizer.
+    teacher: its tokenizer, or what the student keeps of it. If that of the folder cannot be loaded, a warning says that
+    it is not compared. That does no harm: the student is trained and exported with the teacher's.
     """
     if not any((folder / name).is_file() for name in _VOCABULARY_FILES):
         return
@@ -54,8 +59,7 @@ def refuse_other_tokens(teacher: PreTrainedTokenizerBase, folder: Path) -> None:
         f"the student's tokenizer has another vocabulary than the teacher's: token {token_id} is {ours}, and {theirs}"
         " in the teacher's",
         where=str(folder),
-        hint="Choose a teacher with the student's vocabulary. Or let the student read the teacher's tokens: copy its"
-        " config.json to a folder without tokenizer files.",
+        hint=hint,
     )
 
 

@@ -126,7 +126,7 @@ def _has_flash(value: Tensor) -> bool:
 
 
 def _drops_out_by_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether it does with dropout too. No family with dropout has fewer heads of keys and values."""
+    """Whether FlashAttention with dropout can be used. No family with dropout has fewer heads of keys and values."""
     return query.shape[1] == key.shape[1] and flash_dropout.works(value.device, value.dtype)
 
 

@@ -54,6 +54,8 @@ def works(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         with torch.random.fork_rng(devices=devices):
             wrong = _tried(device, dtype)
+    except torch.OutOfMemoryError:
+        raise  # nothing is wrong with it
     except Exception as error:  # noqa: BLE001  # an operator that is not public may fail in any way
         wrong = str(error).strip().partition("\n")[0] or type(error).__name__
     if wrong:

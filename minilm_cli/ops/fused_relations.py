@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,16 +61,18 @@ def losses_and_gradients(
         letter: into[:-1] if launches[letter] == 1 else torch.zeros_like(into[:-1], dtype=torch.float32)
         for letter, into in gradients.items()
     }
-    for number, (pair, weight) in enumerate(relations.weights.items()):
-        begin = 0
-        for tiles, blocks in parts:
-            run = _Launch(relations.heads, tiles, blocks, teacher, student, logs)
-            run.losses(pair, found[number, :, begin:])
-            for turned in {pair: None, pair[::-1]: None}:
-                letter = turned[0]
-                if letter in sums:
-                    run.gradient(pair, turned, weight, sums[letter], add=launches[letter] > 1)
-            begin += len(tiles)
+    # Triton starts kernels on the current device, whatever that of the tensors is.
+    with torch.cuda.device(anchor.device) if anchor.is_cuda else nullcontext():
+        for number, (pair, weight) in enumerate(relations.weights.items()):
+            begin = 0
+            for tiles, blocks in parts:
+                run = _Launch(relations.heads, tiles, blocks, teacher, student, logs)
+                run.losses(pair, found[number, :, begin:])
+                for turned in {pair: None, pair[::-1]: None}:
+                    letter = turned[0]
+                    if letter in sums:
+                        run.gradient(pair, turned, weight, sums[letter], add=launches[letter] > 1)
+                begin += len(tiles)
     for letter, total in sums.items():
         if launches[letter] > 1:
             gradients[letter][:-1].copy_(total)

@@ -34,16 +34,22 @@ def choose_backend(relations: Relations, teacher: ByLetter, student: ByLetter) -
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in ("auto", "on", "off"):
-        raise MinilmError(f"{VARIABLE} must be on or off, not {wanted!r}")
-    reason = "" if wanted == "off" else _unusable(relations, teacher, student)
-    if wanted == "off" or (reason and wanted == "auto"):
-        return relation_chunks.losses_and_gradients
-    letter = relations.letters[0]
-    fused = None if reason else _fused(student[letter].device, teacher[letter].dtype, student[letter].dtype)
-    if fused is None and wanted == "on":
-        reason = reason or "they do not work here, see the warning"
-        raise MinilmError(f"{VARIABLE} is on, but the fused kernels cannot be used: {reason}", hint="Unset it.")
-    return fused or relation_chunks.losses_and_gradients
+        raise MinilmError(f"{VARIABLE} must be on or off, not {wanted!r}", hint="Unset it to have the choice made.")
+    plain = relation_chunks.losses_and_gradients
+    if wanted == "off":
+        return plain
+    fused: Backend | str = _unusable(relations, teacher, student)
+    if not fused:
+        kinds = [(side[relations.letters[0]].dtype, _width(side, relations)) for side in (teacher, student)]
+        fused = _fused(student[relations.letters[0]].device, *kinds)
+    if isinstance(fused, str) and wanted == "on":
+        raise MinilmError(f"{VARIABLE} is on, but the fused kernels cannot be used: {fused}", hint="Unset it.")
+    return plain if isinstance(fused, str) else fused
+
+
+def _width(side: ByLetter, relations: Relations) -> int:
+    """Of the widest relation head."""
+    return max(side[letter].shape[1] for letter in relations.letters) // relations.heads
 
 
 def _unusable(relations: Relations, teacher: ByLetter, student: ByLetter) -> str:
@@ -58,40 +64,46 @@ def _unusable(relations: Relations, teacher: ByLetter, student: ByLetter) -> str
         kinds = {tensor.dtype for tensor in tensors}
         if len(kinds) > 1 or not kinds <= {torch.bfloat16, torch.float16}:
             return f"the projections are {', '.join(sorted(map(str, kinds)))}"
-        if (width := max(tensor.shape[1] for tensor in tensors) // relations.heads) > _WIDEST:
+        if (width := _width(side, relations)) > _WIDEST:
             return f"relation heads are {width} wide, more than {_WIDEST}"
     return ""
 
 
+_Kind = tuple[torch.dtype, int]
+"""Type of a model's projections, and width of a relation head."""
+
+
 @cache
-def _fused(device: torch.device, teacher: torch.dtype, student: torch.dtype) -> Backend | None:
-    """The fused kernels, if they work there and agree with plain torch; else `None`, after a warning."""
+def _fused(device: torch.device, teacher: _Kind, student: _Kind) -> Backend | str:
+    """The fused kernels, if they agree with plain torch there; else the reason, of which a warning tells."""
     try:
         from minilm_cli.ops import fused_relations
     except ImportError:
-        return None
+        return "Triton is not installed (pip install triton)"
     try:
         if agrees(fused_relations.losses_and_gradients, device, teacher, student):
             return fused_relations.losses_and_gradients
         what = "they give other results than plain torch"
+    except torch.OutOfMemoryError:
+        raise  # nothing is wrong with them
     except Exception as error:  # noqa: BLE001  # Triton raises anything, for example without a C compiler
         what = str(error).strip().partition("\n")[0] or type(error).__name__
     logger.warning("The relation loss is computed without the fused kernels, which is slower: %s", what)
-    return None
+    return what
 
 
-def agrees(backend: Backend, device: torch.device, teacher: torch.dtype, student: torch.dtype) -> bool:
+def agrees(backend: Backend, device: torch.device, teacher: _Kind, student: _Kind) -> bool:
     """Whether a backend gives what plain torch gives, for a few sequences of different lengths."""
     lengths, heads = (1, 5, 33, 70), 2
     spans = tuple((sum(lengths[:number]), length) for number, length in enumerate(lengths))
     relations = Relations(spans, heads, {"qq": 1.0, "kv": 0.5}, max(lengths) ** 2)
     random = torch.Generator().manual_seed(0)
 
-    def side(width: int, dtype: torch.dtype) -> ByLetter:
+    def side(dtype: torch.dtype, width: int) -> ByLetter:
         shape = (sum(lengths), heads * width)
         return {letter: torch.randn(shape, generator=random).to(device, dtype) for letter in "qkv"}
 
-    tensors = side(16, teacher), side(12, student)
+    tensors = side(*teacher), side(*student)
     found = []
     for compute in (backend, relation_chunks.losses_and_gradients):
         gradients = {

@@ -34,7 +34,7 @@ from minilm_cli.base.atomic import sweep
 from minilm_cli.base.errors import MinilmError, refuse_newer, remedy
 from minilm_cli.base.jsonio import read_json, write_json
 from minilm_cli.base.locks import LOCK, Held, Lock
-from minilm_cli.runs.plan import Plan
+from minilm_cli.runs.plan import Plan, changed
 from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.settings.load import flatten
 from minilm_cli.settings.validation import validate
@@ -86,8 +86,14 @@ class RunFolder:
 
     @property
     def student_tokenizer(self) -> Path:
-        """The folder of the student's tokenizer, which is the teacher's if it was not trimmed."""
-        return self.trimmed_tokenizer if self.trimmed_tokenizer.is_dir() else self.tokenizer
+        """The folder of the student's tokenizer, which is the teacher's if it was not trimmed.
+
+        Raises `MinilmError` if it is missing.
+        """
+        folder = self.tokenizer if self.plan().vocabulary is None else self.trimmed_tokenizer
+        if not folder.is_dir():
+            raise changed("the run's tokenizer is missing", folder)
+        return folder
 
     def rank_log_file(self, rank: int) -> Path:
         """The messages of another process than the first."""

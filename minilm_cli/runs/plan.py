@@ -110,6 +110,7 @@ class VocabularyFacts(_Facts):
     share_split: float
     share_unknown: float
     texts_compared: int
+    vocabulary_sha256: str
 
 
 class RelationFacts(_Facts):

@@ -59,8 +59,8 @@ def _parse_count(value: Any) -> Any:
 
 
 def _parse_number(value: Any) -> Any:
-    """Digits as a number; other values unchanged."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+    """Digits as a number, and `16k` as 16,000; other values unchanged."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else _parse_count(value)
 
 
 Layer = Annotated[int, NotBool]
@@ -190,6 +190,8 @@ class StudentSettings(Section):
     def _one_size(self) -> Self:
         if sum(value is not None for value in (self.config, self.max_mb, self.max_params)) > 1:
             raise ValueError("give one of config, max_mb and max_params")
+        if self.keep_count > 1 and self.keep_vocab != "tokens":
+            raise ValueError("keep_count needs keep_vocab=tokens (--keep-vocab tokens)")
         return self
 
     @property

@@ -10,7 +10,7 @@ from minilm_cli.tokens.store import Indices, TokenIds, id_dtype
 
 
 class Respelling:
-    """What each token of a vocabulary is in a smaller one: a token of it, or several that spell the same."""
+    """Writes sequences in a smaller vocabulary: each token is one of it, or is spelt by several."""
 
     def __init__(self, spellings: Sequence[Sequence[int]]) -> None:
         """spellings: new ids, at least one, for each former id."""
@@ -20,12 +20,16 @@ class Respelling:
         ids = np.concatenate([np.asarray(spelling, dtype=np.int64) for spelling in spellings])
         self._ids: TokenIds = ids.astype(id_dtype(int(ids.max()) + 1))
 
-    def __call__(self, former: TokenIds) -> TokenIds:
+    def length(self, ids: TokenIds) -> int:
+        """How many new ids a sequence has."""
+        return int(self._lengths[ids].sum())
+
+    def __call__(self, ids: TokenIds) -> TokenIds:
         """The new ids of a sequence."""
-        lengths, places = self._lengths[former], self._starts[former]
+        lengths, places = self._lengths[ids], self._starts[ids]
         total = int(lengths.sum())
-        if total > len(former):
+        if total > len(ids):
             within = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             places = np.repeat(places, lengths) + within
-        ids: TokenIds = self._ids[places]
-        return ids
+        found: TokenIds = self._ids[places]
+        return found

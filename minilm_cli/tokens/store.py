@@ -11,10 +11,10 @@ import bisect
 import itertools
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,6 @@ SHARD_TOKENS = 2**25
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 Indices = npt.NDArray[np.int64]
-Respell = Callable[[TokenIds], TokenIds]
-"""Writes a sequence in the ids of another vocabulary."""
 Count = Annotated[int, Field(ge=0, le=2**62)]
 Positive = Annotated[int, Field(gt=0, le=2**62)]
 TokenId = Annotated[int, Field(ge=0, lt=2**32)]
@@ -46,6 +44,16 @@ _COUNTED_TOGETHER = 2**22
 
 #: Characters that are shown of what numpy says about a damaged file.
 _LONGEST_REASON = 200
+
+
+class Respell(Protocol):
+    """Writes sequences in the ids of another vocabulary."""
+
+    def __call__(self, ids: TokenIds) -> TokenIds:
+        """The new ids of a sequence."""
+
+    def length(self, ids: TokenIds) -> int:
+        """How many they are."""
 
 
 class _Part(BaseModel):
@@ -155,7 +163,7 @@ class TokenStore:
     def lengths(self, indices: Indices, max_length: int, respell: Respell | None = None) -> Indices:
         """The lengths in tokens of these sequences, as `sequence` gives them."""
         if respell is not None:
-            return np.array([len(self.sequence(index, max_length, respell)) for index in indices.tolist()])
+            return np.array([min(respell.length(self[index]), max_length) for index in indices.tolist()])
         found = np.empty(len(indices), dtype=np.int64)
         shards = np.searchsorted(self._first, indices, side="right") - 1
         for shard in np.unique(shards):

@@ -57,15 +57,15 @@ def has_bf16(device: torch.device) -> bool:
     return False
 
 
-def repeat_exactly(device: torch.device) -> None:
-    """Have a GPU's kernels add in the same order each time, so that a resumed run gives the same bits.
+def repeat_exactly(device: torch.device, *, strictly: bool) -> None:
+    """Have a GPU's kernels add in the same order each time, so that a repeated run gives the same bits.
 
-    A kernel that cannot raises (see `explaining_inexactness`). If torch only warned of it, the backward passes of
-    attention would not change to those that can.
+    strictly: a kernel that cannot raises (see `explaining_inexactness`). Otherwise torch only warns of it, and leaves
+    the backward passes of attention as they are, although some can.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=not strictly)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by a property
 
 

@@ -32,7 +32,7 @@ from minilm_cli.models.teacher import load_teacher, read_teacher_config
 from minilm_cli.models.trials import common_layout, computes_in_bf16, refuse_unreadable
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import RUNS
-from minilm_cli.runs.plan import Plan, RelationFacts, StartFacts, TeacherFacts, TrainingFacts, refuse_changes
+from minilm_cli.runs.plan import Plan, RelationFacts, StartFacts, TeacherFacts, TrainingFacts, changed, refuse_changes
 from minilm_cli.runs.plan_facts import data_facts, student_facts, teacher_facts
 from minilm_cli.runs.sinks import check_sinks
 from minilm_cli.settings.distill import (
@@ -133,8 +133,10 @@ def prepare_again(run: RunFolder, settings: DistillSettings, world: World, *, in
     layers = replace(layer_pairs(settings, teacher_config, config), reason=before.teacher.layer_reason)
     source = settings.student.config or str(run.student_config_file)
     student = Student(source, config, layers, tokenizer, facts=before.vocabulary)
-    if run.trimmed_tokenizer.is_dir():
-        trimmed = load_tokenizer(str(run.trimmed_tokenizer.absolute()))
+    if before.vocabulary is not None:
+        trimmed = load_tokenizer(str(run.student_tokenizer.absolute()))
+        if tokenizer_info(trimmed).vocabulary_sha256 != before.vocabulary.vocabulary_sha256:
+            raise changed("the student's tokenizer changed since the run began", run.student_tokenizer)
         kept = KeptVocabulary.between(tokenizer, teacher_config.vocab_size, trimmed)
         student = replace(student, tokenizer=trimmed, vocabulary=kept)
     start = None if initial else before.student.start
@@ -155,7 +157,7 @@ def prepare(settings: DistillSettings, named: Named, *, converted: Path, world: 
     """
     device = choose_device(settings.training.device, world)
     if settings.training.deterministic:
-        repeat_exactly(device)
+        repeat_exactly(device, strictly=True)
     vocabulary = Vocabulary(tokenizer_info(named.tokenizer), named.teacher_config.vocab_size)
     stores = open_stores(settings.data.paths, converted, vocabulary)
     if world.leads:  # once is enough, since it reads everything

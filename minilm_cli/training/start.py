@@ -76,7 +76,7 @@ def start_from_model(student: Tap, name: str, tokenizer: PreTrainedTokenizerBase
     else:
         source = source_of_name(name)[0] if found is None else source_of_folder(found)
     init_from_model(student.model, source.model, name)
-    refuse_other_tokens(tokenizer, source.folder)
+    refuse_other_tokens(tokenizer, source.folder, hint=f"Keep the tokens of that model: --keep-vocab {name}")
     if not isinstance(found, RunFolder):
         return StartFacts(init_from=public_name(name))
     before = found.plan()

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.inputs import unreadable
 from minilm_cli.models.budget import student_within
-from minilm_cli.models.hub import load_tokenizer
-from minilm_cli.models.kept_vocabulary import KeptVocabulary
+from minilm_cli.models.hub import load_tokenizer, tokenizer_info
+from minilm_cli.models.kept_vocabulary import KeptVocabulary, count_kept
 from minilm_cli.models.student_config import student_config
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.plan import VocabularyFacts
@@ -24,7 +25,7 @@ from minilm_cli.runs.plan_facts import short_name
 from minilm_cli.settings.distill import DistillSettings, StudentSettings
 from minilm_cli.tokens.mixture import Mixture
 from minilm_cli.tokens.split import held_out, split, spread
-from minilm_cli.tokens.store import Indices, TokenStore
+from minilm_cli.tokens.store import TokenStore
 from minilm_cli.training.layer_pairs import LayerPairs, layer_pairs
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ _TEXTS_COMPARED, _LONGEST_COMPARED = 1000, 512
 
 #: Values of `student.keep_vocab` that are no file.
 _WORDS = ("auto", "all", "tokens")
+
+
+Counts = npt.NDArray[np.float64]
+"""How often the data has each of the teacher's ids."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def choose_student(
         source, vocabulary = _source(student, teacher, tokenizer), None
     else:
         logger.info("Counting the tokens of the data.")
-        counts = _count(stores, teacher.vocab_size)
+        counts = _count(stores, settings.data.weights, teacher.vocab_size)
         source, vocabulary = _source_and_tokens(student, teacher, tokenizer, counts)
     config = student_config(source, teacher, tokenizer, trimmed=vocabulary is not None)
     chosen = Student(source, config, layer_pairs(settings, teacher, config), tokenizer)
@@ -96,7 +101,7 @@ def choose_student(
 
 
 def _source_and_tokens(
-    student: StudentSettings, teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, counts: Indices
+    student: StudentSettings, teacher: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, counts: Counts
 ) -> tuple[str, KeptVocabulary | None]:
     """The name of the configuration, and the tokens to keep; `None` for all."""
     keep = partial(KeptVocabulary.chosen, tokenizer, teacher.vocab_size)
@@ -104,7 +109,7 @@ def _source_and_tokens(
         vocabulary = keep(*_preferred(student, tokenizer, counts))
         return _source(student, teacher, tokenizer, tokens=len(vocabulary)), vocabulary
     assert student.budget is not None, "without a budget, all tokens are kept"
-    fewest, most = len(keep(_making(_KEPT_AT_LEAST, counts))), teacher.vocab_size
+    fewest, most = count_kept(tokenizer, _making(_KEPT_AT_LEAST, counts)), teacher.vocab_size
     source, tokens = student_within(*student.budget, teacher, tokenizer, fewest_tokens=fewest, most_tokens=most)
     return source, None if tokens == most else keep(_by_frequency(counts), tokens)
 
@@ -140,23 +145,24 @@ def token_file(student: StudentSettings) -> Path | None:
 def _held_out_texts(
     settings: DistillSettings, tokenizer: PreTrainedTokenizerBase, stores: Sequence[TokenStore]
 ) -> list[str]:
-    """Some of the held-out texts, whole or their begin."""
+    """Some of the held-out texts, of all if none is held out; whole or their begin."""
     data, evaluation = Mixture(stores, settings.data.weights), settings.evaluation
     parts = split(data, seed=settings.training.seed, fraction=evaluation.fraction, limit=evaluation.limit)
     return [
         str(tokenizer.decode(data.sequence(index, _LONGEST_COMPARED), skip_special_tokens=True))
-        for index in spread(held_out(parts).tolist(), _TEXTS_COMPARED)
+        for index in spread(held_out(parts).tolist() or range(len(data)), _TEXTS_COMPARED)
     ]
 
 
 def _facts(
-    vocabulary: KeptVocabulary, tokenizer: PreTrainedTokenizerBase, counts: Indices, texts: Sequence[str]
+    vocabulary: KeptVocabulary, tokenizer: PreTrainedTokenizerBase, counts: Counts, texts: Sequence[str]
 ) -> VocabularyFacts:
-    """What is kept, after a comparison of both tokenizers on these texts; raises `MinilmError` if they differ."""
+    """What is kept; raises `MinilmError` if both tokenizers split one of these texts differently."""
     split_up, unknown = vocabulary.shares(counts)
     return VocabularyFacts(
         tokens=len(vocabulary),
-        teacher_tokens=len(counts),
+        teacher_tokens=len(tokenizer),
+        vocabulary_sha256=str(tokenizer_info(vocabulary.tokenizer).vocabulary_sha256),
         share_split=split_up,
         share_unknown=unknown,
         texts_compared=vocabulary.compare(tokenizer, texts),
@@ -166,28 +172,30 @@ def _facts(
 # --- Tokens ------------------------------------------------------------------------------------------------------
 
 
-def _count(stores: Iterable[TokenStore], size: int) -> Indices:
-    total: Indices = np.zeros(size, dtype=np.int64)
-    for store in stores:
+def _count(stores: Sequence[TokenStore], weights: Sequence[float] | None, size: int) -> Counts:
+    """How often the data has each id; of stores with weights, as often as training would see it."""
+    total: Counts = np.zeros(size)
+    mixture = Mixture(stores, weights)
+    for store, share in zip(stores, mixture.shares, strict=True):
         counts = store.token_counts()
-        total[: len(counts)] += counts
+        total[: len(counts)] += counts * (share * len(mixture) / len(store))
     return total
 
 
-def _by_frequency(counts: Indices) -> list[int]:
+def _by_frequency(counts: Counts) -> list[int]:
     """All ids, the most frequent first, and those that the data lacks in their order."""
     order: list[int] = np.argsort(-counts, kind="stable").tolist()
     return order
 
 
-def _making(share: float, counts: Indices) -> list[int]:
+def _making(share: float, counts: Counts) -> list[int]:
     """The most frequent ids, as many as make this share of the data."""
     order = _by_frequency(counts)
     return order[: int(np.searchsorted(np.cumsum(counts[order]), share * counts.sum())) + 1]
 
 
 def _preferred(
-    student: StudentSettings, tokenizer: PreTrainedTokenizerBase, counts: Indices
+    student: StudentSettings, tokenizer: PreTrainedTokenizerBase, counts: Counts
 ) -> tuple[Sequence[int], int | None]:
     """The ids to keep, the most wanted first, and the most tokens in all."""
     if (file := token_file(student)) is not None:
@@ -198,7 +206,7 @@ def _preferred(
     if not often:
         raise MinilmError(
             f"student.keep_count: the data has no token {student.keep_count:,} times",
-            hint=f"The most frequent one occurs {counts.max():,} times.",
+            hint=f"The most frequent one occurs {counts.max():,.0f} times.",
         )
     return often, None
 
@@ -207,7 +215,7 @@ def _listed(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of the tokens in a file or a tokenizer's folder; raises `MinilmError` if the teacher lacks one."""
     if path.is_dir():
         run = RunFolder(path)
-        kept = load_tokenizer(str(run.student_tokenizer if run.student_tokenizer.is_dir() else path)).get_vocab()
+        kept = load_tokenizer(str(run.student_tokenizer if run.plan_file.is_file() else path)).get_vocab()
         tokens = sorted(kept, key=kept.__getitem__)
     else:
         tokens = _lines(path)
@@ -218,7 +226,11 @@ def _listed(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         raise MinilmError(
             f"{unknown[0]!r} is no token of the teacher's{others}",
             where=str(path),
-            hint=f"Did you mean {near[0]!r}?" if near else "Write one token on each line, as the teacher has them.",
+            hint="Name a folder whose tokenizer was trimmed from the teacher's."
+            if path.is_dir()
+            else f"Did you mean {near[0]!r}?"
+            if near
+            else "Write one token on each line, as the teacher's tokenizer does.",
         )
     return [ids[token] for token in tokens]
 

@@ -168,6 +168,7 @@ MISTAKES_IN_OPTIONS = [
             "--student-layer 0": ("--student-layer: ", "counted from 1"),
             "--student-layer 3": ("--student-layer: ", "no layer 3", "2"),
             f"--student-layer {10**30}": ("--student-layer: ", "of 2"),
+            "--keep-count 5": ("student: ", "keep_count needs keep_vocab=tokens"),
             "--max-mb 50": ("student: ", "give one of config, max_mb and max_params"),
             "--init ''": ("--init: ", "at least 1 character"),
             "--init teachr": ("--init: ", "teachr", "Did you mean teacher?"),

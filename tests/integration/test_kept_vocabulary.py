@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from minilm_cli.settings.load import load_distill_settings
 from minilm_cli.settings.tokenize import TokenizeSettings
 from minilm_cli.tokens.store import TokenStore
 from minilm_cli.training import run
+from minilm_cli.training.student_choice import choose_student
 from tests import multilingual
 
 from .conftest import Crash, assert_same_result, crash_at, verify_here
@@ -183,6 +185,48 @@ def test_it_is_scored_with_its_own_tokenizer(data: Callable[[str], Data], tmp_pa
     assert any("task_spearman" in record for record in report.records)
 
 
+def test_a_tokenizer_that_is_missing_or_changed_is_refused(data: Callable[[str], Data], tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        run.distill(settings(data("bert"), tmp_path / "run"), crash_at(3))
+    folder = RunFolder(tmp_path / "run")
+    shutil.rmtree(folder.trimmed_tokenizer)
+    with pytest.raises(MinilmError, match="the run's tokenizer is missing"):
+        run.resume(folder, NoProgress())
+    with pytest.raises(MinilmError, match="the run's tokenizer is missing"):
+        source_of_checkpoint(folder, "last")
+    shutil.copytree(data("bert")[0], folder.trimmed_tokenizer)
+    with pytest.raises(MinilmError, match="the student's tokenizer changed since the run began"):
+        run.resume(folder, NoProgress())
+
+
+def test_without_held_out_texts_others_are_compared(data: Callable[[str], Data], tmp_path: Path) -> None:
+    plan = run.dry_run(settings(data("bert"), tmp_path / "run", evaluation__fraction=0.0))
+    assert plan.vocabulary is not None
+    assert plan.vocabulary.texts_compared > 0
+
+
+def test_weights_of_stores_count(data: Callable[[str], Data], tmp_path: Path) -> None:
+    """Of the text in several scripts, half is English; the other store has English alone."""
+    teacher, store = data("xlm-roberta")
+    (tmp_path / "english.txt").write_text("\n".join(multilingual.lines(300)[::2]), encoding="utf-8")
+    english = tmp_path / "english"
+    inputs = (str(tmp_path / "english.txt"),)
+    tokenize(TokenizeSettings(inputs=inputs, tokenizer=str(teacher), output=english, workers=1), NoProgress())
+    kept = []
+    for weight in (0.02, 0.98):
+        weighted = {store: weight, english: 1 - weight}
+        mixed = settings((teacher, store), tmp_path / "run", data__path=weighted, student__keep_vocab=1200)
+        choice = choose_student(
+            mixed,
+            AutoConfig.from_pretrained(teacher),
+            AutoTokenizer.from_pretrained(teacher),
+            [TokenStore(store), TokenStore(english)],
+        )
+        kept.append(choice.tokenizer.get_vocab().keys())
+    assert len(kept[1] - kept[0]) > 20
+    assert sum(not token.isascii() for token in kept[1]) > sum(not token.isascii() for token in kept[0])
+
+
 # --- Which tokens ------------------------------------------------------------------------------------------------
 
 
@@ -216,8 +260,15 @@ def test_a_second_run_goes_on_with_the_tokens_of_the_first(
     text = (third.path / "student" / "README.md").read_text(encoding="utf-8")
     assert "keep_vocab: kept.txt" in text
     assert str(tmp_path) not in text
+    swapped = [token for token in AutoTokenizer.from_pretrained(data("bert")[0]).get_vocab() if token not in before]
+    ours = [token for token in before if len(token) > 6]
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join([*(token for token in before if token != ours[0]), swapped[0]]), encoding="utf-8")
     with pytest.raises(MinilmError, match=r"is .* in the student and .* in this model"):
         run.distill(settings(data("bert"), tmp_path / "fourth", **same, student__keep_vocab=1000), NoProgress())
+    with pytest.raises(MinilmError, match="has another vocabulary") as caught:
+        run.distill(settings(data("bert"), tmp_path / "fifth", **same, student__keep_vocab=str(other)), NoProgress())
+    assert caught.value.hint == f"Keep the tokens of that model: --keep-vocab {first}"
 
 
 def test_a_size_leaves_out_the_rarest_tokens(data: Callable[[str], Data], tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ def test_a_gpu_repeats_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *words, **options: calls.append((words, options)))
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    repeat_exactly(torch.device("cpu"))
+    repeat_exactly(torch.device("cpu"), strictly=True)
     assert calls == []
-    repeat_exactly(torch.device("cuda"))
-    assert calls == [((True,), {})]  # attention changes its kernels only if torch does not just warn
+    repeat_exactly(torch.device("cuda"), strictly=True)
+    assert calls == [((True,), {"warn_only": False})]  # attention changes its kernels only if torch does not just warn
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert not torch.utils.deterministic.fill_uninitialized_memory
 

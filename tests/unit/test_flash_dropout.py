@@ -136,14 +136,13 @@ def test_arguments_fit_the_operator_of_torch() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"sliding_window": 2}, {"scaling": 0.3}], ids=str)
-def test_packed_rows_take_it_with_dropout(
+def test_it_computes_what_other_paths_do(
     options: dict[str, Any], plain: Callable[[Operator], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain(operator)
     options = {"is_causal": False} | options
     tensors = [torch.randn(1, 2, sum(LENGTHS), 8, generator=torch.Generator().manual_seed(n)) for n in range(3)]
     expected = attend_packed(Packing(LENGTHS, CPU), torch.nn.Module(), *tensors, **options)
-    monkeypatch.setattr(attention, "_has_flash", lambda _: True)
     monkeypatch.setattr(flash_dropout, "works", lambda *_: True)
     dropped = attention._attend_by_flash(Packing(LENGTHS, CPU), *tensors, dropout=1e-9, **options)
     torch.testing.assert_close(dropped, expected)

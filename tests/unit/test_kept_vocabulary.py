@@ -69,6 +69,7 @@ def test_shares_are_those_of_the_data(tokenizer: PreTrainedTokenizerBase) -> Non
 def test_a_tokenizer_that_splits_otherwise_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     kept = KeptVocabulary.chosen(tokenizer, len(tokenizer), range(len(tokenizer)))
     assert kept.compare(tokenizer, ["the man", "was here", "Ω"]) == 3
+    assert kept.compare(tokenizer, []) == 0
     former = [*kept.former_ids]
     man = former.index(tokenizer.convert_tokens_to_ids("man"))
     former[man], former[man - 1] = former[man - 1], former[man]

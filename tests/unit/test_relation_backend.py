@@ -14,6 +14,7 @@ from minilm_cli.ops.relation_backend import VARIABLE, choose_backend
 from minilm_cli.ops.relations import ByLetter, Relations
 
 PLAIN = relation_chunks.losses_and_gradients
+KINDS = (torch.device("cuda", 0), (torch.bfloat16, 16), (torch.bfloat16, 8))
 
 
 def fused(*_: Any) -> Any:
@@ -63,8 +64,8 @@ def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(side(), side()) is fused
     with pytest.raises(MinilmError, match=r"cannot be used: the projections are torch\.float32"):
         chosen(side(), side(dtype=torch.float32))
-    monkeypatch.setattr(relation_backend, "_fused", lambda *_: None)
-    with pytest.raises(MinilmError, match="they do not work here"):
+    monkeypatch.setattr(relation_backend, "_fused", lambda *_: "there is no compiler")
+    with pytest.raises(MinilmError, match="cannot be used: there is no compiler"):
         chosen(side(), side())
     monkeypatch.setenv(VARIABLE, "maybe")
     with pytest.raises(MinilmError, match=f"{VARIABLE} must be on or off, not 'maybe'"):
@@ -81,22 +82,32 @@ def test_kernels_that_do_not_work_are_left_out_with_a_warning(
     monkeypatch.setitem(sys.modules, "minilm_cli.ops.fused_relations", SimpleNamespace(losses_and_gradients=fused))
     monkeypatch.setattr(relation_backend, "agrees", works)
     check = relation_backend._fused.__wrapped__
-    assert check(torch.device("cuda", 0), torch.bfloat16, torch.bfloat16) is None
+    assert said in check(*KINDS)
     assert said in caplog.text
     monkeypatch.setattr(relation_backend, "agrees", lambda *_: True)
-    assert check(torch.device("cuda", 0), torch.bfloat16, torch.bfloat16) is fused
+    assert check(*KINDS) is fused
+
+
+def test_memory_that_runs_out_says_nothing_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> bool:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setitem(sys.modules, "minilm_cli.ops.fused_relations", SimpleNamespace(losses_and_gradients=fused))
+    monkeypatch.setattr(relation_backend, "agrees", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        relation_backend._fused.__wrapped__(*KINDS)
 
 
 def test_without_triton_plain_torch_is_taken_silently(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "minilm_cli.ops.fused_relations", None)
-    assert relation_backend._fused.__wrapped__(torch.device("cuda", 0), torch.bfloat16, torch.bfloat16) is None
+    assert "Triton is not installed" in relation_backend._fused.__wrapped__(*KINDS)
     assert not caplog.text
 
 
 def test_plain_torch_agrees_with_itself() -> None:
-    check = (torch.device("cpu"), torch.bfloat16, torch.bfloat16)
+    check = (torch.device("cpu"), (torch.bfloat16, 16), (torch.bfloat16, 6))
     assert relation_backend.agrees(PLAIN, *check)
 
     def wrong(relations: Relations, teacher: ByLetter, student: ByLetter, gradients: ByLetter, dtype: Any) -> Any:

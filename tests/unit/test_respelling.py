@@ -31,6 +31,7 @@ def test_tokens_are_replaced_by_their_spellings(former: list[int]) -> None:
     found = Respelling(SPELLINGS)(np.array(former, dtype=np.uint8))
     assert found.tolist() == [new for number in former for new in SPELLINGS[number]]
     assert found.dtype == np.uint16
+    assert Respelling(SPELLINGS).length(np.array(former, dtype=np.uint8)) == len(found)
 
 
 def test_a_token_must_be_spelt_by_something() -> None:
