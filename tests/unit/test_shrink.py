@@ -75,6 +75,7 @@ def improvement(case: FamilyCase, layers: int, width: int, heads: int, **entries
     return loss(teacher, student) / before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FITTED, ids=lambda case: case.name)
 def test_a_narrower_student_keeps_much_of_the_relations(case: FamilyCase) -> None:
     heads = 2 if case.name == "gemma3_text" else 4
@@ -82,6 +83,7 @@ def test_a_narrower_student_keeps_much_of_the_relations(case: FamilyCase) -> Non
     assert improvement(case, 3, width, heads) < 0.65
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FITTED, ids=lambda case: case.name)
 def test_a_student_with_fewer_units_computes_nearly_the_same(case: FamilyCase) -> None:
     groups = {"num_key_value_heads": 2} if case.name == "gemma3_text" else {}
@@ -90,6 +92,7 @@ def test_a_student_with_fewer_units_computes_nearly_the_same(case: FamilyCase) -
     assert improvement(case, 3, 24, 4, **{units: 20}, **groups) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ANY_HEADS, ids=lambda case: case.name)
 def test_relations_do_not_depend_on_the_number_of_attention_heads(case: FamilyCase) -> None:
     assert improvement(case, 3, 24, 2) < 0.03
