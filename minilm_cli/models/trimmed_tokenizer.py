@@ -143,8 +143,8 @@ class TokenModel:
 
     def _merged(self, token: str, ranks: Mapping[tuple[str, str], int]) -> list[list[str]]:
         """The parts of a token from its characters to what merges of these ranks leave, after each merge."""
-        whole = token.removeprefix(self.prefix) if self.prefix else token
-        inside = [*whole.removesuffix(self._suffix)] if self._suffix else [*whole]
+        whole = token.removeprefix(self.prefix)
+        inside = [*whole.removesuffix(self._suffix)]
         if self._suffix and whole.endswith(self._suffix):
             inside[-1:] = [f"{inside[-1]}{self._suffix}"] if inside else [self._suffix]
         parts = [f"{self.prefix}{part}" if number or token != whole else part for number, part in enumerate(inside)]

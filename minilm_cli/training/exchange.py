@@ -52,14 +52,16 @@ class Exchange:
         if not self._buffer.numel():
             self._buffer = torch.empty(sum(sizes) + len(rest), device=sums.device)
         *gradients, tail = torch.split(self._buffer, [*sizes, len(rest)])
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            if parameter.grad is None:
-                gradient.zero_()
-            else:
-                gradient.copy_(parameter.grad.flatten())
+        pairs = list(zip(self._parameters, gradients, strict=True))
+        # A few launches on a GPU, however many parameters there are.
+        if empty := [gradient for parameter, gradient in pairs if parameter.grad is None]:
+            torch._foreach_zero_(empty)
+        found = {gradient: parameter.grad.flatten() for parameter, gradient in pairs if parameter.grad is not None}
+        if found:
+            torch._foreach_copy_([*found], [*found.values()])
         tail.copy_(rest)
         self._world.all_reduce(self._buffer)
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+        for parameter, gradient in pairs:
             parameter.grad = gradient.view_as(parameter)
         padded, stops, budgets = tail[len(sums) :].view_as(numbers).T.tolist()
         return Shared(tail[: len(sums)].clone(), int(sum(padded)), int(max(stops)), int(min(budgets)))
