@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 
-#: Waits for a process to end, prints a text and ends. `pidfd_open` is Linux's.
+#: Waits for a process to end, prints a text and ends. `pidfd_open` is Linux's. The text begins a line of its own: what
+#: libraries print when torchrun ends may not end one.
 _WAIT_AND_PRINT = """
 import os, select, sys
 try:
@@ -15,7 +16,7 @@ except ProcessLookupError:
     pass
 else:
     select.select([torchrun], [], [], 60)
-print(sys.argv[2], file=sys.stderr)
+print(f"\\n{sys.argv[2]}", file=sys.stderr)
 """
 
 

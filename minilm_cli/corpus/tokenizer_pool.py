@@ -55,15 +55,29 @@ def encoders(recipe: Recipe, count: int, scratch: Path) -> Iterator[Encode[Any]]
         pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         yield lambda batches: _in_order(_submitted(pool, plan, batches), _AHEAD * count)
-    except (BrokenProcessPool, MemoryError):
-        raise RunError(
-            "a worker process died, or ran out of memory", hint="Try fewer --workers or a smaller --batch-size."
-        ) from None
+    except BaseException as error:
+        _end_workers(pool)
+        if isinstance(error, BrokenProcessPool | MemoryError):
+            raise RunError(
+                "a worker process died, or ran out of memory", hint="Try fewer --workers or a smaller --batch-size."
+            ) from None
+        raise
     finally:
         if sys.version_info < (3, 11, 5):  # it waits for ever if workers were killed while it wrote to them (gh-94777)
             pool._call_queue._reader.close()  # type: ignore[attr-defined]  # it is private
         pool.shutdown(cancel_futures=True)
         file.unlink(missing_ok=True)
+
+
+def _end_workers(pool: ProcessPoolExecutor) -> None:
+    """End all workers at once.
+
+    One that is killed while it sends a result leaves half of it. The pool waits for the rest as long as any process can
+    write to the pipe, and this process can too.
+    """
+    for process in [*(pool._processes or {}).values()]:
+        process.kill()
+    pool._result_queue._writer.close()  # type: ignore[attr-defined]  # it is private
 
 
 def _submitted(

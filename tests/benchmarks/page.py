@@ -144,9 +144,8 @@ python -m tests.benchmarks.page
 
 
 def _gpu(report: Figures | None) -> str:
-    command = f"`python -m tests.gpu --output docs/{GPU_FIGURES}`"
     if report is None:
-        return f"Not measured. {command} measures it, in one run of a few minutes."
+        return f"Not measured. `python -m tests.gpu` measures it in a few minutes; its `--output` is `{GPU_FIGURES}`."
     losses = [
         (name, *(_number(row.get(key)) for key in ("chunks_ms", "fused_ms", "difference")))
         for name, row in report["losses"].items()
@@ -160,7 +159,8 @@ def _gpu(report: Figures | None) -> str:
     ]
     profile = report["profile"]
     exact = "equals" if all(report["resumption"]["equal"].values()) else "does not equal"
-    return f"""On {report["device"]}, by {command}. Loss and gradient of the relations in bf16, sequences × length:
+    return f"""On {report["device"]}, by `python -m tests.gpu`. Loss and gradient of relations, in bf16; sequences ×
+length:
 
 {_markdown(("batch", "in chunks, ms", "fused, ms", "difference"), losses)}
 

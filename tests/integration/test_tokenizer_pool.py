@@ -6,11 +6,13 @@ import itertools
 import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +27,8 @@ from minilm_cli.corpus.lines import Place
 from minilm_cli.corpus.packing import Units
 from minilm_cli.corpus.sources import Batch
 from minilm_cli.corpus.tokenizer_pool import encoders
+
+from .conftest import TIMEOUT, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -212,3 +216,27 @@ def test_workers_end_if_a_signal_raises(delay: float, tmp_path: Path) -> None:
     with pytest.raises(SignalReceived):
         work()
     timer.join()
+
+
+def send_half_a_result(file: Path) -> None:
+    """Begin to send a result, and never end."""
+    queue = sys._getframe(1).f_locals["result_queue"]
+    queue._writer._send(struct.pack("!i", 1000))
+    file.touch()
+    time.sleep(TIMEOUT)
+
+
+def test_a_worker_that_is_ended_while_it_sends_a_result_is_not_waited_for(tmp_path: Path) -> None:
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    pool.submit(send_half_a_result, tmp_path / "sent")
+    wait_until((tmp_path / "sent").exists)
+
+    def end() -> None:
+        tokenizer_pool._end_workers(pool)
+        pool.shutdown(cancel_futures=True)
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    (tmp_path / "sent").unlink()
