@@ -6,7 +6,6 @@ and the student learns of the pieces that its own tokenizer will mostly give it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,19 +18,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.families import family_of
-from minilm_cli.models.trimmed_tokenizer import TokenModel, trim
+from minilm_cli.models.trimmed_tokenizer import TokenModel, describe, trim
 from minilm_cli.tokens.respelling import Respelling
 
 
 def count_kept(tokenizer: PreTrainedTokenizerBase, preferred: Iterable[int]) -> int:
     """How many tokens `KeptVocabulary.chosen` would keep."""
-    return len(_model(tokenizer).choose(preferred, None))
-
-
-def _model(tokenizer: PreTrainedTokenizerBase) -> TokenModel:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    description = {"model": {"type": None}} if backend is None else json.loads(backend.to_str())
-    return TokenModel(description, type(tokenizer).__name__)
+    return len(TokenModel(describe(tokenizer)).choose(preferred, None))
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class KeptVocabulary:
                 f"student.keep_vocab: the teacher has embeddings for {size:,} ids, and its tokenizer more tokens",
                 hint="Leave it out: the student then has the teacher's vocabulary.",
             )
-        split = _model(tokenizer).splitter(trimmed)
+        split = TokenModel(describe(tokenizer)).splitter(trimmed)
         # For what cannot be spelt, and for ids without a token, which no tokenizer gives.
         unknown = trimmed.unk_token_id or 0
         spellings = [[unknown]] * size

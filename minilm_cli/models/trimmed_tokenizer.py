@@ -24,8 +24,22 @@ from minilm_cli.models.hub import load_tokenizer, quiet
 Description = dict[str, Any]
 """What `tokenizer.json` holds."""
 
+_KINDS = ("WordPiece", "BPE", "Unigram")
+
 #: A byte that a text is split into where nothing else fits.
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
+
+
+def describe(tokenizer: PreTrainedTokenizerBase) -> Description:
+    """The description of a tokenizer; of one that has none, a model without a kind."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    found: Description = {"model": {"type": None}} if backend is None else json.loads(backend.to_str())
+    return found
+
+
+def can_trim(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `trim` knows this kind of tokenizer."""
+    return describe(tokenizer)["model"]["type"] in _KINDS
 
 
 def trim(
@@ -54,7 +68,7 @@ class TokenModel:
         """description: of a whole tokenizer, of the class `name`; raises `MinilmError` for an unknown kind of model."""
         self.values = description["model"]
         self.kind: str = self.values["type"]
-        if self.kind not in ("WordPiece", "BPE", "Unigram"):
+        if self.kind not in _KINDS:
             raise MinilmError(
                 f"student.keep_vocab: a tokenizer of the kind {self.kind or name} cannot be trimmed",
                 hint="Leave it out: the student then has the teacher's vocabulary.",

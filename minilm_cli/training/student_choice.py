@@ -19,6 +19,7 @@ from minilm_cli.models.budget import student_within
 from minilm_cli.models.hub import load_tokenizer, tokenizer_info
 from minilm_cli.models.kept_vocabulary import KeptVocabulary, count_kept
 from minilm_cli.models.student_config import student_config
+from minilm_cli.models.trimmed_tokenizer import can_trim
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.plan import VocabularyFacts
 from minilm_cli.runs.plan_facts import short_name
@@ -85,7 +86,8 @@ def choose_student(
     Raises `MinilmError` if there is no such student.
     """
     student, counts = settings.student, None
-    if student.keep_vocab == "all" or (student.keep_vocab == "auto" and student.budget is None):
+    automatic = student.keep_vocab == "auto" and student.budget is not None and can_trim(tokenizer)
+    if student.keep_vocab in ("auto", "all") and not automatic:
         source, vocabulary = _source(student, teacher, tokenizer), None
     else:
         logger.info("Counting the tokens of the data.")

@@ -26,7 +26,7 @@ from minilm_cli.settings.export import ExportSettings
 from minilm_cli.settings.load import load_distill_settings
 from minilm_cli.settings.tokenize import TokenizeSettings
 from minilm_cli.tokens.store import TokenStore
-from minilm_cli.training import run
+from minilm_cli.training import run, student_choice
 from minilm_cli.training.student_choice import choose_student
 from tests import multilingual
 
@@ -288,3 +288,13 @@ def test_a_size_leaves_out_the_rarest_tokens(data: Callable[[str], Data], tmp_pa
     update = {"student": sized.student.model_copy(update={"keep_vocab": "all"}), "output": None}
     with pytest.raises(MinilmError, match=r"even l2-h48 is larger: 190,608 parameters, 0\.8 MB with 3,000 tokens"):
         run.dry_run(sized.model_copy(update=update))
+
+
+def test_a_size_keeps_all_tokens_of_a_tokenizer_that_cannot_be_trimmed(
+    data: Callable[[str], Data], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(student_choice, "can_trim", lambda _: False)
+    sized = {"student__config": None, "student__keep_vocab": "auto", "student__max_params": 200_000}
+    plan = run.dry_run(settings(data("bert"), tmp_path / "run", **sized))
+    assert plan.vocabulary is None
+    assert plan.student.parameters <= 200_000

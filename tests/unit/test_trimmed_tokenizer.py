@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.kept_vocabulary import KeptVocabulary
-from minilm_cli.models.trimmed_tokenizer import trim
+from minilm_cli.models.trimmed_tokenizer import can_trim, trim
 from tests.multilingual import TOKENIZERS, lines
 
 LINES = lines()
@@ -189,7 +189,10 @@ def test_an_id_without_a_token_is_read_as_the_unknown_one(tokenizer: PreTrainedT
     assert [*kept.spellings[-2:]] == [[kept.tokenizer.unk_token_id]] * 2
 
 
-def test_another_kind_of_tokenizer_is_refused() -> None:
+def test_another_kind_of_tokenizer_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    other = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
     with pytest.raises(MinilmError, match="a tokenizer of the kind WordLevel cannot be trimmed"):
-        trim(PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]"), {1})
+        trim(other, {1})
+    assert not can_trim(other)
+    assert can_trim(tokenizer)
