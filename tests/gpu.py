@@ -27,21 +27,25 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from minilm_cli.models.tap import Tap
 from minilm_cli.ops import relation_chunks
 from minilm_cli.ops.relation_backend import VARIABLE
 from minilm_cli.ops.relation_loss import relation_loss
 from minilm_cli.ops.relations import Projections
-from minilm_cli.settings.distill import DistillSettings
-from minilm_cli.tokens.store import TokenizerInfo, TokenStore, TokenStoreWriter
+from minilm_cli.tokens.store import TokenStore
 from minilm_cli.training.batches import BatchStream
 from minilm_cli.training.devices import repeat_exactly
-from minilm_cli.training.distiller import Distiller
-from minilm_cli.training.objective import RelationObjective
-from minilm_cli.training.optim import LearningRate
 from tests import tiny
 from tests.benchmarks import plain
-from tests.benchmarks.measure import HEADS, STUDENT_WIDTH, TEACHER_WIDTH, VOCABULARY, models, step_flops
+from tests.benchmarks.measure import (
+    HEADS,
+    STUDENT_WIDTH,
+    TEACHER_WIDTH,
+    distiller,
+    models,
+    seconds,
+    step_flops,
+    store,
+)
 from tests.runs import result_files
 
 Report = dict[str, Any]
@@ -53,8 +57,12 @@ class Sizes:
 
     losses: Sequence[tuple[int, int]] = ((32, 128), (256, 128), (256, 512))
     """Sequences and their length."""
-    training: Sequence[tuple[str, float, int]] = (("median 40", 40, 128), ("median 128", 128, 512), ("full", 0, 512))
-    """Name, median length (0: all are full), longest."""
+    training: Sequence[tuple[str, int | None, int]] = (
+        ("median 40", 40, 128),
+        ("median 128", 128, 512),
+        ("full", None, 512),
+    )
+    """Name, median length if not all are full, longest."""
     batch: int = 256
     micro_batch_tokens: int = 32_768
     steps: int = 5
@@ -74,14 +82,12 @@ def synchronize(device: torch.device) -> None:
 
 def milliseconds(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
     """The median time of `work`, after a run that is not counted."""
-    times = []
-    for number in range(repeats + 1):
-        synchronize(device)
-        started = time.perf_counter()
+
+    def done() -> None:
         work()
         synchronize(device)
-        times += [time.perf_counter() - started] if number else []
-    return 1e3 * float(np.median(times))
+
+    return 1e3 * seconds(done, repeats)
 
 
 @contextmanager
@@ -147,34 +153,6 @@ def product_rate(device: torch.device, sizes: Sizes) -> float:
     return 2 * sizes.product**3 / (1e-3 * milliseconds(lambda: one @ other, device))
 
 
-def store(folder: Path, sizes: Sizes, median: float, longest: int) -> TokenStore:
-    """Random tokens, with log-normal lengths."""
-    rng, count = np.random.default_rng(0), 4 * sizes.batch
-    lengths = np.full(count, longest)
-    if median:
-        lengths = np.clip(np.round(np.exp(rng.normal(np.log(median), 0.6, count))), 4, longest).astype(np.int64)
-    writer = TokenStoreWriter(folder, TokenizerInfo(vocabulary_size=VOCABULARY), longest)
-    writer.add(rng.integers(1000, VOCABULARY, int(lengths.sum())).astype(np.uint16), lengths)
-    writer.close()
-    return TokenStore(folder)
-
-
-def distiller(device: torch.device, *, bf16: bool, compiled: bool = False) -> Distiller:
-    teacher, student = models()
-    settings = DistillSettings.model_validate({"teacher": {"name": "-"}, "student": {"config": "-"}})
-    return Distiller(
-        Tap(teacher, [12]),
-        Tap(student, [6]),
-        RelationObjective(settings.relations.weights, HEADS),
-        settings.optimizer,
-        LearningRate(settings.schedule, settings.optimizer.lr, 1000),
-        seed=0,
-        device=device,
-        bf16=bf16,
-        compile_models=compiled,
-    )
-
-
 def stream(tokens: TokenStore, sizes: Sizes) -> BatchStream:
     return BatchStream(
         tokens,
@@ -188,7 +166,7 @@ def stream(tokens: TokenStore, sizes: Sizes) -> BatchStream:
 
 def our_steps(device: torch.device, tokens: TokenStore, sizes: Sizes, **options: bool) -> Iterator[int]:
     """Sequences of each step."""
-    for report in distiller(device, **options).steps(stream(tokens, sizes), first=1, last=1000):
+    for report in distiller(*models(), device, **options).steps(stream(tokens, sizes), first=1, last=1000):
         yield report.sequences
 
 
@@ -229,7 +207,7 @@ def training(device: torch.device, sizes: Sizes) -> Report:
     rate, found = product_rate(device, sizes), {}
     for name, median, longest in sizes.training:
         with tempfile.TemporaryDirectory() as folder:
-            tokens = store(Path(folder), sizes, median, longest)
+            tokens = store(Path(folder), 4 * sizes.batch, longest, median)
             row = {"bf16": measured(our_steps(device, tokens, sizes, bf16=True), device, sizes.steps)}
             with kernels("off"):
                 row["bf16, without kernels"] = measured(
@@ -285,7 +263,7 @@ def profile(device: torch.device, sizes: Sizes) -> Report:
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with tempfile.TemporaryDirectory() as folder:
-        steps = our_steps(device, store(Path(folder), sizes, 128, 512), sizes, bf16=True)
+        steps = our_steps(device, store(Path(folder), 4 * sizes.batch, 512, 128), sizes, bf16=True)
         for _ in range(2):
             next(steps)
         synchronize(device)

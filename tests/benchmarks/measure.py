@@ -94,17 +94,17 @@ def models() -> tuple[BertModel, BertModel]:
     return BertModel(BertConfig()), BertModel(BertConfig(**student))
 
 
-def lengths(count: int, longest: int, rng: np.random.Generator) -> np.ndarray:
-    """Log-normal lengths with a median of about 40."""
-    if longest > 128:  # for the measurement of memory
+def lengths(count: int, longest: int, median: int | None, rng: np.random.Generator) -> np.ndarray:
+    """Log-normal lengths with about this median; all are the longest without one."""
+    if median is None:
         return np.full(count, longest)
-    return np.clip(np.round(np.exp(rng.normal(np.log(40), 0.6, count))), 4, longest).astype(np.int64)
+    return np.clip(np.round(np.exp(rng.normal(np.log(median), 0.6, count))), 4, longest).astype(np.int64)
 
 
-def store(folder: Path, sequences: int, longest: int) -> TokenStore:
+def store(folder: Path, sequences: int, longest: int, median: int | None = 40) -> TokenStore:
     """A token store of random tokens with those lengths."""
     rng = np.random.default_rng(0)
-    sizes = lengths(sequences, longest, rng)
+    sizes = lengths(sequences, longest, median, rng)
     writer = TokenStoreWriter(folder, TokenizerInfo(vocabulary_size=VOCABULARY), longest)
     writer.add(rng.integers(1000, VOCABULARY, int(sizes.sum())).astype(np.uint16), sizes)
     writer.close()
@@ -141,7 +141,8 @@ def step_flops(sizes: list[int]) -> float:
 def measure_training(which: str, precision: str, batch: int, longest: int, steps: int) -> dict[str, float]:
     """Rates and peak memory of `steps` training steps after one that is not counted."""
     with tempfile.TemporaryDirectory() as folder:
-        tokens = store(Path(folder), max(4 * batch, 64), longest)
+        median = 40 if longest <= 128 else None  # for the measurement of memory
+        tokens = store(Path(folder), max(4 * batch, 64), longest, median)
         teacher, student = models()
         run = _plain_steps if which == "plain" else _our_steps
         sizes: list[int] = []
@@ -160,6 +161,24 @@ def measure_training(which: str, precision: str, batch: int, longest: int, steps
         rate = gemm_flops(torch.bfloat16 if precision == "bf16" else torch.float32)
         report |= {"gemm_gflops": rate / 1e9, "share_of_gemm": step_flops(sizes) / took / rate}
     return report
+
+
+def distiller(
+    teacher: BertModel, student: BertModel, device: torch.device, *, bf16: bool, compiled: bool = False
+) -> Distiller:
+    """One with the default settings."""
+    settings = DistillSettings.model_validate({"teacher": {"name": "-"}, "student": {"config": "-"}})
+    return Distiller(
+        Tap(teacher, [12]),
+        Tap(student, [6]),
+        RelationObjective(settings.relations.weights, HEADS),
+        settings.optimizer,
+        LearningRate(settings.schedule, settings.optimizer.lr, 1000),
+        seed=settings.training.seed,
+        device=device,
+        bf16=bf16,
+        compile_models=compiled,
+    )
 
 
 def _stream(tokens: TokenStore, batch: int, longest: int, **options: object) -> BatchStream:
@@ -182,21 +201,10 @@ def _plain_steps(
 def _our_steps(
     teacher: BertModel, student: BertModel, tokens: TokenStore, precision: str, batch: int, longest: int
 ) -> Iterator[list[int]]:
-    settings = DistillSettings.model_validate({"teacher": {"name": "-"}, "student": {"config": "-"}})
     device = torch.device("cpu")
-    distiller = Distiller(
-        Tap(teacher, [12]),
-        Tap(student, [6]),
-        RelationObjective(settings.relations.weights, HEADS),
-        settings.optimizer,
-        LearningRate(settings.schedule, settings.optimizer.lr, 1000),
-        seed=settings.training.seed,
-        device=device,
-        bf16=precision == "bf16",
-    )
-    budget = untried(device)
-    stream = _stream(tokens, batch, longest, micro_batch_tokens=budget, layout="packed")
-    for report in distiller.steps(stream, first=1, last=1000):
+    stream = _stream(tokens, batch, longest, micro_batch_tokens=untried(device), layout="packed")
+    ours = distiller(teacher, student, device, bf16=precision == "bf16")
+    for report in ours.steps(stream, first=1, last=1000):
         micro_batches: list[MicroBatch] = stream.step(report.step).micro_batches
         yield [length for micro_batch in micro_batches for length in micro_batch.inputs.lengths]
 
