@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import pick_checkpoint
 from minilm_cli.tokens.id_lists import converted_store, is_id_lists
 from minilm_cli.tokens.mixture import Mixture
-from minilm_cli.tokens.split import held_out, split, spread
+from minilm_cli.tokens.split import held_out, split_by, spread
 from minilm_cli.tokens.store import TokenStore
 
 logger = logging.getLogger(__name__)
@@ -86,12 +87,10 @@ class Source:
         mixture = self._mixture
         if self.run is None or mixture is None:
             return spread(SAMPLE.read_text(encoding="utf-8").splitlines(), count)
-        settings, longest = self.run.settings(), min(self.run.plan().data.max_length, LONGEST_TEXT)
-        evaluation = settings.evaluation
-        parts = split(mixture, seed=settings.training.seed, fraction=evaluation.fraction, limit=evaluation.limit)
-        indices = [*spread(held_out(parts).tolist(), count), *spread(range(len(mixture)), count)][:count]
+        first = held_out(split_by(self.run.settings(), mixture)).tolist()
+        indices = [*spread(first, count), *spread(range(len(mixture)), count)][:count]
         tokenizer = load_tokenizer(str(self.run.tokenizer))  # the data has the teacher's tokens
-        return [str(tokenizer.decode(mixture.sequence(index, longest), skip_special_tokens=True)) for index in indices]
+        return decoded(tokenizer, mixture, indices, min(self.run.plan().data.max_length, LONGEST_TEXT))
 
     @cached_property
     def _mixture(self) -> Mixture | None:
@@ -107,6 +106,11 @@ class Source:
             return Mixture([TokenStore(path) for path in paths], data.weights)
         except MinilmError:
             return None
+
+
+def decoded(tokenizer: PreTrainedTokenizerBase, data: Mixture, indices: Sequence[int], longest: int) -> list[str]:
+    """The texts of these sequences, cut to `longest` tokens."""
+    return [str(tokenizer.decode(data.sequence(index, longest), skip_special_tokens=True)) for index in indices]
 
 
 def longest_text(tokenizer: PreTrainedTokenizerBase, head: SentenceHead | None) -> int | None:

@@ -39,7 +39,8 @@ def describe(tokenizer: PreTrainedTokenizerBase) -> Description:
 
 def can_trim(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether `trim` knows this kind of tokenizer."""
-    return describe(tokenizer)["model"]["type"] in _KINDS
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and type(backend.model).__name__ in _KINDS
 
 
 def trim(

@@ -63,6 +63,19 @@ def _load(tensor, stride, rows, real, head, WIDTH: tl.constexpr, PADDED: tl.cons
 
 
 @triton.jit
+def _tile(
+    x_t, x_s, stride_xt, stride_xs, tile, head,
+    WIDTH_T: tl.constexpr, WIDTH_S: tl.constexpr, PADDED_T: tl.constexpr, PADDED_S: tl.constexpr, ROWS: tl.constexpr,
+):
+    """Where the sequence of a tile begins, its length, the tile's rows in it, and these in teacher and student."""
+    first, length = tl.load(tile).to(tl.int64), tl.load(tile + 1)
+    rows = tl.load(tile + 2) + tl.arange(0, ROWS)
+    of_t = _load(x_t, stride_xt, first + rows, rows < length, head, WIDTH_T, PADDED_T, True)
+    of_s = _load(x_s, stride_xs, first + rows, rows < length, head, WIDTH_S, PADDED_S, True)
+    return first, length, rows, of_t, of_s
+
+
+@triton.jit
 def _scores(
     x_t, x_s, y_t, y_s, stride_yt, stride_ys, first, begin, length, head,
     WIDTH_T: tl.constexpr, WIDTH_S: tl.constexpr, PADDED_T: tl.constexpr, PADDED_S: tl.constexpr,
@@ -102,12 +115,10 @@ def losses(
     A row's KL(t ‖ s) = Σ p (log p − log q), where log p = t − log Σ e^t: E[t − s] − log Σ e^t + log Σ e^s.
     """
     tile, head = tl.program_id(0), tl.program_id(1)
-    first = tl.load(tiles + 3 * tile).to(tl.int64)
-    length = tl.load(tiles + 3 * tile + 1)
-    rows = tl.load(tiles + 3 * tile + 2) + tl.arange(0, ROWS)
+    first, length, rows, of_t, of_s = _tile(
+        x_t, x_s, stride_xt, stride_xs, tiles + 3 * tile, head, WIDTH_T, WIDTH_S, PADDED_T, PADDED_S, ROWS
+    )
     real = rows < length
-    of_t = _load(x_t, stride_xt, first + rows, real, head, WIDTH_T, PADDED_T, True)
-    of_s = _load(x_s, stride_xs, first + rows, real, head, WIDTH_S, PADDED_S, True)
     most_t, most_s = tl.full([ROWS], float("-inf"), tl.float32), tl.full([ROWS], float("-inf"), tl.float32)
     sum_t, sum_s = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
     gap = tl.zeros([ROWS], tl.float32)
@@ -176,12 +187,10 @@ def gradient(
     ADD: to what `into` has, instead of writing over it.
     """
     tile, head = tl.program_id(0), tl.program_id(1)
-    first = tl.load(tiles + 3 * tile).to(tl.int64)
-    length = tl.load(tiles + 3 * tile + 1)
-    rows = tl.load(tiles + 3 * tile + 2) + tl.arange(0, ROWS)
+    first, length, rows, of_t, of_s = _tile(
+        x_t, x_s, stride_xt, stride_xs, tiles + 3 * tile, head, WIDTH_T, WIDTH_S, PADDED_T, PADDED_S, ROWS
+    )
     real = rows < length
-    of_t = _load(x_t, stride_xt, first + rows, real, head, WIDTH_T, PADDED_T, True)
-    of_s = _load(x_s, stride_xs, first + rows, real, head, WIDTH_S, PADDED_S, True)
     log_t += head * positions + first
     log_s += head * positions + first
     own_t, own_s = tl.load(log_t + rows, mask=real, other=0.0), tl.load(log_s + rows, mask=real, other=0.0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from minilm_cli.base.seeding import derive
+from minilm_cli.settings.distill import DistillSettings
 from minilm_cli.tokens.mixture import Mixture
 from minilm_cli.tokens.permutation import permute
 from minilm_cli.tokens.store import Indices
@@ -54,6 +55,12 @@ def split(store: Mixture, *, seed: int, fraction: float, limit: int) -> list[Par
         )
         for number, (part, most) in enumerate(zip(store.parts, limits, strict=True))
     ]
+
+
+def split_by(settings: DistillSettings, store: Mixture) -> list[Part]:
+    """The parts that a run with these settings has."""
+    evaluation = settings.evaluation
+    return split(store, seed=settings.training.seed, fraction=evaluation.fraction, limit=evaluation.limit)
 
 
 def held_out(parts: list[Part]) -> Indices:

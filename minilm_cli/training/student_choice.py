@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.base.inputs import unreadable
+from minilm_cli.export.source import decoded
 from minilm_cli.models.budget import student_within
 from minilm_cli.models.hub import load_tokenizer, tokenizer_info
 from minilm_cli.models.kept_vocabulary import KeptVocabulary, count_kept
@@ -25,7 +26,7 @@ from minilm_cli.runs.plan import VocabularyFacts
 from minilm_cli.runs.plan_facts import short_name
 from minilm_cli.settings.distill import DistillSettings, StudentSettings
 from minilm_cli.tokens.mixture import Mixture
-from minilm_cli.tokens.split import held_out, split, spread
+from minilm_cli.tokens.split import held_out, split_by, spread
 from minilm_cli.tokens.store import TokenStore
 from minilm_cli.training.layer_pairs import LayerPairs, layer_pairs
 
@@ -148,12 +149,9 @@ def _held_out_texts(
     settings: DistillSettings, tokenizer: PreTrainedTokenizerBase, stores: Sequence[TokenStore]
 ) -> list[str]:
     """Some of the held-out texts, of all if none is held out; whole or their begin."""
-    data, evaluation = Mixture(stores, settings.data.weights), settings.evaluation
-    parts = split(data, seed=settings.training.seed, fraction=evaluation.fraction, limit=evaluation.limit)
-    return [
-        str(tokenizer.decode(data.sequence(index, _LONGEST_COMPARED), skip_special_tokens=True))
-        for index in spread(held_out(parts).tolist() or range(len(data)), _TEXTS_COMPARED)
-    ]
+    data = Mixture(stores, settings.data.weights)
+    indices = held_out(split_by(settings, data)).tolist() or range(len(data))
+    return decoded(tokenizer, data, spread(indices, _TEXTS_COMPARED), _LONGEST_COMPARED)
 
 
 def _facts(
