@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from minilm_cli.settings.distill import OptimizerSettings
 from minilm_cli.training.batches import Batch, BatchStream
 from minilm_cli.training.devices import explaining_inexactness
 from minilm_cli.training.distributed import World
-from minilm_cli.training.exchange import Exchange
+from minilm_cli.training.exchange import Exchange, Shared
 from minilm_cli.training.memory import Backoff
 from minilm_cli.training.micro_batches import MicroBatch
 from minilm_cli.training.objective import Objective
@@ -48,8 +48,8 @@ class StepReport:
 
     step: int
     loss: float
-    parts: Tensor
-    """The terms of the loss; they stay on the device until `metrics` is called."""
+    parts: Sequence[float]
+    """The terms of the loss."""
     grad_norm: float
     lr: float
     sequences: int
@@ -61,7 +61,7 @@ class StepReport:
 
     def metrics(self, names: Iterable[str]) -> dict[str, float]:
         """Losses, gradient norm and learning rate as numbers; `names` are those of the parts."""
-        parts = zip((f"loss_{name}" for name in names), self.parts.tolist(), strict=True)
+        parts = zip((f"loss_{name}" for name in names), self.parts, strict=True)
         return {"loss": self.loss, **dict(parts), "lr": self.lr, "grad_norm": self.grad_norm}
 
 
@@ -132,17 +132,19 @@ class Distiller:
                 following = thread.submit(stream.step, step + 1)  # while this step computes
                 with explaining_inexactness(_DETERMINISTIC):
                     batch, sums, stopped_by = self._backoff.retry(accumulate, f"step {step}", stream)
-                shared = self._exchange(
+                added = self._exchange.add(
                     sums,
                     padded_tokens=batch.padded_tokens,
                     stopped_by=stopped_by,
                     budget=stream.micro_batch_tokens,
                 )
+                shared = self._exchange.read(added, self.optimizer.clip())
                 _follow_budget(step, stream, shared.budget)
                 self.stopped_by = shared.stopped_by
                 if self.stopped_by:
+                    self.optimizer.zero_grad()
                     return
-                yield self._update(step, batch, shared.sums / batch.sequences, shared.padded_tokens)
+                yield self._update(step, batch, shared)
 
     def _accumulate(self, step: int, batch: Batch, stream: BatchStream, stop: Stop) -> tuple[Batch, Tensor, int]:
         """Put the gradient of this process's share of a step into the parameters.
@@ -167,20 +169,20 @@ class Distiller:
         # A process without work in this step has not asked yet.
         return batch, sums, 0 if batch.micro_batches else stop()
 
-    def _update(self, step: int, batch: Batch, losses: Tensor, padded_tokens: int) -> StepReport:
+    def _update(self, step: int, batch: Batch, shared: Shared) -> StepReport:
         """Move the optimiser along the gradient, unless it is not finite."""
-        loss, norm = torch.stack([losses[0], self.optimizer.clip()]).tolist()  # the one wait for the device in a step
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise StepNotFinite(step, batch, loss, norm)
+        loss, *parts = (total / batch.sequences for total in shared.sums)
+        if not (math.isfinite(loss) and math.isfinite(shared.grad_norm)):
+            raise StepNotFinite(step, batch, loss, shared.grad_norm)
         return StepReport(
             step=step,
             loss=loss,
-            parts=losses[1:],
-            grad_norm=norm,
+            parts=parts,
+            grad_norm=shared.grad_norm,
             lr=self.optimizer.step(step),
             sequences=batch.sequences,
             tokens=batch.tokens,
-            padded_tokens=padded_tokens,
+            padded_tokens=shared.padded_tokens,
             imbalance=batch.imbalance,
         )
 

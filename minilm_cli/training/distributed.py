@@ -11,11 +11,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.training.rendezvous import POLL, Rendezvous, losing_the_store, missing_ranks, torch_distributed
@@ -29,6 +30,8 @@ TIMEOUT = 600
 
 #: Seconds that rank 0, if there is nothing to train, waits until the others have been dismissed.
 _STAY = 10.0
+
+Result = TypeVar("Result")
 
 
 class World:
@@ -51,6 +54,7 @@ class World:
         """Seconds spent in all-reduces, mostly waiting for other processes."""
         self._rendezvous = Rendezvous(rank, size, timeout)
         self._connected = False
+        self._under_way: tuple[Any, _Stopwatch] | None = None
         self._given_up: set[int] = set()  # ranks that were not ready in time
         self._collectives = 0
 
@@ -103,7 +107,8 @@ class World:
             return
         self._wait_until_ready()
         self._rendezvous.start_heartbeat()
-        # A collective that times out raises here instead of ending the process from another thread.
+        # A collective that fails or times out raises in this thread, where the host waits for it. Otherwise a thread of
+        # torch's notices it, sleeps for a minute, and ends the process.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         distributed = torch_distributed()
         try:
@@ -135,12 +140,28 @@ class World:
     # --- Training ------------------------------------------------------------------------------------------------
 
     def all_reduce(self, tensor: Tensor) -> None:
-        """Replace the tensor by its sum over all processes; raises `Lost` if one does not take part."""
+        """Replace the tensor by its sum over all processes; raises `Lost` if one does not take part.
+
+        A GPU does this while the host goes on, up to `finish`, which raises `Lost` then.
+        """
         if self.size == 1:
             return
-        started = time.monotonic()
-        self._collective("all_reduce", tensor)
-        self.waited += time.monotonic() - started
+        stopwatch = _Stopwatch(tensor.device)
+        work = self._collective("all_reduce", tensor, async_op=True)
+        self._under_way = work, stopwatch
+        if tensor.is_cuda:
+            work.synchronize()  # the device waits, not the host
+            stopwatch.stop()
+        else:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the last all-reduce; raises `Lost` if a process does not take part."""
+        if self._under_way is None:
+            return
+        (work, stopwatch), self._under_way = self._under_way, None
+        self._reporting_the_lost(work.wait)
+        self.waited += stopwatch.seconds()
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Replace these tensors by rank 0's."""
@@ -157,12 +178,20 @@ class World:
         self._collective("all_gather_object", gathered, values)
         return [value for one in gathered for value in one]
 
-    def _collective(self, name: str, *arguments: object) -> None:
+    def _collective(self, name: str, *arguments: object, **options: object) -> Any:
         """Call a collective operation; each process first marks that it has reached it."""
-        try:
-            self._collectives += 1
+
+        def call() -> Any:
             self._rendezvous.mark("at", self._collectives)
-            getattr(torch_distributed(), name)(*arguments)
+            return getattr(torch_distributed(), name)(*arguments, **options)
+
+        self._collectives += 1
+        return self._reporting_the_lost(call)
+
+    def _reporting_the_lost(self, call: Callable[[], Result]) -> Result:
+        """The result of a call that fails if a process is lost; raises `Lost` then."""
+        try:
+            return call()
         except RuntimeError as error:
             raise self._rendezvous.lost(self._collectives) from error
 
@@ -188,6 +217,33 @@ class World:
         self._rendezvous.stop_heartbeat(_STAY)
         if self._connected and not status:
             torch_distributed().destroy_process_group()
+
+
+class _Stopwatch:
+    """Seconds between two points of a device's work, or of the host's if that is a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Starts now."""
+        self._events = [self._mark()] if device.type == "cuda" else []
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """Mark the end in the device's work."""
+        self._events.append(self._mark())
+
+    def seconds(self) -> float:
+        """Once the work is done."""
+        if not self._events:
+            return time.monotonic() - self._started
+        start, end = self._events
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000
+
+    @staticmethod
+    def _mark() -> Any:
+        event = import_module("torch").cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 # --- Launches ----------------------------------------------------------------------------------------------------

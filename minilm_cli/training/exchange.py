@@ -1,4 +1,4 @@
-"""The all-reduce of a step: gradients, losses and a few numbers of every process, in one buffer."""
+"""What the processes exchange in a step: gradients, losses and a few numbers, in one all-reduce and one buffer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from minilm_cli.training.distributed import World
 class Shared:
     """Results of a step, over all processes."""
 
-    sums: Tensor
+    sums: list[float]
     """Loss and its parts, summed over all sequences."""
+    grad_norm: float
     padded_tokens: int
     """Tokens of all processes, padding included."""
     stopped_by: int
@@ -38,19 +39,21 @@ class Exchange:
         self._world, self._parameters = world, list(parameters)
         self._buffer = torch.empty(0)
 
-    def __call__(self, sums: Tensor, *, padded_tokens: int, stopped_by: int, budget: int) -> Shared:
-        """Replace each parameter's gradient by its sum over all processes; returns the other results.
+    def add(self, sums: Tensor, *, padded_tokens: int, stopped_by: int, budget: int) -> Tensor:
+        """Replace each parameter's gradient by its sum over all processes; returns the rest, for `read`.
 
+        On a GPU nothing waits for the sums: what is computed from them is queued behind the all-reduce.
         Numbers are sent as fp32, so they are exact up to 2^24.
         """
-        if self._world.size == 1:
-            return Shared(sums, padded_tokens, stopped_by, budget)
         numbers = torch.zeros(self._world.size, 3)
         numbers[self._world.rank] = torch.tensor((padded_tokens, stopped_by, budget))
         rest = torch.cat([sums, moved(numbers.flatten(), sums.device)])
+        return rest if self._world.size == 1 else self._all_reduce(rest)
+
+    def _all_reduce(self, rest: Tensor) -> Tensor:
         sizes = [parameter.numel() for parameter in self._parameters]
         if not self._buffer.numel():
-            self._buffer = torch.empty(sum(sizes) + len(rest), device=sums.device)
+            self._buffer = torch.empty(sum(sizes) + len(rest), device=rest.device)
         *gradients, tail = torch.split(self._buffer, [*sizes, len(rest)])
         pairs = list(zip(self._parameters, gradients, strict=True))
         # A few launches on a GPU, however many parameters there are.
@@ -63,5 +66,15 @@ class Exchange:
         self._world.all_reduce(self._buffer)
         for parameter, gradient in pairs:
             parameter.grad = gradient.view_as(parameter)
-        padded, stops, budgets = tail[len(sums) :].view_as(numbers).T.tolist()
-        return Shared(tail[: len(sums)].clone(), int(sum(padded)), int(max(stops)), int(min(budgets)))
+        return tail
+
+    def read(self, added: Tensor, grad_norm: Tensor) -> Shared:
+        """What `add` returned, as numbers, with the norm of the summed gradient.
+
+        The one wait for the device in a step. Raises `Lost` if a process does not take part in the all-reduce.
+        """
+        self._world.finish()
+        *found, norm = torch.cat([added, grad_norm.to(added.device)[None]]).tolist()
+        end = len(found) - 3 * self._world.size
+        padded, stops, budgets = found[end::3], found[end + 1 :: 3], found[end + 2 :: 3]
+        return Shared(found[:end], norm, int(sum(padded)), int(max(stops)), int(min(budgets)))

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from minilm_cli.base.errors import MinilmError
+from minilm_cli.training import distributed
 from minilm_cli.training.distributed import TIMEOUT, World, launch, same_launch
+from minilm_cli.training.rendezvous import Lost
 
 ENVIRONMENT = {"WORLD_SIZE": "4", "RANK": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -65,6 +68,59 @@ def test_collectives_of_one_process_do_nothing() -> None:
     assert world.all_gather([3, 4]) == [3, 4]
     assert world.waited == 0
     world.leave(1, reported=True)
+
+
+class Device:
+    """Records the order in which an all-reduce on a GPU is queued and waited for."""
+
+    is_cuda, device = True, torch.device("cuda")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
+        self.calls: list[str] = []
+        self._fails = fails
+        self.world = World(0, 2)
+        rendezvous = SimpleNamespace(mark=lambda *_: None, lost=lambda number: Lost(f"lost in {number}"))
+        monkeypatch.setattr(self.world, "_rendezvous", rendezvous)
+        monkeypatch.setattr(distributed, "torch_distributed", lambda: self)
+        monkeypatch.setattr(distributed, "_Stopwatch", lambda _: self)
+
+    def all_reduce(self, tensor: object, *, async_op: bool) -> Device:
+        assert tensor is self
+        assert async_op
+        self.calls.append("all-reduce")
+        return self
+
+    def synchronize(self) -> None:
+        self.calls.append("device waits")
+
+    def stop(self) -> None:
+        self.calls.append("clock stops")
+
+    def wait(self) -> None:
+        self.calls.append("host waits")
+        if self._fails:
+            raise RuntimeError("timed out in blocking wait")
+
+    def seconds(self) -> float:
+        return 0.25
+
+
+def test_host_waits_for_the_all_reduce_of_gpus_only_when_it_reads_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    device.world.all_reduce(cast("Any", device))
+    assert device.calls == ["all-reduce", "device waits", "clock stops"]
+    device.world.finish()
+    assert device.calls[3:] == ["host waits"]
+    assert device.world.waited == 0.25
+    device.world.finish()  # nothing is under way
+    assert len(device.calls) == 4
+
+
+def test_process_that_misses_the_all_reduce_of_gpus_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, fails=True)
+    device.world.all_reduce(cast("Any", device))
+    with pytest.raises(Lost, match="lost in 1"):
+        device.world.finish()
 
 
 def test_processes_restarted_by_torchrun_are_of_the_same_launch(monkeypatch: pytest.MonkeyPatch) -> None:
