@@ -6,7 +6,6 @@ import copy
 import logging
 from functools import cache
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minilm_cli.base.packages import require
@@ -48,8 +47,7 @@ def judge_for(settings: DistillSettings) -> Judge | None:
         was_training = student.training
         student.eval()
         try:
-            with torch.compiler.set_stance("force_eager"):
-                scores = score_frozen(task, embed, fitted, longest, probes=probes)
+            scores = score_frozen(task, embed, fitted, longest, probes=probes)
         finally:
             student.train(was_training)
         return {f"task_{metric}": score for metric, score in scores.items()}

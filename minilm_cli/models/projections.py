@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -95,10 +94,8 @@ class ProjectionHooks:
         self._outputs: dict[nn.Module, Tensor] = {}
         self._arguments: dict[str, Any] = {}
         self._rotate = family.rotate if rotated else None
-        # Hooks end the pass by an exception, which a compiled model must not trace.
-        collect = torch.compiler.disable(self._collect)  # type: ignore[no-untyped-call]  # it has no types
         for module in found.projections:
-            module.register_forward_hook(collect)
+            module.register_forward_hook(self._collect)
         found.attention.register_forward_pre_hook(self._begin, with_kwargs=True)
 
     def _begin(self, _: nn.Module, __: tuple[Any, ...], keywords: dict[str, Any]) -> None:

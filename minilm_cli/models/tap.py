@@ -3,14 +3,15 @@
 transformers sends the attention of most models through a registry. The function registered here sees the queries, keys
 and values of any of them. It computes attention as usual, keeps the tensors of each wanted call of a forward pass, and
 ends the pass at the last: nothing after them is computed. In families outside the registry, hooks on the layers'
-projections do the same.
+projections do the same. A compiled pass is a single graph where attention can be traced: it has no end before the
+model's, but torch drops what the projections do not need.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,11 +25,14 @@ from minilm_cli.models.checks import unreadable_attention
 from minilm_cli.models.families import family_of, is_rotary
 from minilm_cli.models.inputs import InputAdapter, Inputs
 from minilm_cli.models.projections import ProjectionHooks, find_projections, uses_registry
-from minilm_cli.ops.attention import Packing, attend_packed, attend_padded
+from minilm_cli.ops.attention import Packing, attend_packed, attend_padded, can_be_traced
 from minilm_cli.ops.relations import Projections
 
 #: The name of our attention function in transformers' registry.
 ATTENTION = "minilm-tap"
+
+#: Largest difference of a factor from 1 that is rounding.
+_ROUNDING = 1e-6
 
 
 class _PassEnded(Exception):
@@ -64,6 +68,7 @@ class Tap(nn.Module):
         self._calls = 0
         self._kept: list[Projections] = []
         self._packing: Packing | None = None
+        self._run: Callable[..., None] = self._pass
         if self.in_registry:
             model.set_attn_implementation(ATTENTION)
         if not self._at_call:
@@ -89,9 +94,9 @@ class Tap(nn.Module):
         """
         outer, _active.tap = _active.tap, self
         self._calls, self._kept = 0, []
-        self._packing = Packing(inputs.lengths, inputs.ids.device) if inputs.is_packed else None
+        packing = Packing(inputs.lengths, inputs.ids.device) if inputs.is_packed else None
         try:
-            self.model(**self._adapt(inputs))
+            self._run(self._adapt(inputs), packing)
         except _PassEnded:
             pass
         finally:
@@ -99,6 +104,18 @@ class Tap(nn.Module):
         if len(kept) < len(self.layers):
             raise self._missing()
         return kept
+
+    def compile_pass(self) -> None:
+        """Compile the pass by torch.compile, for batches of any shape."""
+        if not self._at_call:
+            # Else what is compiled for a module without hooks is taken for one that has them.
+            torch._dynamo.config.skip_nnmodule_hook_guards = False
+        self._run = torch.compile(self._pass, dynamic=True)
+
+    def _pass(self, arguments: dict[str, Tensor], packing: Packing | None) -> None:
+        # Given as an argument, because a compiled pass takes numbers that it finds in a module for constants.
+        self._packing = packing
+        self.model(**arguments)
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
@@ -115,10 +132,14 @@ class Tap(nn.Module):
         return attend_packed(self._packing, module, query, key, value, **options), None
 
     def _keep(self, found: Projections) -> None:
-        """Keep a layer's projections; end the pass if it is the last."""
+        """Keep a layer's projections; end the pass if it is the last, unless it is being traced."""
         self._kept.append(found)
-        if len(self._kept) == len(self.layers):
+        if len(self._kept) == len(self.layers) and not torch.compiler.is_compiling():
             raise _PassEnded
+
+    def can_be_traced(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> bool:
+        """Whether torch.compile can take the attention of the current pass into its graph."""
+        return can_be_traced(self._packing, query, key, value, **options)
 
     @property
     def is_packed(self) -> bool:
@@ -137,7 +158,7 @@ def _unscaled(query: Tensor, scaling: float | None) -> Tensor:
     ESM multiplies its queries by 1/√(head width), and T5's have learnt that factor: both then scale by 1.
     """
     factor = 1.0 if scaling is None else scaling * math.sqrt(query.shape[-1])
-    return query if math.isclose(factor, 1.0, rel_tol=1e-6) else query * factor
+    return query if abs(factor - 1) < _ROUNDING else query * factor
 
 
 def _join_heads(tensor: Tensor) -> Tensor:
@@ -153,12 +174,22 @@ def _tapped_attention(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    if _active.tap is None:
+    tap = _active.tap
+    if tap is None:
         output: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options
         )
         return output
-    return _active.tap.attend(module, query, key, value, attention_mask, **options)
+    if torch.compiler.is_compiling() and not tap.can_be_traced(query, key, value, **options):
+        result: tuple[Tensor, Tensor | None] = _untraced(tap, module, query, key, value, attention_mask, **options)
+        return result
+    return tap.attend(module, query, key, value, attention_mask, **options)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
+def _untraced(tap: Tap, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+    """`tap.attend` between two graphs of a compiled model."""
+    return tap.attend(*arguments, **options)
 
 
 def _tapped_mask(*arguments: Any, **options: Any) -> Tensor | None:
@@ -169,6 +200,5 @@ def _tapped_mask(*arguments: Any, **options: Any) -> Tensor | None:
     return mask
 
 
-# A compiled model calls the attention as it is: its shapes change with each micro-batch. torch has no types for that.
-AttentionInterface.register(ATTENTION, torch.compiler.disable(_tapped_attention))  # type: ignore[no-untyped-call]
+AttentionInterface.register(ATTENTION, _tapped_attention)
 AttentionMaskInterface.register(ATTENTION, _tapped_mask)

@@ -39,16 +39,14 @@ class Packing:
     def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
         """`lengths` of the sequences, in their order."""
         self.lengths, self.device = lengths, device
+        self.longest = max(lengths)
+        self.offsets = moved(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), device)
+        """Where each sequence begins, and where the last ends."""
 
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
         """(count, length) of successive sequences of one length."""
         return [(len(list(same)), length) for length, same in itertools.groupby(self.lengths)]
-
-    @cached_property
-    def offsets(self) -> Tensor:
-        """Where each sequence begins, and where the last ends."""
-        return moved(torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32), self.device)
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -69,6 +67,8 @@ def attend_packed(
     """
     if options.get("position_bias") is not None:
         raise ValueError("position_bias is not supported in a packed row")
+    if _takes_flash(query, key, value, **options):
+        return _attend_by_flash(packing, query, key, value, **options)
     if query.device.type == "cpu":
         # Keys and values with fewer heads are left to torch; no family with dropout has them.
         if 0 < options.get("dropout", 0.0) < 1 and query.shape[1] == key.shape[1]:
@@ -78,8 +78,6 @@ def attend_packed(
 
             return _attend_with_dropout(packing.runs, visible, query, key, value, **options)
         return _attend_in_runs(packing, module, query, key, value, **options)
-    if _has_flash(value) and (not options.get("dropout") or _drops_out_by_flash(query, key, value)):
-        return _attend_by_flash(packing, query, key, value, **options)
     return _attend_in_groups(packing, module, query, key, value, **options)
 
 
@@ -114,27 +112,47 @@ def _attend_in_runs(
     return torch.cat(outputs)[None]
 
 
-def _has_flash(value: Tensor) -> bool:
+def can_be_traced(packing: Packing | None, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> bool:
+    """Whether torch.compile can take attention into its graph: it has no loop over the lengths of sequences.
+
+    packing: `None` for a padded batch.
+    """
+    if packing is None:
+        return query.device.type != "cpu"
+    return _takes_flash(query, key, value, **options)
+
+
+def _takes_flash(query: Tensor, key: Tensor, value: Tensor, *, dropout: float = 0.0, **_: Any) -> bool:
+    """Whether FlashAttention takes a packed row. No family with dropout has fewer heads of keys and values."""
+    if not _has_flash(value.device, value.dtype, value.shape[3]):
+        return False
+    return not dropout or (query.shape[1] == key.shape[1] and _drops_out_by_flash(value.device, value.dtype))
+
+
+# A compiled model takes the answers of both into its graph, as constants.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def _has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether FlashAttention supports this: 16-bit numbers, a GPU that is new enough."""
     return (
-        value.device.type == "cuda"
-        and value.dtype in {torch.bfloat16, torch.float16}
-        and value.shape[3] % 8 == 0
-        and value.shape[3] <= _FLASH_WIDTH
-        and torch.cuda.get_device_capability(value.device) >= _FLASH_CAPABILITY
+        device.type == "cuda"
+        and dtype in {torch.bfloat16, torch.float16}
+        and width % 8 == 0
+        and width <= _FLASH_WIDTH
+        and torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY
     )
 
 
-def _drops_out_by_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether FlashAttention with dropout can be used. No family with dropout has fewer heads of keys and values."""
-    return query.shape[1] == key.shape[1] and flash_dropout.works(value.device, value.dtype)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types for it
+def _drops_out_by_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether FlashAttention with dropout can be used."""
+    return flash_dropout.works(device, dtype)
 
 
 def _attend_by_flash(packing: Packing, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     causal, window = bool(options.get("is_causal")), options.get("sliding_window")
     before = -1 if window is None else window - 1
     seen = (before, 0 if causal else before)
-    longest = max(packing.lengths)
+    longest = packing.longest
     # Rotated queries and keys may be fp32, which the kernel does not take and which is not needed.
     q, k, v = (tensor[0].transpose(0, 1).to(value.dtype) for tensor in (query, key, value))
     if dropout := options.get("dropout"):
@@ -152,7 +170,7 @@ def _attend_by_flash(packing: Packing, query: Tensor, key: Tensor, value: Tensor
         longest,
         scale=options.get("scaling"),
         window_size=seen,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=bool(query.shape[1] != key.shape[1]),
     )
     assert isinstance(output, Tensor)
     return output[None]

@@ -111,7 +111,7 @@ class Distiller:
         self._embeddings: SparseEmbeddings | None = None
         if compile_models:
             for tap in (self.teacher, self.student):
-                tap.model.compile(dynamic=True)
+                tap.compile_pass()
         elif device.type == "cpu":
             replace_dropout(student)
             self._embeddings = SparseEmbeddings(student)
