@@ -52,6 +52,19 @@ def layout(tap: Tap) -> Layout:
     return "padded" if padded else "equal"
 
 
+def packing_error(tap: Tap) -> float:
+    """How far the projections of a packed row are from those of its sequences alone, relative to the latter.
+
+    As the tap computes now: on its device, compiled or not, and in the precision of the caller's autocast.
+    """
+    sequences = [_ids(tap, range(5)), _ids(tap, range(5, 8)), _ids(tap, range(8, 21))]
+    with _tried(tap) as run, torch.compiler.set_stance("force_eager"):
+        alone = [chain(*run([sequence])) for sequence in sequences]
+        expected = [torch.cat(parts).float() for parts in zip(*alone, strict=True)]
+        found = [part.float() for part in chain(*run(sequences, Inputs.packed))]
+    return max(float((ours - right).norm() / right.norm()) for ours, right in zip(found, expected, strict=True))
+
+
 def ignores_padding(model: PreTrainedModel) -> bool:
     """Whether a model's outputs are the same with padding and without it."""
     ids = np.arange(2, 7) % model.config.vocab_size

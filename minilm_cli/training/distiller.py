@@ -20,6 +20,7 @@ from torch import Tensor
 from minilm_cli.base.seeding import derive
 from minilm_cli.models.state import refuse_mismatch, unshared_state
 from minilm_cli.models.tap import Tap
+from minilm_cli.models.trials import packing_error
 from minilm_cli.ops.dropout import replace_dropout
 from minilm_cli.ops.embeddings import SparseEmbeddings
 from minilm_cli.ops.relations import Projections
@@ -203,6 +204,12 @@ class Distiller:
             teacher = self.teacher(inputs)
         with self._autocast():
             return teacher, self.student(inputs)
+
+    def packing_error(self) -> float:
+        """How far packed rows are from their sequences alone, as the models compute now (`trials.packing_error`)."""
+        of_teacher = packing_error(self.teacher)
+        with self._autocast():
+            return max(of_teacher, packing_error(self.student))
 
     def rehearse(self, batch: MicroBatch) -> None:
         """Compute a micro-batch, wait for it and drop its gradient: to measure time and memory."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from transformers import AutoModel, PreTrainedModel
 
 from minilm_cli.base.errors import MinilmError
 from minilm_cli.models.inputs import Layout
+from minilm_cli.ops import attention
+from minilm_cli.ops.attention import Packing
+from minilm_cli.training.setup import _try_packing
 
-from .distillers import HEADS, Factory, assert_close, assert_same, train, weights
+from .distillers import CPU, HEADS, Factory, assert_close, assert_same, train, weights
 
 #: Two pairs of layers, of teacher and student.
 TWO = [(2, 1), (4, 2)]
@@ -237,6 +241,31 @@ def test_empty_or_stopped_evaluation_gives_no_losses(factory: Factory) -> None:
     assert distiller.evaluate(factory.stream(held_out_fraction=0.0)) == {}
     assert distiller.evaluate(factory.stream(), stop=lambda: True) == {}
     assert distiller.student.training
+
+
+@pytest.mark.parametrize(
+    ("bf16", "broken", "layout"), [(True, False, "packed"), (True, True, "padded"), (False, True, "packed")]
+)
+def test_packing_is_tried_again_where_it_was_not_tried_yet(
+    factory: Factory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    bf16: bool,
+    broken: bool,
+    layout: str,
+) -> None:
+    distiller, stream = factory.distiller(bf16=bf16), factory.stream()
+    runs = attention._attend_in_runs
+    if broken:  # each token sees those of all sequences
+
+        def in_one_run(packing: Packing, *arguments: Any, **options: Any) -> Tensor:
+            return runs(Packing((sum(packing.lengths),), CPU), *arguments, **options)
+
+        monkeypatch.setattr(attention, "_attend_in_runs", in_one_run)
+    _try_packing(distiller, stream)
+    assert stream.layout == layout
+    assert ("They are padded instead" in caplog.text) is (layout == "padded")
 
 
 def test_evaluation_does_not_change_training(factory: Factory) -> None:
