@@ -55,6 +55,25 @@ class Packing:
         spans = list(zip(starts, self.lengths, strict=False))
         return list(groups(spans, self.device, most=float("inf"), raggedness=RAGGEDNESS))
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """The position at each place of the groups, whose places follow each other."""
+        return torch.cat([group.rows.flatten() for group in self.groups])
+
+    @cached_property
+    def real(self) -> Tensor:
+        """Which places of the groups are not padding."""
+        of_groups = (
+            torch.ones_like(group.rows, dtype=torch.bool) if group.real is None else group.real for group in self.groups
+        )
+        return torch.cat([real.flatten() for real in of_groups])
+
+    @cached_property
+    def places(self) -> Tensor:
+        """The place in the groups of each position."""
+        positions = sum(self.lengths)
+        return torch.where(self.real, self.rows, positions).argsort()[:positions]
+
 
 def attend_packed(
     packing: Packing, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
@@ -180,17 +199,39 @@ def _attend_in_groups(
     packing: Packing, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> Tensor:
     """Sequences of similar length as one batch, padded, the padding hidden by a mask."""
-    rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    output = value.new_empty(query.shape[2] + 1, query.shape[1], value.shape[3])
-    for group in packing.groups:
+    rows = [
+        _Gathered.apply(tensor[0].transpose(0, 1), packing.rows, packing.places, None)  # type: ignore[no-untyped-call]
+        for tensor in (query, key, value)
+    ]
+    sizes, outputs = [group.rows.numel() for group in packing.groups], []
+    for group, *parts in zip(packing.groups, *(tensor.split(sizes) for tensor in rows), strict=True):
         mask = _visible(group.rows.shape[1], query.device, **options)
         if group.real is not None:
             real = group.real[:, None, None, :]
             mask = real if mask is None else mask & real
-        q, k, v = (group.gather(tensor).transpose(1, 2) for tensor in rows)
+        q, k, v = (part.unflatten(0, group.rows.shape).transpose(1, 2) for part in parts)
         found, _ = sdpa_attention_forward(module, q, k, v, mask, **options)
-        group.scatter(found, output)
-    return output[None, :-1]
+        outputs.append(found.flatten(0, 1))
+    output: Tensor = _Gathered.apply(torch.cat(outputs), packing.places, packing.rows, packing.real)  # type: ignore[no-untyped-call]
+    return output[None]
+
+
+class _Gathered(torch.autograd.Function):
+    """`tensor[index]`, whose gradient is gathered too, by the reverse index: nothing is sorted or added up for it.
+
+    real: which elements of `tensor` are in the index; the others have no gradient. An element that is in it more than
+    once is a sequence's last token, and what repeats it is padding, whose gradient is 0.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, index: Tensor, reverse: Tensor, real: Tensor | None) -> Tensor:
+        ctx.reverse, ctx.real = reverse, real
+        return tensor[index]
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        found = outer[0][ctx.reverse]
+        return found if ctx.real is None else torch.where(ctx.real[:, None, None], found, 0), None, None, None
 
 
 def attend_padded(

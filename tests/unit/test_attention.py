@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -247,6 +248,34 @@ def test_packing_has_runs_groups_and_offsets() -> None:
     starts = [start for group in result.groups for start in group.rows[:, 0].tolist()]
     assert sorted(starts) == result.offsets[:-1].tolist()
     assert all(getattr(result, name) is getattr(result, name) for name in ("runs", "offsets", "groups"))  # cached
+
+
+def test_places_of_groups_are_those_of_positions_reversed() -> None:
+    result = packing(RAGGED)
+    assert result.rows[result.places].tolist() == list(range(sum(RAGGED)))
+    assert result.real[result.places].all()
+    assert int(result.real.sum()) == sum(RAGGED) < len(result.rows)
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(function)] += 1
+        return function(*args, **kwargs or {})
+
+
+def test_groups_are_gathered_at_once_in_both_passes() -> None:
+    tensors = [tensor.requires_grad_() for tensor in projections(RAGGED)]
+    with Operators() as operators:
+        in_groups(RAGGED, *tensors).sum().backward()
+    assert len(packing(RAGGED).groups) > 2
+    assert operators.counts["aten.index.Tensor"] == 2 * 4  # queries, keys, values and output
+    assert not [name for name in operators.counts if "index_put" in name or "scatter" in name]
 
 
 @pytest.mark.parametrize(
