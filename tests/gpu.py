@@ -117,6 +117,14 @@ def parity(device: torch.device, _: Sizes) -> Report:
     return {"errors": errors, "worst_loss": worst[0], "worst_gradient": worst[1], "repeats": same}
 
 
+def packing(device: torch.device, _: Sizes) -> Report:
+    """How far packed rows are from their sequences alone."""
+    return {
+        precision: distiller(*models(), device, bf16=precision == "bf16").packing_error()
+        for precision in ("bf16", "fp32")
+    }
+
+
 def losses(device: torch.device, sizes: Sizes) -> Report:
     """Milliseconds of loss and gradient in bf16, fused and in chunks."""
     found = {}
@@ -258,7 +266,9 @@ def resumption(device: torch.device, _: Sizes) -> Report:
 
 
 def profile(device: torch.device, sizes: Sizes) -> Report:
-    """Kernels that take most, how many are started in a step, and for how much of it the device has nothing to do."""
+    """Kernels that take most, how many are started in a step, how often the host waits for the device, and for how much
+    of the step the device has nothing to do.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -273,19 +283,29 @@ def profile(device: torch.device, sizes: Sizes) -> Report:
                 next(steps)
             synchronize(device)
         took = time.perf_counter() - started
-    events = [event for event in found.key_averages() if event.self_device_time_total > 0]
+    averages = found.key_averages()
+    waits = sum(event.count for event in averages if event.key.endswith("Synchronize")) - 1  # that at the end
+    events = [event for event in averages if event.self_device_time_total > 0]
     events.sort(key=lambda event: -event.self_device_time_total)
     busy = sum(event.self_device_time_total for event in events) * 1e-6
     return {
         "top": {event.key[:80]: event.self_device_time_total / 3e3 for event in events[:10]},
         "launches_per_step": sum(event.count for event in events) / 3,
+        "waits_per_step": waits / 3,
         "idle_share": max(0.0, 1 - busy / took),
     }
 
 
 # --- All ---------------------------------------------------------------------------------------------------------
 
-PARTS = {"parity": parity, "losses": losses, "resumption": resumption, "training": training, "profile": profile}
+PARTS = {
+    "parity": parity,
+    "packing": packing,
+    "losses": losses,
+    "resumption": resumption,
+    "training": training,
+    "profile": profile,
+}
 
 
 def tried(work: Callable[[], Report]) -> Report:

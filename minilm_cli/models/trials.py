@@ -55,7 +55,7 @@ def layout(tap: Tap) -> Layout:
 def packing_error(tap: Tap) -> float:
     """How far the projections of a packed row are from those of its sequences alone, relative to the latter.
 
-    As the tap computes now: on its device, compiled or not, and in the precision of the caller's autocast.
+    As the tap computes now, but not compiled: on its device, in the precision of the caller's autocast.
     """
     sequences = [_ids(tap, range(5)), _ids(tap, range(5, 8)), _ids(tap, range(8, 21))]
     with _tried(tap) as run, torch.compiler.set_stance("force_eager"):

@@ -37,6 +37,7 @@ TABLES = {
         Column("tokens_per_second", "tokens/s", "{:,.0f}"),
         Column("times_faster", "relative to BERT, packed", "{:.2f}"),
         Column("padding", "padding", "{:.0%}"),
+        Column("of_one_length", "relative to sequences of one length", "{:.2f}"),
     ),
     "tokenisation": (
         Column("name", "tokeniser", "{}"),

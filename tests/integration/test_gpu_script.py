@@ -42,6 +42,7 @@ def test_every_part_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     found = json.loads(file.read_text(encoding="utf-8"))
     assert "error" in found["parity"]  # the kernels need a GPU
     assert [part for part in gpu.PARTS if part != "parity" and "error" in found[part]] == []
+    assert max(found["packing"].values()) < 0.05
     assert found["losses"]["2 × 16"]["chunks_ms"] > 0
     assert all(found["resumption"]["equal"].values())
     assert len(found["resumption"]["equal"]) == 3
