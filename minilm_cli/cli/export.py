@@ -35,7 +35,8 @@ def export(typed: Typed, as_json: Json = False) -> None:
         if kept := each.verified.kept:
             console.say(
                 f"With 8-bit weights, embeddings have a cosine of {kept['cosine']:.3f} to those in fp32, and"
-                f" {kept['lowest_cosine']:.3f} at worst; recall@10 is {kept['recall']:.1%}."
+                f" {kept['lowest_cosine']:.3f} at worst; the nearest text stays among the ten nearest for"
+                f" {kept['recall']:.1%}, and {kept['neighbours']:.1%} of the ten nearest stay."
             )
     if report.speeds:
         console.table("Size, and texts a second one at a time and 32 at a time, on this CPU", _rows(report.speeds))

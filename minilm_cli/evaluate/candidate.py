@@ -157,7 +157,11 @@ def embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: 
 
     def embed(texts: Sequence[str], longest: int | None) -> Array:
         inputs = tokenizer(
-            list(texts), padding=True, truncation=longest is not None, max_length=longest, return_tensors="pt"
+            [head.prepare(text) for text in texts],
+            padding=True,
+            truncation=longest is not None,
+            max_length=longest,
+            return_tensors="pt",
         ).to(model.device)
         with torch.inference_mode():
             states = model(**inputs).last_hidden_state.float()

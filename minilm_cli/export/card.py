@@ -215,8 +215,12 @@ def _quantised(kept: Mapping[str, Any], head: SentenceHead | None) -> str:
         ("recall@10: the nearest text in fp32 is among the ten nearest", f"{kept['recall']:.1%}"),
         ("the ten nearest in fp32 that are still among the ten nearest", f"{kept['neighbours']:.1%}"),
     ]
-    header = (f"in 8 bits: {what} of {kept['texts']} texts", "")
-    return table(rows, header)
+    held_out = f", {kept['held_out']} of them held out of the training" if kept["held_out"] else ""
+    header = (f"in 8 bits: {what} of {kept['texts']} texts{held_out}", "")
+    batches = (
+        "An embedding in 8 bits depends a little on the other texts of its batch, whose ranges are measured together."
+    )
+    return f"{table(rows, header)}\n\n{batches}"
 
 
 def _megabytes(size: int) -> str:

@@ -88,7 +88,7 @@ def _javascript(head: SentenceHead | None, *, quantised: bool) -> Iterator[str]:
     pooling = ""
     if head is not None:
         pooling = f', {{ pooling: "{head.pooling[0]}", normalize: {"true" if head.layers else "false"} }}'
-    yield "With transformers.js; for a repository of the Hub, without the line about `env`:"
+    yield ("With transformers.js; a folder by its full path, and a repository of the Hub without the line about `env`:")
     yield block(
         "js",
         f"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from minilm_cli.models.hub import quiet
 
 
 class HuggingFace:
-    """Weights, configuration and tokenizer, as `save_pretrained` writes them."""
+    """Weights, configuration and tokenizer, as `save_pretrained` writes them; nothing about sentence embeddings."""
 
     def __init__(self, run: Run = encode_elsewhere) -> None:
         """`run` uses the folder for the verification."""
@@ -28,11 +29,11 @@ class HuggingFace:
     def write(self, source: Source, folder: Path) -> None:
         """As every format."""
         write_model(source, folder)
-        write_tokenizer(source.new_tokenizer(), folder, source.longest)
+        write_tokenizer(source.new_tokenizer(), folder, replace(source, head=None).longest)
 
     def verify(self, source: Source, folder: Path) -> Verified:
         """As every format."""
-        return Verified(verify(source, folder, "transformers", self._run))
+        return Verified(verify(replace(source, head=None), folder, "transformers", self._run))
 
 
 def write_model(source: Source, folder: Path) -> None:

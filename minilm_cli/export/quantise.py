@@ -2,7 +2,8 @@
 
 It imports packages that may be missing, and is itself imported when it is needed.
 
-Weights become int8 with one scale for each output channel, activations uint8, which CPUs multiply fastest.
+The weights of products become int8 with one scale for each output channel, embedding tables have one scale each, and
+activations become uint8, which CPUs multiply fastest.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from minilm_cli.export.tokenizer_files import fit_tokenizer
 from minilm_cli.models.checks import refuse_decoder
 from minilm_cli.models.encoder import load_encoder
 from minilm_cli.models.hub import load_tokenizer
-from minilm_cli.models.sentence_head import Normalize, SentenceHead, read_head
+from minilm_cli.models.sentence_head import Dense, Normalize, SentenceHead, read_head
 from minilm_cli.models.state import refuse_mismatch, unshared_state
 from minilm_cli.models.student import build_student
 from minilm_cli.models.student_config import saved_config
@@ -87,10 +87,21 @@ class Source:
         mixture = self._mixture
         if self.run is None or mixture is None:
             return spread(SAMPLE.read_text(encoding="utf-8").splitlines(), count)
-        first = held_out(split_by(self.run.settings(), mixture)).tolist()
-        indices = [*spread(first, count), *spread(range(len(mixture)), count)][:count]
+        indices = [*spread(self._held_out, count), *spread(range(len(mixture)), count)][:count]
         tokenizer = load_tokenizer(str(self.run.tokenizer))  # the data has the teacher's tokens
         return decoded(tokenizer, mixture, indices, min(self.run.plan().data.max_length, LONGEST_TEXT))
+
+    @property
+    def held_out_sequences(self) -> int:
+        """Of the run; `texts` begins with them."""
+        return len(self._held_out)
+
+    @cached_property
+    def _held_out(self) -> list[int]:
+        if self.run is None or self._mixture is None:
+            return []
+        indices: list[int] = held_out(split_by(self.run.settings(), self._mixture)).tolist()
+        return indices
 
     @cached_property
     def _mixture(self) -> Mixture | None:
@@ -175,6 +186,8 @@ def choose_head(source: Source, pooling: str | None) -> SentenceHead | None:
             raise
         head = None
     if pooling is not None:
+        if head is not None and any(isinstance(layer, Dense) for layer in head.layers):
+            logger.warning("--pooling leaves out the dense layer that makes the teacher's sentence embeddings.")
         return replace(head or SentenceHead(()), pooling=(pooling,), layers=(Normalize(),))
     if head is None:
         return None

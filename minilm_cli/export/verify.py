@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from minilm_cli.export.source import LONGEST_TEXT, Source
 from minilm_cli.models.trials import ignores_padding
 
 logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 Run = Callable[[str, Path, Batches, int | None], list[list[Outputs]]]
 """`encode_here` or `encode_elsewhere`."""
@@ -52,12 +55,14 @@ def verify(source: Source, folder: Path, consumer: str, run: Run = encode_elsewh
     if pairs:  # they have token types, and special tokens between them; the second is cut
         groups.append([("a", "the other, longer text"), (awkward[-1], "a")])
     samples: list[Text] = [text for group in groups for text in group]
-    expected = [encode(source, source.model, text) for text in samples]
+    # Only sentence-transformers reads that texts are to be made lower case.
+    prepare = source.head.prepare if source.head is not None and consumer == "sentence-transformers" else str
+    expected = [encode(source, source.model, prepare(text) if isinstance(text, str) else text) for text in samples]
     allowed = _allowed(source, samples, expected)
     batches = run(consumer, folder, [*groups, *([text] for text in samples)], source.longest)
     together = [found for batch in batches[: len(groups)] for found in batch]
     alone = [found for [found] in batches[len(groups) :]]
-    worst = 0.0
+    worst, where = 0.0, ""
     ways = [("alone", alone)]
     if ignores_padding(source.model):
         ways.append(("in a padded batch", together))
@@ -72,13 +77,14 @@ def verify(source: Source, folder: Path, consumer: str, run: Run = encode_elsewh
             if not np.array_equal(expected[number].ids, found.ids):
                 raise RunError(f"the exported tokenizer gives other tokens. {text_shown}", where=str(folder))
             difference = _difference(expected[number], found)
-            if difference > allowed:
-                raise RunError(
-                    f"the export does not compute what the model computes: its outputs differ by {difference:.2g} of"
-                    f" the largest, and {allowed:.2g} would be rounding. {text_shown}",
-                    where=str(folder),
-                )
-            worst = max(worst, difference)
+            if difference > worst:
+                worst, where = difference, text_shown
+    if worst > allowed:
+        raise RunError(
+            f"the export does not compute what the model computes: its outputs differ by {worst:.2g} of the largest,"
+            f" and {allowed:.2g} would be rounding. {where}",
+            where=str(folder),
+        )
     return worst
 
 
@@ -94,15 +100,21 @@ class Kept:
     neighbours: float
     """Share of the ten nearest in fp32 that are still among the ten nearest."""
     texts: int
+    held_out: int
+    """How many of them were held out of a run's training."""
 
 
 def compare_quantised(source: Source, folder: Path, consumer: str) -> Kept:
     """Compare the embeddings of a quantised model with those of the model in fp32; raises `RunError`."""
-    texts = source.texts(_MANY)
+    texts = [*awkward_texts(source), *judged_texts(source)]
     batches = [texts[begin : begin + _BATCH] for begin in range(0, len(texts), _BATCH)]
     quantised = [outputs for batch in encode_elsewhere(consumer, folder, batches, source.longest) for outputs in batch]
     first = _embeddings([encode(source, source.model, text) for text in texts])
     second = _embeddings(quantised)
+    if wrong := [text for text, found in zip(texts, second, strict=True) if not np.isfinite(found).all()]:
+        raise RunError(
+            f"quantised, the model does not compute finite numbers. The text: {shown(wrong[0])}", where=str(folder)
+        )
     cosines = (first * second).sum(1)
     nearest, found = (_neighbours(embeddings) for embeddings in (first, second))
     return Kept(
@@ -111,7 +123,24 @@ def compare_quantised(source: Source, folder: Path, consumer: str) -> Kept:
         recall=float(np.mean([before[0] in now for before, now in zip(nearest, found, strict=True)])),
         neighbours=float(np.mean([np.isin(before, now).mean() for before, now in zip(nearest, found, strict=True)])),
         texts=len(texts),
+        held_out=len(_judged(range(min(source.held_out_sequences, _MANY + _MANY // 2)))),
     )
+
+
+def judged_texts(source: Source) -> list[str]:
+    """Texts that a quantised model is judged on."""
+    return _judged(source.texts(_MANY + _MANY // 2))
+
+
+def calibration_texts(source: Source) -> list[str]:
+    """Others, half as many, that ranges of activations are measured on; the same if there are no three texts."""
+    texts = source.texts(_MANY + _MANY // 2)
+    return texts[2::3] or texts
+
+
+def _judged(texts: Sequence[Item]) -> list[Item]:
+    """Two of each three."""
+    return [text for number, text in enumerate(texts, start=1) if number % 3]
 
 
 def awkward_texts(source: Source) -> list[str]:
@@ -161,6 +190,8 @@ def _allowed(source: Source, texts: Sequence[Text], expected: Sequence[Outputs])
 
 def _difference(expected: Outputs, found: Outputs) -> float:
     """The largest difference of states and embeddings, as a share of the largest value."""
+    if (expected.embedding is None) != (found.embedding is None):
+        return np.inf  # one of them has no sentence embedding
     pairs = [(expected.states, found.states)]
     if expected.embedding is not None and found.embedding is not None:
         pairs.append((expected.embedding, found.embedding))

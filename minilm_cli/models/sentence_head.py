@@ -26,7 +26,7 @@ from minilm_cli.ops.pooling import POOLING_MODES, pool
 _MODULES = "modules.json"
 _SETTINGS = "config_sentence_transformers.json"
 _FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "camembert", "albert")
-_LENGTHS = tuple(f"sentence_{family}_config.json" for family in _FAMILIES)
+_TEXTS = tuple(f"sentence_{family}_config.json" for family in _FAMILIES)
 
 #: The pooling modes in the configuration of a pooling module, each true or false, in the order of their vectors.
 #: Later versions have a list of names instead.
@@ -80,6 +80,12 @@ class SentenceHead:
     similarity: str = "cosine"
     max_length: int | None = None
     """Tokens of the longest text, special tokens included; longer ones are cut."""
+    lowercase: bool = False
+    """Whether texts are made lower case before they are tokenised."""
+
+    def prepare(self, text: str) -> str:
+        """A text as its tokenizer reads it."""
+        return text.lower() if self.lowercase else text
 
     def __call__(self, states: Tensor, mask: Tensor) -> Tensor:
         """Sentence embeddings, (batch, width), of states (batch, tokens, width) and their mask (batch, tokens)."""
@@ -97,7 +103,7 @@ class SentenceHead:
                 digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
         kinds = [layer.activation if isinstance(layer, Dense) else "" for layer in self.layers]
         digest.update(repr((self.pooling, kinds, self.include_prompt, sorted(self.prompts.items()))).encode())
-        digest.update(str(self.default_prompt).encode())
+        digest.update(f"{self.default_prompt}{'lowercase' if self.lowercase else ''}".encode())
         return digest.hexdigest()
 
     def width(self, hidden_size: int) -> int:
@@ -146,6 +152,7 @@ def _read(files: _Files) -> SentenceHead | None:
         elif kind != "Dropout":
             raise files.unsupported(f"have a {kind} module, which is not supported")
     settings = files.json(_SETTINGS)
+    texts = [files.json(file) for file in _TEXTS]
     return SentenceHead(
         pooling=_modes(pooling, files),
         layers=tuple(layers),
@@ -153,7 +160,8 @@ def _read(files: _Files) -> SentenceHead | None:
         prompts={task: prompt for task, prompt in settings.get("prompts", {}).items() if prompt},
         default_prompt=settings.get("default_prompt_name"),
         similarity=settings.get("similarity_fn_name") or "cosine",
-        max_length=next(filter(None, (files.json(file).get("max_seq_length") for file in _LENGTHS)), None),
+        max_length=next(filter(None, (of_texts.get("max_seq_length") for of_texts in texts)), None),
+        lowercase=any(of_texts.get("do_lower_case") for of_texts in texts),
     )
 
 
@@ -236,8 +244,10 @@ def write_head(head: SentenceHead, folder: Path, *, hidden_size: int) -> None:
             "similarity_fn_name": head.similarity,
         },
     )
-    if head.max_length is not None:  # text-embeddings-inference reads no null
-        write_json(folder / _LENGTHS[0], {"max_seq_length": head.max_length, "do_lower_case": False})
+    # text-embeddings-inference reads no null.
+    longest = {} if head.max_length is None else {"max_seq_length": head.max_length}
+    if longest or head.lowercase:
+        write_json(folder / _TEXTS[0], {**longest, "do_lower_case": head.lowercase})
     pooling = {flag: mode in head.pooling for mode, flag in _FLAGS.items()}
     (folder / paths[1]).mkdir()
     write_json(

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from minilm_cli.evaluate.evaluating import evaluate
 from minilm_cli.evaluate.finetune import FineTuner
 from minilm_cli.export import exporting, speed, verify
 from minilm_cli.export import onnx as onnx_format
+from minilm_cli.export.consumers import Outputs
 from minilm_cli.export.exporting import ExportReport
-from minilm_cli.export.source import source_of_run
+from minilm_cli.export.source import Source, source_of_run
 from minilm_cli.models.student import random_model
 from minilm_cli.runs.folder import RunFolder
 from minilm_cli.runs.lookup import pick_checkpoint
@@ -187,6 +190,91 @@ def test_a_quantised_model_that_lost_much_is_refused(copied_run: Path, monkeypat
     kept = export(copied_run, quantize="int8", accept_loss=True).exports[0].verified.kept
     assert kept["cosine"] < 0.98
     assert kept["lowest_cosine"] < kept["cosine"]
+
+
+def changing(monkeypatch: pytest.MonkeyPatch, file: str, change: Callable[[Any], None]) -> None:
+    """Change an ONNX file after it is written and before it is verified."""
+    write = onnx_format.Onnx.write
+
+    def write_changed(form: onnx_format.Onnx, source: Source, folder: Path) -> None:
+        write(form, source, folder)
+        graph = onnx.load(folder / "onnx" / file)
+        change(graph)
+        onnx.save(graph, folder / "onnx" / file)
+
+    monkeypatch.setattr(onnx_format.Onnx, "write", write_changed)
+
+
+def scale_weights(graph: Any) -> None:
+    for weight in graph.graph.initializer:
+        if len(weight.dims) == 2:
+            weight.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(weight), weight.name))
+
+
+def leave_out_the_embedding(graph: Any) -> None:
+    (output,) = (one for one in graph.graph.output if one.name == "sentence_embedding")
+    graph.graph.output.remove(output)
+
+
+@pytest.mark.usefixtures("converted")
+@pytest.mark.parametrize(("change", "found"), [(scale_weights, r"0\.\d+"), (leave_out_the_embedding, "inf")])
+def test_an_onnx_file_with_other_outputs_fails(
+    copied_run: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None], found: str
+) -> None:
+    changing(monkeypatch, "model.onnx", change)
+    with pytest.raises(RunError, match=rf"its outputs differ by {found} of the largest.* The text"):
+        export(copied_run)
+    assert not (copied_run / "export").exists()
+
+
+def with_embeddings(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Change the embeddings of all texts that the model in 8 bits gives."""
+    encode = verify.encode_elsewhere
+
+    def changed(consumer: str, *arguments: Any) -> list[list[Outputs]]:
+        batches = encode(consumer, *arguments)
+        if consumer != "onnxruntime-int8":
+            return batches
+        embeddings = change(np.stack([each.embedding for batch in batches for each in batch]))
+        rows = iter(embeddings)
+        return [[replace(each, embedding=next(rows)) for each in batch] for batch in batches]
+
+    monkeypatch.setattr(verify, "encode_elsewhere", changed)
+
+
+@pytest.mark.usefixtures("converted")
+def test_eight_bits_that_are_no_numbers_are_refused(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damage(embeddings: np.ndarray) -> np.ndarray:
+        embeddings[1] = np.nan
+        return embeddings
+
+    with_embeddings(monkeypatch, damage)
+    with pytest.raises(RunError, match=r"quantised, the model does not compute finite numbers\. The text: 'a'"):
+        export(copied_run, quantize="int8", accept_loss=True)
+    assert not (copied_run / "export").exists()
+
+
+@pytest.mark.usefixtures("converted")
+def test_lost_neighbours_are_enough_to_refuse(copied_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Noise that is small beside what all embeddings have in common, and large beside what tells them apart.
+    def blur(embeddings: np.ndarray) -> np.ndarray:
+        common = 100 * embeddings.mean(0)
+        return np.random.default_rng(0).standard_normal(embeddings.shape) + 1000 * common
+
+    with_embeddings(monkeypatch, blur)
+    monkeypatch.setattr(onnx_format, "LEAST_COSINE", 0.0)
+    with pytest.raises(RunError, match=r"is among the ten nearest for [0-8]?\d\.\d% of \d+ texts") as caught:
+        export(copied_run, quantize="int8")
+    assert "of the ten nearest stay" in str(caught.value)
+
+
+def test_ranges_are_measured_on_other_texts_than_are_judged(finished_run: Path) -> None:
+    run = RunFolder(finished_run)
+    source = source_of_run(run, pick_checkpoint(run, "last"))
+    judged, measured = verify.judged_texts(source), verify.calibration_texts(source)
+    assert 2 * len(measured) <= len(judged) + 1 <= 257
+    assert len(judged) + len(measured) == len(source.texts(384))
+    assert source.held_out_sequences > 0
 
 
 @pytest.mark.usefixtures("converted")

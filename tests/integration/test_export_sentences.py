@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -106,6 +107,37 @@ def test_a_dense_layer_of_another_width_is_left_out(run_of: RunOf, caplog: pytes
     assert "The last part of this student was not trained, as it began with random weights" in caplog.text
     library = SentenceTransformer(str(exported), device="cpu")
     assert [type(module).__name__ for module in library] == ["Transformer", "Pooling", "Normalize"]
+
+
+def test_pooling_that_is_chosen_leaves_out_a_dense_layer(run_of: RunOf, caplog: pytest.LogCaptureFixture) -> None:
+    layer = Dense(torch.ones(7, 24), None, "torch.nn.modules.linear.Identity")
+    exported = export(run_of(SentenceHead(("mean",), (layer,))), pooling="cls").path
+    assert "--pooling leaves out the dense layer" in caplog.text
+    assert not (exported / "2_Dense").exists()
+
+
+def test_texts_are_made_lower_case_if_the_teacher_s_files_say_so(
+    run_of: RunOf, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_of(SentenceHead(("mean",), (Normalize(),), max_length=77, lowercase=True))
+    AutoTokenizer.from_pretrained(run / "tokenizer", do_lower_case=False).save_pretrained(run / "tokenizer")
+    exported = export(run, formats=["sentence-transformers", "onnx"]).path
+    library = SentenceTransformer(str(exported / "sentence-transformers"), device="cpu")
+    tokenizer = AutoTokenizer.from_pretrained(exported / "onnx")
+    assert tokenizer("The People")["input_ids"] != tokenizer("the people")["input_ids"]
+    first, second = library.encode(["The People", "the people"])
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+    assert "The teacher reads texts in lower case." in caplog.text
+
+
+def test_an_export_folder_of_transformers_does_not_depend_on_others(run_of: RunOf) -> None:
+    run = run_of(SentenceHead(("mean",), (Normalize(),), max_length=20))
+    both = export(run, formats=["hf", "sentence-transformers"]).path
+    lengths = {
+        form: json.loads((both / form / "tokenizer_config.json").read_text(encoding="utf-8"))["model_max_length"]
+        for form in ("hf", "sentence-transformers")
+    }
+    assert lengths["sentence-transformers"] == 20 < lengths["hf"]
 
 
 def test_a_model_folder_keeps_its_own_head(run_of: RunOf, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -47,6 +47,15 @@ def test_no_length_is_written_as_no_file(tmp_path: Path) -> None:
     assert read_head(str(tmp_path / "head")) == head
 
 
+@pytest.mark.parametrize("longest", [77, None])
+def test_texts_can_be_made_lower_case(tmp_path: Path, longest: int | None) -> None:
+    head = replace(HEAD, max_length=longest, lowercase=True)
+    write_head(head, tmp_path / "head", hidden_size=8)
+    assert read_head(str(tmp_path / "head")) == head
+    assert (head.prepare("A Text"), HEAD.prepare("A Text")) == ("a text", "A Text")
+    assert head.checksum != replace(head, lowercase=False).checksum
+
+
 def test_dense_layers_are_written_with_their_weights(tmp_path: Path) -> None:
     head = replace(HEAD, layers=(dense(8, 5), dense(5, 3, bias=False), Normalize()))
     write_head(head, tmp_path / "head", hidden_size=8)
