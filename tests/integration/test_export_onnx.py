@@ -207,7 +207,7 @@ def changing(monkeypatch: pytest.MonkeyPatch, file: str, change: Callable[[Any],
 
 def scale_weights(graph: Any) -> None:
     for weight in graph.graph.initializer:
-        if len(weight.dims) == 2:
+        if len(weight.dims) == 2 and weight.data_type == onnx.TensorProto.FLOAT:
             weight.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(weight), weight.name))
 
 
