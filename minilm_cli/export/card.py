@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from minilm_cli import __version__
+from minilm_cli.base.overwrite import EXPORT_MARK
 from minilm_cli.export.card_loading import loading
 from minilm_cli.export.card_scores import scores_section
 from minilm_cli.export.card_training import Training, training_sections
@@ -29,6 +31,9 @@ from minilm_cli.runs.plan import TeacherFacts
 
 #: The loss curve, for any use and for pages that show no SVG.
 CURVE_FILE, PICTURE_FILE = "loss.svg", "loss.png"
+
+#: Sections of the card of an export that are about its format.
+_OF_FORMAT = ("How to load it", "Sentence embeddings", "Verification", "Speed")
 
 #: What loads each format for its verification.
 _LOADERS = {"hf": "`AutoModel`", "sentence-transformers": "`SentenceTransformer`", "onnx": "ONNX Runtime"}
@@ -88,6 +93,9 @@ def folder_card(facts: Facts) -> str:
     """The card of a model that is no run's: what its own card says is kept, with the pictures of an export's card."""
     source = facts.source
     own = read_card(str(source.folder.absolute()))
+    text = own.text.strip()
+    if (source.folder / EXPORT_MARK).is_file():
+        text = _without_format(text)
     for name in (CURVE_FILE, PICTURE_FILE):
         if (picture := source.folder / name).is_file():
             shutil.copy(picture, facts.folder / name)
@@ -98,7 +106,7 @@ def folder_card(facts: Facts) -> str:
         *_use(facts),
         *_checks(facts),
         _speed(facts.speeds),
-        f"## The model's own card\n\n{own.text.strip()}" if own.text.strip() else "",
+        f"## The model's own card\n\n{text}" if text else "",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
 
@@ -138,7 +146,14 @@ def _inherited(teacher: TeacherFacts) -> dict[str, Any]:
 def _kept(own: Card) -> dict[str, Any]:
     """What an export keeps of the model's own card."""
     single = ("license", "license_name", "license_link", "base_model_relation")
-    return {key: own.words(key) or None for key in ("language", "base_model")} | {key: own.word(key) for key in single}
+    several = ("language", "base_model", "datasets")
+    return {key: own.words(key) or None for key in several} | {key: own.word(key) for key in single}
+
+
+def _without_format(text: str) -> str:
+    """The card of an export without the sections about its format: that of an export made from it has its own."""
+    sections = re.split(r"(?m)^(?=## )", text)
+    return "".join(section for section in sections if section.split("\n")[0][3:] not in _OF_FORMAT).strip()
 
 
 # --- Sections ----------------------------------------------------------------------------------------------------

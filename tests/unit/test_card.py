@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 from minilm_cli import __version__
 from minilm_cli.base.jsonio import write_json
+from minilm_cli.base.overwrite import EXPORT_MARK
 from minilm_cli.export.card import CURVE_FILE, PICTURE_FILE, Facts, run_card, write_card
 from minilm_cli.export.card_training import Training, training_sections
 from minilm_cli.export.formats import Verified
@@ -307,6 +308,7 @@ Its text.
         "language": ["no"],
         "license": "cc-by-4.0",
         "base_model": ["a/b", "c/d"],
+        "datasets": ["x"],
         "library_name": "sentence-transformers",
         "pipeline_tag": "sentence-similarity",
         "tags": ["mine", "1", "bert", "sentence-transformers", "onnx", "transformers.js"],
@@ -317,6 +319,17 @@ Its text.
     for heading in ("How to load it", "Sentence embeddings", "Verification"):
         assert f"\n## {heading}\n" in text
     assert (folder.parent / "export" / CURVE_FILE).read_text(encoding="utf-8") == "<svg/>"
+
+
+def test_the_card_of_an_export_of_an_export_has_one_way_to_load_it(folder: Path) -> None:
+    (folder / "README.md").write_text(exported(folder, "hf"), encoding="utf-8")
+    (folder / EXPORT_MARK).write_text("{}", encoding="utf-8")
+    shutil.rmtree(folder.parent / "export")
+    text = exported(folder, "onnx", MEAN)
+    for heading in ("How to load it", "Verification"):
+        assert text.count(f"\n## {heading}\n") == 1
+    assert "AutoModel" not in text
+    assert "## The model's own card\n\n# my\\[model\\] as hf\n\nA bert encoder" in text
 
 
 @pytest.mark.parametrize("own", [None, "", "---\n[\n---\n", "---\nlicense: {a: b}\ntags: 3\n---"])
