@@ -95,8 +95,8 @@ machine could do in that time in the matrix products of a layer in the same prec
 
 A training step of students of 3 layers, 192 wide, with teachers of 6 layers, 384 wide, in fp32: batches of 256
 sequences of median 40 tokens, random weights. BERT with padded batches shows what padding alone costs; MPNet, DeBERTa,
-RoFormer and MegatronBERT compute attention with their own code. ConvBERT's batches have sequences of one length. The last
-column compares with as many tokens in sequences of one length, by the same models: what different lengths cost.
+RoFormer and MegatronBERT compute attention with their own code. ConvBERT's batches have sequences of one length. The
+last column compares with as many tokens in sequences of one length, by the same models: what different lengths cost.
 
 {_table(figures, "families")}
 
